@@ -1,0 +1,5 @@
+"""The one error a user of this room may see."""
+
+
+class ClusterError(RuntimeError):
+    """Workers, engine settings or a checkpoint that cannot be used: one line with what, where and what to do."""

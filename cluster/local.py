@@ -1,0 +1,93 @@
+"""Ray: the cluster at RAY_ADDRESS, or one started on this machine for the length of a command."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.settings import ClusterSettings
+
+# Set before Ray is imported anywhere; a value of the user's stays.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ceph and other S3 servers refuse the trailing checksums that newer clients send by default.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+# What a worker needs to know of the driver's environment, where the cluster was not started from it.
+_CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "OMP_")
+
+
+@contextmanager
+def connected(settings: ClusterSettings) -> Iterator[Any]:
+    """Yield the `ray` module, connected; what was started here is stopped at the end.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or has too few CPUs or GPUs for the workers.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address or "local",
+            # Logical cores: a small machine may still run two workers, each a process of its own.
+            num_cpus=None if address else max(os.cpu_count() or 1, _cores_needed(settings)),
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _worker_environment(settings)},
+        )
+    except Exception as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        raise ClusterError(
+            f"{where} did not answer: {str(error).strip().splitlines()[-1]}. Check that it runs and that RAY_AUTH_MODE "
+            f"is the same on both sides."
+        ) from error
+    try:
+        _check_resources(ray, settings, address)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _cores_needed(settings: ClusterSettings) -> int:
+    # One beside the workers for Ray Train's controller.
+    return int(settings.workers * settings.cpus_per_worker) + 1
+
+
+def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
+    carried = {name: value for name, value in os.environ.items() if name.startswith(_CARRIED_PREFIXES)}
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **carried,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "OMP_NUM_THREADS": str(max(1, int(settings.cpus_per_worker))),
+    }
+
+
+def _check_resources(ray: Any, settings: ClusterSettings, address: str | None) -> None:
+    resources = ray.cluster_resources()
+    gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
+    if settings.device == "cuda" and gpus < settings.workers:
+        raise ClusterError(
+            f"cluster.workers {settings.workers} on cuda need {settings.workers} GPUs, the cluster has {gpus:g}; "
+            f"set cluster.workers to {gpus:g} or cluster.device to cpu."
+        )
+    if address and cpus < settings.workers * settings.cpus_per_worker:
+        raise ClusterError(
+            f"cluster.workers {settings.workers} × cluster.cpus_per_worker {settings.cpus_per_worker:g} need more "
+            f"than the cluster's {cpus:g} CPUs; lower one of them."
+        )

@@ -1,0 +1,250 @@
+"""Workers as real processes under Ray Train: started, joined into one process group, restarted after a failure.
+
+Unusual here: a run's files, not Ray's, say where training stands. A restarted group is given no checkpoint by Ray; the
+loop finds its own, so `kill -9` of a worker, of the driver or of everything ends in the same place.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from cluster.engine import bootstrap
+from cluster.errors import ClusterError
+from cluster.settings import ClusterSettings
+
+logger = logging.getLogger("aweigh")
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Where one worker stands among the others."""
+
+    rank: int
+    world_size: int
+    node: int
+    nodes: int
+    device: torch.device
+    folder: Path
+    """The run's folder, the same for every worker."""
+
+
+Loop = Callable[[WorkerContext, Any], None]
+
+
+def run_workers(loop: Loop, config: Any, *, run_name: str, folder: Path, settings: ClusterSettings) -> None:
+    """Run `loop(context, config)` on every worker until it returns, replacing lost workers.
+
+    The log of rank 0 is followed on stderr; every rank's log is kept in `folder/logs`.
+
+    Args:
+        loop: an importable function; it resumes by itself from what it finds in `folder`.
+        config: handed to the loop as it is (pickled).
+        run_name: names the Ray job.
+        folder: the run's folder, seen by every node.
+        settings: number and kind of workers.
+
+    Raises:
+        ClusterError: a worker failed for good; the line names rank and cause.
+        KeyboardInterrupt: Ctrl-C; workers are stopped first.
+    """
+    from cluster.local import connected
+
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    failure = folder / "failure.json"
+    failure.unlink(missing_ok=True)
+    with connected(settings) as ray, _followed(logs / "rank-0.log"):
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        use_gpu = settings.device == "cuda" or (
+            settings.device == "auto" and ray.cluster_resources().get("GPU", 0) >= settings.workers
+        )
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"loop": loop, "config": config, "folder": str(folder), "settings": settings},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=settings.timeout_seconds),
+            scaling_config=ScalingConfig(
+                num_workers=settings.workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=RunConfig(
+                # A name of its own for each driver: the state to resume from is ours, not Ray's snapshot.
+                name=f"{run_name}-{time.time_ns():x}",
+                storage_path=str(folder / "ray"),
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            raise ClusterError(_cause(error, logs)) from error
+    if failure.exists():
+        raise ClusterError(json.loads(failure.read_text())["message"])
+
+
+class UnrecoverableError(Exception):
+    """Raised by a loop when another attempt would end the same way: the run is ended, not retried."""
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """What Ray runs in each worker process."""
+    import ray.train
+
+    folder = Path(arguments["folder"])
+    train_context = ray.train.get_context()
+    rank = train_context.get_world_rank()
+    failure = folder / "failure.json"
+    with _logging_to(folder / "logs" / f"rank-{rank}.log"):
+        if failure.exists():
+            return  # the group was restarted after an error that would only come again
+        try:
+            context = _joined(train_context, folder, arguments["settings"])
+            with _sole_writer(folder, rank):
+                arguments["loop"](context, arguments["config"])
+        except UnrecoverableError as error:
+            _write_atomically(failure, json.dumps({"rank": rank, "message": str(error)}))
+            raise
+        except Exception:
+            logger.error("rank %d failed:\n%s", rank, traceback.format_exc())
+            raise
+
+
+def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> WorkerContext:
+    bootstrap()
+    import deepspeed
+    import ray.train.torch
+
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+    world_size = train_context.get_world_size()
+    nodes: list[int] = [0] * world_size
+    torch.distributed.all_gather_object(nodes, train_context.get_node_rank())
+    return WorkerContext(
+        rank=train_context.get_world_rank(),
+        world_size=world_size,
+        node=train_context.get_node_rank(),
+        nodes=max(nodes) + 1,
+        device=device,
+        folder=folder,
+    )
+
+
+@contextmanager
+def _sole_writer(folder: Path, rank: int) -> Iterator[None]:
+    """Hold the run's lock in rank 0, so that a dying worker of an earlier attempt never writes beside this one."""
+    if rank != 0:
+        yield
+        return
+    with (folder / "writer.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def exclusive_run(folder: Path) -> Iterator[None]:
+    """Hold a run for this driver; the kernel drops the lock with a killed process.
+
+    Raises:
+        ClusterError: another driver works on the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "driver.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ClusterError(
+                f"run {folder.name} is being trained already ({lock.read().strip() or 'by another process'}); "
+                f"wait for it, stop it, or give this one another --run.name."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger("aweigh")
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _followed(path: Path, out: TextIO | None = None) -> Iterator[None]:
+    """Copy what is appended to `path` to stderr while the block runs."""
+    out = out or sys.stderr
+    position = path.stat().st_size if path.exists() else 0
+    done = threading.Event()
+
+    def copy_new() -> None:
+        nonlocal position
+        if path.exists():
+            with path.open() as file:
+                file.seek(position)
+                text = file.read()
+                position = file.tell()
+            if text:
+                out.write(text)
+                out.flush()
+
+    def follow() -> None:
+        while not done.wait(0.25):
+            copy_new()
+        copy_new()
+
+    thread = threading.Thread(target=follow, name="follow-log")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _cause(error: Exception, logs: Path) -> str:
+    """One line of why the worker group failed for good."""
+    failures = getattr(error, "worker_failures", None) or {}
+    if failures:
+        rank, first = next(iter(sorted(failures.items())))
+        text = str(first).strip().splitlines()
+        return f"worker {rank} failed: {text[-1] if text else type(first).__name__}. All of it is in {logs}."
+    text = str(error).strip().splitlines()
+    return f"the workers could not be kept running: {text[-1] if text else error!r}. All of it is in {logs}."
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""COCO data as WebDataset shards: building, ordering, reading, decoding and augmenting them."""

@@ -1,0 +1,141 @@
+"""From encoded bytes to the network's input frame: decoding, and the published crop geometry.
+
+Images come out as `cv2.imread` gives them, turned upright by their EXIF orientation, except that the channels
+are RGB. COCO's own annotations refer to these pixels.
+"""
+
+import struct
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+_JPEG_START = b"\xff\xd8\xff"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def decode_jpeg(data: bytes) -> Image:
+    """Decode a JPEG (or a PNG) to upright RGB.
+
+    Grayscale becomes three equal channels and CMYK its RGB colours. What libjpeg only reads with a warning is
+    left to OpenCV, but a file that ends early is never taken, whatever a decoder makes of it.
+
+    Returns:
+        uint8 `(height, width, 3)`, RGB.
+
+    Raises:
+        ValueError: no decoder reads the bytes, or they end early.
+    """
+    if data.startswith(_JPEG_START):
+        try:
+            return _upright(simplejpeg.decode_jpeg(data, colorspace="RGB"), exif_orientation(data))
+        except ValueError as error:
+            if _ends_early(data):
+                raise ValueError("the JPEG ends early") from error
+    if data.startswith(_PNG_START) and b"IEND" not in data[-64:]:
+        raise ValueError("the PNG ends early")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError("neither libjpeg nor OpenCV decodes it")
+    return image
+
+
+def image_extension(data: bytes) -> str | None:
+    """`jpg` or `png` by the first bytes, None for anything else."""
+    if data.startswith(_JPEG_START):
+        return "jpg"
+    return "png" if data.startswith(_PNG_START) else None
+
+
+def exif_orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 to 8; 1 (upright) where there is none or it is damaged.
+
+    Source:
+        CIPA DC-008 (Exif 2.32), section 4.6.4, tag 0x0112.
+    """
+    start = data.find(b"Exif\0\0", 0, 65536)
+    if start < 0:
+        return 1
+    tiff = data[start + 6 : start + 6 + 65536]
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(entries):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112 and kind == 3 and count == 1:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def crop_matrix(centre: tuple[float, float], scale: float, input_size: tuple[int, int]) -> NDArray[np.float64]:
+    """The published crop: the centre goes to the middle of the input, `scale` pixels fill its width.
+
+    Args:
+        centre: x, y in the image frame, in pixels.
+        scale: width of the crop in image pixels.
+        input_size: height and width of the input, in pixels.
+
+    Returns:
+        float64 `(2, 3)`, taking pixel indexes x, y, 1 of the image to those of the input. There is no
+        half-pixel correction, as in the publication.
+
+    Source:
+        CenterNet, src/lib/utils/image.py get_affine_transform without rotation, in closed form.
+    """
+    height, width = input_size
+    zoom = width / scale
+    return np.array(
+        [[zoom, 0.0, width / 2 - zoom * centre[0]], [0.0, zoom, height / 2 - zoom * centre[1]]],
+        dtype=np.float64,
+    )
+
+
+def warp(image: Image, matrix: NDArray[np.float64], input_size: tuple[int, int]) -> Image:
+    """Resample an image through an image-to-input matrix: bilinear, black outside.
+
+    Args:
+        image: uint8 `(height, width, 3)`.
+        matrix: float64 `(2, 3)`, image to input.
+        input_size: height and width of the result.
+
+    Returns:
+        uint8 `(*input_size, 3)`.
+    """
+    height, width = input_size
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+
+
+def transform_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Boxes in the image frame to the input frame, unclipped: float32 `(objects, 4)` to the same."""
+    zoom_x, zoom_y = matrix[0, 0], matrix[1, 1]
+    shift = np.array([matrix[0, 2], matrix[1, 2]] * 2)
+    return (boxes * np.array([zoom_x, zoom_y] * 2) + shift).astype(np.float32)
+
+
+def _ends_early(data: bytes) -> bool:
+    # Entropy-coded data never holds the end marker FF D9, so it must follow the last start of a scan, FF DA.
+    return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+
+
+def _upright(image: Image, orientation: int) -> Image:
+    if orientation == 1:
+        return image
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    # After the transposition of 5 to 8: which axes each orientation mirrors.
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)

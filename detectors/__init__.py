@@ -1,0 +1,13 @@
+"""Anchor-free detectors as plain PyTorch: networks, targets, losses and decoding, as published."""
+
+from detectors import published
+from detectors.detector import (
+    Detections,
+    Detector,
+    DetectorError,
+    Preprocessing,
+    build,
+    names,
+)
+
+__all__ = ["Detections", "Detector", "DetectorError", "Preprocessing", "build", "names", "published"]

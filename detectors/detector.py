@@ -1,0 +1,131 @@
+"""The contract every detector keeps, and the register that builds one by name."""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+
+class DetectorError(ValueError):
+    """A detector, setting or weights file that cannot be used: one line with what, where and what to do."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become the network's input: `(pixel * scale - mean) / std`, channel by channel.
+
+    `mean` and `std` stand in `channel_order`; images arrive as RGB and are swapped for "bgr".
+    """
+
+    channel_order: Literal["rgb", "bgr"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float = 1 / 255
+    """Factor on the 0 to 255 pixel before the mean is taken away."""
+    size_divisor: int = 32
+    """Input height and width have to be multiples of this."""
+
+
+@dataclass
+class Detections:
+    """What decoding yields for one image, best score first.
+
+    `boxes` float32 `(objects, 4)` as x1, y1, x2, y2 in the input frame; `scores` float32 `(objects,)`;
+    `labels` int64 `(objects,)`, an index into the class list. `keypoints` `(objects, joints, 3)` and `box3d`
+    are there for detectors that have them.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    keypoints: Tensor | None = None
+    box3d: Tensor | None = None
+
+
+class Detector(nn.Module, ABC):
+    """One published detector: its network, its targets, its losses and its decoding."""
+
+    name: str = "detector"
+    """What `build` was asked for."""
+    preprocessing: Preprocessing
+    stride_divisor: int
+    """Sides of the input have to be multiples of this."""
+    num_classes: int
+    backbone_prefix: str = ""
+    """What stands before the keys of an ImageNet file in the state dict."""
+    class_layers: tuple[str, ...] = ()
+    """Layers whose first dimension counts classes: the ones a file for other classes does not fit."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Any:
+        """Raw logits, as the authors' forward gives them.
+
+        Args:
+            images: float `(batch, 3, height, width)`, normalised as `preprocessing` says; sides are
+                multiples of `stride_divisor`.
+        """
+
+    @abstractmethod
+    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> Any:
+        """Targets of a whole batch, on the device of `boxes`, without gradient and without a loop over objects.
+
+        Args:
+            boxes: float32 `(batch, max_objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame.
+            labels: int64 `(batch, max_objects)`, -1 for padding.
+            input_size: height and width of the input, in pixels.
+            extra: further annotations under their own names (keypoints and the like).
+        """
+
+    @abstractmethod
+    def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        """The loss's parts by name, in float32, and their weighted sum under "loss"."""
+
+    @abstractmethod
+    def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
+        """At most `limit` detections an image, boxes in the input frame."""
+
+
+_BUILDERS: dict[str, Callable[..., Detector]] = {}
+
+
+def register(name: str) -> Callable[[Callable[..., Detector]], Callable[..., Detector]]:
+    """Make a builder known under `name`; it is called with `num_classes` and the detector's settings."""
+
+    def keep(builder: Callable[..., Detector]) -> Callable[..., Detector]:
+        _BUILDERS[name] = builder
+        return builder
+
+    return keep
+
+
+def names() -> list[str]:
+    """Names that `build` takes, in alphabetical order."""
+    _import_detectors()
+    return sorted(_BUILDERS)
+
+
+def build(name: str, num_classes: int = 80, **settings: Any) -> Detector:
+    """Build a detector with freshly initialised weights, as its publication initialises them.
+
+    Raises:
+        DetectorError: `name` is unknown (the nearest is named), or a setting is.
+    """
+    _import_detectors()
+    if name not in _BUILDERS:
+        raise DetectorError(f"unknown detector {name!r}{nearest(name, sorted(_BUILDERS))}")
+    detector = _BUILDERS[name](num_classes=num_classes, **settings)
+    detector.name = name
+    return detector
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The end of an error message: the known word most like `word`, or all of them."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}."
+
+
+def _import_detectors() -> None:
+    from detectors import centernet  # noqa: F401

@@ -1,0 +1,217 @@
+"""Modulated deformable convolution (v2) in vectorised PyTorch, for any device, without compiled code of ours.
+
+A tap of the kernel reads the input at a place of its own, between four cells. In channels-last layout that is a
+weighted sum of four rows, which is what `embedding_bag` computes: one call gathers, weighs and sums, forward and
+backward, without a buffer of the four. Taps are handled one after the other and sampled again in the backward
+pass, so memory stays at a few times the input, not at 9 times.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+class DeformableConvolution(nn.Module):
+    """Convolution whose taps are shifted and weighted by a convolution of the same input.
+
+    Starts as half of an ordinary convolution: no offsets, and every weight is sigmoid(0). `weight` is uniform
+    within 1 / sqrt(kernel cells times input channels), biases are 0.
+
+    Source:
+        Zhu et al., Deformable ConvNets v2, eq. 1 (arXiv:1811.11168); xingyizhou/CenterNet,
+        src/lib/models/networks/DCNv2/dcn_v2.py, `DCN`, whose state-dict keys these are.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding: int = 1
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        taps = kernel_size * kernel_size
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.conv_offset_mask = nn.Conv2d(in_channels, 3 * taps, kernel_size, stride, padding)
+        bound = (in_channels * taps) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.conv_offset_mask.weight)
+        assert self.conv_offset_mask.bias is not None
+        nn.init.zeros_(self.conv_offset_mask.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `(batch, out_channels, out_height, out_width)` in the dtype of the input."""
+        predicted = self.conv_offset_mask(features).float()
+        # The first two thirds are dy, dx of tap 0, dy, dx of tap 1, ...; not all dy and then all dx.
+        offset, mask = predicted.split([predicted.shape[1] // 3 * 2, predicted.shape[1] // 3], dim=1)
+        return deformable_convolution(
+            features, offset, mask.sigmoid(), self.weight, self.bias, self.stride, self.padding
+        )
+
+
+def deformable_convolution(
+    features: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+) -> Tensor:
+    """Sum over taps of `mask * weight @ features(place of the tap + offset)`, sampled bilinearly.
+
+    Outside of the input is 0: a place up to one cell beyond the border still gets its share of the border cell.
+    Computed in float32 (float64 for float64 input) whatever the autocast state.
+
+    Args:
+        features: `(batch, in_channels, height, width)`.
+        offset: `(batch, 2 * taps, out_height, out_width)`, in cells of the input: channel 2k moves tap k down,
+            channel 2k + 1 moves it right; taps in reading order.
+        mask: `(batch, taps, out_height, out_width)`, the factor of each tap.
+        weight: `(out_channels, in_channels, kernel_height, kernel_width)`.
+        bias: `(out_channels,)`.
+        stride: step of the kernel, in cells.
+        padding: cells of zeros around the input.
+
+    Returns:
+        `(batch, out_channels, out_height, out_width)` in the dtype and memory format of `features`.
+
+    Source:
+        Zhu et al., Deformable ConvNets v2, eq. 1 (arXiv:1811.11168); xingyizhou/CenterNet,
+        src/lib/models/networks/DCNv2/src.
+    """
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        result = _DeformableConvolution.apply(  # type: ignore[no-untyped-call]
+            *(argument.to(dtype) for argument in (features, offset, mask, weight, bias)), stride, padding
+        )
+    channels_last = features.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return result.to(features.dtype).contiguous(memory_format=memory_format)
+
+
+class _DeformableConvolution(torch.autograd.Function):
+    """Rows are cells in channels-last order: `(batch * height * width, channels)`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        offset: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stride: int,
+        padding: int,
+    ) -> Tensor:
+        ctx.save_for_backward(features, offset, mask, weight)
+        ctx.stride, ctx.padding = stride, padding
+        batch, _, out_height, out_width = offset.shape
+        rows, tap_weights = _as_rows(features), _by_tap(weight)
+        result = bias.repeat(batch * out_height * out_width, 1)
+        for tap, tap_weight in enumerate(tap_weights):
+            places = _Places(features.shape, offset, weight.shape, tap, stride, padding)
+            sampled = places.sample(rows, places.shares() * mask[:, tap].reshape(-1, 1))
+            result.addmm_(sampled, tap_weight)
+        return result.view(batch, out_height, out_width, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, offset, mask, weight = ctx.saved_tensors
+        rows, tap_weights, gradient_rows = _as_rows(features), _by_tap(weight), _as_rows(gradient)
+        rows_gradient, weight_gradient = torch.zeros_like(rows), torch.empty_like(tap_weights)
+        offset_gradient, mask_gradient = torch.empty_like(offset), torch.empty_like(mask)
+        with torch.autocast(gradient.device.type, enabled=False):
+            for tap, tap_weight in enumerate(tap_weights):
+                places = _Places(features.shape, offset, weight.shape, tap, ctx.stride, ctx.padding)
+                tap_mask = mask[:, tap].reshape(-1, 1)
+                sampled_gradient = gradient_rows @ tap_weight.T
+                shares, shares_down, shares_right = places.shares(), *places.share_slopes()
+
+                sampled = places.sample(rows, shares)
+                mask_gradient[:, tap] = _dot(sampled, sampled_gradient).view_as(mask[:, tap])
+                weight_gradient[tap] = (sampled * tap_mask).T @ gradient_rows
+                for axis, slopes in enumerate((shares_down, shares_right)):
+                    slope = places.sample(rows, slopes * tap_mask)
+                    moved = _dot(slope, sampled_gradient)
+                    offset_gradient[:, 2 * tap + axis] = moved.view_as(mask[:, tap])
+                places.spread(rows_gradient, sampled_gradient, shares * tap_mask)
+        batch, channels, height, width = features.shape
+        return (
+            rows_gradient.view(batch, height, width, channels).permute(0, 3, 1, 2),
+            offset_gradient,
+            mask_gradient,
+            weight_gradient.view(*weight.shape[2:], channels, -1).permute(3, 2, 0, 1),
+            gradient_rows.sum(0),
+            None,
+            None,
+        )
+
+
+class _Places:
+    """Where one tap reads, for every cell of the output: four rows of the input and what each contributes."""
+
+    def __init__(
+        self,
+        features_shape: torch.Size,
+        offset: Tensor,
+        weight_shape: torch.Size,
+        tap: int,
+        stride: int,
+        padding: int,
+    ) -> None:
+        _, _, height, width = features_shape
+        batch, _, out_height, out_width = offset.shape
+        tap_down, tap_right = divmod(tap, weight_shape[3])
+        down = torch.arange(out_height, device=offset.device, dtype=offset.dtype) * stride
+        right = torch.arange(out_width, device=offset.device, dtype=offset.dtype) * stride
+        y = (down[:, None] + (tap_down - padding) + offset[:, 2 * tap]).reshape(-1)
+        x = (right + (tap_right - padding) + offset[:, 2 * tap + 1]).reshape(-1)
+        top, left = y.floor(), x.floor()
+        self.down, self.right = y - top, x - left
+
+        corner_y = torch.stack((top, top, top + 1, top + 1), dim=1)
+        corner_x = torch.stack((left, left + 1, left, left + 1), dim=1)
+        # Strictly inside: a place exactly one cell beyond contributes nothing and, as published, has no slope.
+        inside = ((y > -1) & (y < height) & (x > -1) & (x < width))[:, None]
+        inside = inside & (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
+        self.inside = inside.to(offset.dtype)
+        image = torch.arange(batch, device=offset.device).repeat_interleave(out_height * out_width)[:, None]
+        row = (image * height + corner_y.long().clamp(0, height - 1)) * width
+        self.rows = row + corner_x.long().clamp(0, width - 1)
+
+    def shares(self) -> Tensor:
+        """Bilinear weights `(places, 4)` of the corners: top left, top right, bottom left, bottom right."""
+        up, left = 1 - self.down, 1 - self.right
+        corners = (up * left, up * self.right, self.down * left, self.down * self.right)
+        return torch.stack(corners, dim=1) * self.inside
+
+    def share_slopes(self) -> tuple[Tensor, Tensor]:
+        """How the shares change when the place moves down and when it moves right, each `(places, 4)`."""
+        up, left = 1 - self.down, 1 - self.right
+        moving_down = torch.stack((-left, -self.right, left, self.right), dim=1) * self.inside
+        moving_right = torch.stack((-up, up, -self.down, self.down), dim=1) * self.inside
+        return moving_down, moving_right
+
+    def sample(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums `(places, channels)` of the corners' rows."""
+        return functional.embedding_bag(self.rows, rows, per_sample_weights=weights, mode="sum")
+
+    def spread(self, rows_gradient: Tensor, values: Tensor, weights: Tensor) -> None:
+        """The reverse of `sample`: add weighted `values` `(places, channels)` to the corners' rows."""
+        for corner in range(4):
+            rows_gradient.index_add_(0, self.rows[:, corner], values * weights[:, corner, None])
+
+
+def _as_rows(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[1], weight.shape[0])
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.vecdot(left, right)

@@ -1,0 +1,95 @@
+"""CenterNet's losses, with the denominators of the published code, which differ from one to the next.
+
+All of them compute in float32 whatever the autocast state: in bfloat16 and float16 `1 - 1e-4` is 1, and the
+focal loss would take the logarithm of 0.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_DENOMINATOR_FLOOR = 1e-4
+
+
+def penalty_reduced_focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
+    """Focal loss on a heatmap of Gaussians: cells near a centre are punished less for a high score.
+
+    Args:
+        logits: `(batch, classes, height, width)`, before the sigmoid.
+        heatmap: same shape, 0 .. 1; exactly 1 at object centres.
+
+    Returns:
+        Scalar, the sum over all cells divided by the number of cells that are exactly 1 in the whole batch of
+        this process; undivided where there is none. The probability is clamped to 1e-4 .. 1 - 1e-4, so cells
+        beyond that have no gradient.
+
+    Source:
+        Objects as Points, eq. 1 with alpha 2 and beta 4 (arXiv:1904.07850); xingyizhou/CenterNet,
+        src/lib/models/losses.py, `_neg_loss`, and src/lib/models/utils.py, `_sigmoid`.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        heatmap = heatmap.float()
+        probabilities = logits.float().sigmoid().clamp(1e-4, 1 - 1e-4)
+        is_center = (heatmap == 1).float()
+        positive = probabilities.log() * (1 - probabilities) ** 2 * is_center
+        # At centres (1 - heatmap) is 0, which leaves them out.
+        negative = (1 - probabilities).log() * probabilities**2 * (1 - heatmap) ** 4
+        return -(positive.sum() + negative.sum()) / is_center.sum().clamp_min(1)
+
+
+def masked_l1_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference over the coordinates of real objects.
+
+    Args:
+        values: `(batch, objects, coordinates)`.
+        targets: same shape.
+        mask: bool or number, `(batch, objects)` or the shape of `values`; 0 leaves a row or coordinate out.
+
+    Returns:
+        Scalar; the denominator is the number of *coordinates* that the mask leaves, plus 1e-4.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/models/losses.py, `RegL1Loss` and `RegWeightedL1Loss`.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        mask = _coordinate_mask(mask, values)
+        difference = values.float() * mask - targets.float() * mask
+        return difference.abs().sum() / (mask.sum() + _DENOMINATOR_FLOOR)
+
+
+def masked_smooth_l1_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Smooth L1 (quadratic below 1) over real objects, summed over their coordinates.
+
+    Args:
+        values: `(batch, objects, coordinates)`.
+        targets: same shape.
+        mask: bool or number, `(batch, objects)`.
+
+    Returns:
+        Scalar; the denominator is the number of *objects*, plus 1e-4: half of `masked_l1_loss`'s for sizes.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/models/losses.py, `RegLoss`.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        coordinates = _coordinate_mask(mask, values)
+        total = functional.smooth_l1_loss(values.float() * coordinates, targets.float() * coordinates, reduction="sum")
+        return total / (mask.float().sum() + _DENOMINATOR_FLOOR)
+
+
+def at_centers(maps: Tensor, center_index: Tensor) -> Tensor:
+    """Read a head's map at each object's cell.
+
+    Args:
+        maps: `(batch, channels, height, width)`.
+        center_index: int64 `(batch, objects)`, y * width + x.
+
+    Returns:
+        `(batch, objects, channels)`.
+    """
+    index = center_index[:, None].expand(-1, maps.shape[1], -1)
+    return maps.flatten(2).gather(2, index).transpose(1, 2)
+
+
+def _coordinate_mask(mask: Tensor, values: Tensor) -> Tensor:
+    return (mask if mask.dim() == values.dim() else mask[..., None]).float().expand_as(values)

@@ -1,0 +1,57 @@
+"""Peaks of heatmaps, which stand where other detectors have non-maximum suppression."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The best cells of each image, best first; every tensor is `(batch, peaks)`."""
+
+    scores: Tensor
+    labels: Tensor
+    index: Tensor
+    """y * width + x"""
+    x: Tensor
+    """Column of the cell, in the dtype of the scores."""
+    y: Tensor
+
+
+def suppress_neighbours(probabilities: Tensor, window: int = 3) -> Tensor:
+    """Keep cells that equal the maximum of their window and set the rest to 0; of a plateau all cells stay.
+
+    Args:
+        probabilities: `(batch, classes, height, width)`, >= 0.
+        window: odd side of the square that is searched, in cells.
+
+    Returns:
+        Same shape.
+
+    Source:
+        Objects as Points, section 4 (arXiv:1904.07850); xingyizhou/CenterNet, src/lib/models/decode.py, `_nms`.
+    """
+    maxima = functional.max_pool2d(probabilities, window, stride=1, padding=window // 2)
+    return probabilities * (maxima == probabilities)
+
+
+def top_peaks(probabilities: Tensor, limit: int) -> Peaks:
+    """The `limit` best peaks of each image over all classes, by way of the `limit` best of each class.
+
+    There is no threshold: an image with fewer peaks gets cells that score 0, as in the published code.
+
+    Args:
+        probabilities: `(batch, classes, height, width)`, after the sigmoid.
+        limit: peaks an image; fewer come back where there are fewer cells.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/models/decode.py, `_topk`.
+    """
+    _, _, height, width = probabilities.shape
+    per_class = min(limit, height * width)
+    class_scores, class_cells = suppress_neighbours(probabilities).flatten(2).topk(per_class)
+    scores, places = class_scores.flatten(1).topk(min(limit, class_scores[0].numel()))
+    index = class_cells.flatten(1).gather(1, places)
+    x, y = (index % width).to(scores.dtype), (index // width).to(scores.dtype)
+    return Peaks(scores, labels=places // per_class, index=index, x=x, y=y)

@@ -1,0 +1,180 @@
+"""Weights that others have published: read safely, matched by name, with a receipt that accounts for every key."""
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detectors.detector import Detector, DetectorError
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+@dataclass
+class Receipt:
+    """What became of every key of a weights file, and of every key of the detector.
+
+    Each key of the file is in exactly one of `loaded`, `renamed` and `skipped`; each key of the detector is in
+    `loaded`, among the values of `renamed`, or in `missing`.
+    """
+
+    path: Path
+    loaded: list[str] = field(default_factory=list)
+    """Keys that are the same in the file and in the detector."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Key in the file to key in the detector."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Key in the file to the reason why it was not used."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Key in the detector, which keeps the value it had, to the reason."""
+
+    def summary(self) -> str:
+        """Some lines for a person: the counts, then what was skipped and what is missing, by reason."""
+        lines = [
+            f"{self.path}: {len(self.loaded) + len(self.renamed)} loaded ({len(self.renamed)} of them under "
+            f"another name), {len(self.skipped)} skipped, {len(self.missing)} missing"
+        ]
+        for what, keys in (("skipped", self.skipped), ("missing", self.missing)):
+            for reason in dict.fromkeys(keys.values()):
+                lines.append(f"{what}  {_some([key for key in keys if keys[key] == reason])}: {reason}")
+        return "\n".join(lines)
+
+
+def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: bool = False) -> Receipt:
+    """Load a published weights file into `detector`, key by key.
+
+    Takes what the authors' code, torchvision and PyTorch's ImageNet files hold: a state dict, plain or under
+    "state_dict" or "model", with or without the prefix "module." and the counters of batch norm. A file of the
+    backbone alone loads into the backbone. Nothing is changed unless all of it fits.
+
+    Args:
+        detector: receives the weights; what the file does not have keeps its value.
+        path: `.safetensors`, or a file of `torch.save` under any other name. No code in it is run.
+        skip_mismatched: leave out tensors of another shape (another number of classes, say) instead of refusing.
+
+    Raises:
+        DetectorError: the file is missing, is no checkpoint, or holds code; no key fits the detector; a shape
+            differs and `skip_mismatched` is not set.
+    """
+    path = Path(path)
+    receipt = Receipt(path)
+    entries = _unwrap(read(path), receipt)
+    own = detector.state_dict()
+    matched: dict[str, Tensor] = {}
+    mismatched: list[tuple[str, Tensor]] = []
+    for key, value in entries.items():
+        name = _own_name(key, own, detector.backbone_prefix)
+        if not isinstance(value, Tensor):
+            receipt.skipped[key] = "no tensor"
+        elif name is None:
+            receipt.skipped[key] = "the detector has no such parameter"
+        elif name in matched:
+            receipt.skipped[key] = f"{name} is in the file twice"
+        elif value.shape != own[name].shape:
+            mismatched.append((name, value))
+            receipt.skipped[key] = f"shape {_shape(value)}, the detector's is {_shape(own[name])}"
+        else:
+            matched[name] = value
+            if name == key:
+                receipt.loaded.append(key)
+            else:
+                receipt.renamed[key] = name
+    if mismatched and not skip_mismatched:
+        raise DetectorError(_mismatch(path, detector, own, mismatched))
+    if not matched:
+        raise DetectorError(
+            f"{path} has no key that fits {detector.name}: the file has {_some(list(entries))}, the detector has "
+            f"{_some(list(own))}. Choose the detector that the file was saved from."
+        )
+    of_other_shape = {name for name, _ in mismatched}
+    for name in own:
+        if name in matched:
+            continue
+        if name in of_other_shape:
+            receipt.missing[name] = "another shape in the file"
+        elif name.endswith("num_batches_tracked"):
+            receipt.missing[name] = "not in the file, which may be older than this counter of batch norm"
+        else:
+            receipt.missing[name] = "not in the file"
+    detector.load_state_dict(matched, strict=False)
+    return receipt
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """Content of a weights file, on the CPU, as it was saved.
+
+    Raises:
+        DetectorError: the file is missing, is no checkpoint, or holds code.
+    """
+    if not path.is_file():
+        raise DetectorError(f"weights file {path} is not there.")
+    no_checkpoint = f"{path} is no checkpoint: "
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch asks for an issue where a file is no checkpoint at all
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise DetectorError(
+                f"{path} holds code or objects beside tensors ({code.group(1)}), which loading would run; refused. "
+                "Save it again where it is trusted, as torch.save(model.state_dict(), path)."
+            ) from error
+        raise DetectorError(f"{no_checkpoint}a pickle that torch.save did not write; refused.") from error
+    except Exception as error:  # the parsers raise whatever they meet in a damaged file
+        raise DetectorError(f"{no_checkpoint}damaged or of another kind ({type(error).__name__}).") from error
+    if not isinstance(content, Mapping):
+        raise DetectorError(f"{no_checkpoint}it holds a {type(content).__name__}, not a state dict.")
+    return content
+
+
+def _unwrap(content: Mapping[str, Any], receipt: Receipt) -> Mapping[str, Any]:
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            for key in content:
+                if key != wrapper:
+                    receipt.skipped[key] = f"beside {wrapper!r}: not a weight"
+            content = content[wrapper]
+            break
+    if not any(isinstance(value, Tensor) for value in content.values()):
+        raise DetectorError(f"{receipt.path} is no checkpoint: it holds {_some(list(content))}, but no tensor.")
+    return content
+
+
+def _own_name(key: str, own: Mapping[str, Tensor], backbone_prefix: str) -> str | None:
+    bare = key.removeprefix("module.")
+    return next((name for name in (key, bare, backbone_prefix + bare) if name in own), None)
+
+
+def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatched: list[tuple[str, Tensor]]) -> str:
+    by_class = [(name, value) for name, value in mismatched if name.rpartition(".")[0] in detector.class_layers]
+    name, value = (by_class if len(by_class) == len(mismatched) else mismatched)[0]
+    shapes = f"{name} is {_shape(value)} in {path} but {_shape(own[name])} in {detector.name}"
+    more = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
+    if len(by_class) < len(mismatched):
+        return f"{shapes}{more}; choose the detector and settings that the file was saved with."
+    per_class = own[name].shape[0] // detector.num_classes
+    trained_on = value.shape[0] // per_class
+    return (
+        f"{shapes}{more}: the file was trained on {trained_on} classes, the detector has {detector.num_classes}. "
+        f"Build it with num_classes={trained_on}, or load with skip_mismatched=True to train these layers anew."
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(map(str, keys[:3]))
+    return f"{shown} and {len(keys) - 3} more" if len(keys) > 3 else shown or "nothing"

@@ -1,0 +1,1 @@
+"""Recipes, commands, training, evaluation and tracking: the story told from the rooms below."""

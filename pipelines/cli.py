@@ -1,0 +1,256 @@
+"""The command line: what can be asked of aweigh, and how a mistake is answered.
+
+Nothing heavy is imported before a command needs it, so that help and lists come at once. Exit status: 0 done, 1 failed,
+2 something given cannot be used, 130 stopped with Ctrl-C.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pipelines.recipe import Recipe
+
+DESCRIPTION = """\
+Train anchor-free object detectors on COCO-format data, and resume to the exact sample.
+
+  aweigh demo                                         a first training, minutes on two cores
+  aweigh shards build --annotations instances.json --images photos --output shards --split train
+  aweigh train centernet_resdcn18_1x --data.train shards/train --data.validation shards/val --run.name first
+  aweigh evaluate runs/first                          AP of the best checkpoint
+  aweigh ui                                           compare runs in MLflow
+
+The same `aweigh train` command resumes a run that was stopped, killed or lost.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest word that would have been right."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message.replace("argument command: ", ""))
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            close = difflib.get_close_matches(str(value), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            self.error(f"unknown command {value!r}; {hint}")
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Say what is wrong in one line and end."""
+    print(f"aweigh: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    parser = _arguments()
+    known, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(known, "takes_flags", False):
+        fail(f"unknown argument {rest[0]!r}; `aweigh {known.command} --help` lists them.")
+    known.rest = rest
+    from cluster.errors import ClusterError
+    from data_shards.errors import DataError
+    from pipelines.errors import ConfigError
+
+    mistakes: tuple[type[Exception], ...] = (ConfigError, DataError, ClusterError)
+    try:
+        known.run(known)
+    except KeyboardInterrupt:
+        fail("stopped with Ctrl-C; the same command goes on from the last checkpoint.", 130)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except mistakes as error:
+        fail(str(error), getattr(error, "exit_status", 2))
+    except ValueError as error:
+        # detectors is imported only by commands that build one, so its error is known by name.
+        if type(error).__name__ != "DetectorError":
+            raise
+        fail(str(error))
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = _Parser(prog="aweigh", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=_Parser)
+
+    demo = commands.add_parser("demo", help="write a small data set, train on it, evaluate and show the result")
+    demo.add_argument("--folder", default="demo", help="where the data set goes (default: demo)")
+    _flags(demo, _demo)
+
+    train = commands.add_parser(
+        "train",
+        help="train a recipe, or go on where it stopped",
+        description="Train a recipe by name or YAML file. Any field is set as --field.subfield VALUE; "
+        "`aweigh train --fields` lists them. The same command resumes.",
+    )
+    train.add_argument("recipe", nargs="?", help="a name of `aweigh recipes`, or a recipe.yaml")
+    train.add_argument("--fields", action="store_true", help="list every field with its default and meaning")
+    _flags(train, _train)
+
+    evaluate = commands.add_parser("evaluate", help="AP of a run or checkpoint on validation shards")
+    evaluate.add_argument("run_folder", metavar="RUN", help="a run's folder (its best checkpoint) or a checkpoint's")
+    evaluate.add_argument("--data", help="shards to evaluate on (default: the run's data.validation)")
+    evaluate.add_argument("--newest", action="store_true", help="the newest checkpoint instead of the best")
+    evaluate.add_argument("--pictures", type=Path, metavar="PNG", help="draw predictions beside the truth here")
+    evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _flags(evaluate, _evaluate)
+
+    recipes = commands.add_parser("recipes", help="list the recipes with what each is for")
+    recipes.set_defaults(run=_recipes)
+
+    recipe = commands.add_parser("recipe", help="show one recipe")
+    actions = recipe.add_subparsers(dest="action", metavar="show", required=True, parser_class=_Parser)
+    show = actions.add_parser("show", help="print a recipe, resolved, as YAML that `aweigh train FILE.yaml` takes")
+    show.add_argument("recipe")
+    _flags(show, _recipe_show)
+
+    shards = commands.add_parser("shards", help="build and check WebDataset shards")
+    actions = shards.add_subparsers(dest="action", metavar="build|verify", required=True, parser_class=_Parser)
+    build = actions.add_parser("build", help="turn COCO annotations and images into shards")
+    build.add_argument("--annotations", required=True, help="COCO instances or person keypoints JSON")
+    build.add_argument("--images", required=True, help="folder of the images")
+    build.add_argument("--output", required=True, help="folder or s3://bucket/prefix")
+    build.add_argument("--split", required=True, help="name of the split: the folder below the output")
+    build.add_argument("--shard-megabytes", type=float, default=96, help="size of a shard (default: 96)")
+    build.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core")
+    build.add_argument(
+        "--degenerate-boxes",
+        choices=("drop", "refuse"),
+        default="drop",
+        help="boxes of zero size or outside their image: drop and count them (default), or refuse the file",
+    )
+    build.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
+    build.set_defaults(run=_shards_build)
+    verify = actions.add_parser("verify", help="compare shards with their manifest, byte for byte")
+    verify.add_argument("location", help="LOCATION/SPLIT: a folder or s3:// prefix with manifest.json")
+    verify.set_defaults(run=_shards_verify)
+
+    bench = commands.add_parser("bench", help="measure speed and memory on this machine")
+    actions = bench.add_subparsers(dest="action", metavar="train", required=True, parser_class=_Parser)
+    bench_train = actions.add_parser("train", help="where the time of a training step goes")
+    bench_train.add_argument("recipe")
+    bench_train.add_argument("--steps", type=int, default=20, help="steps to train, 3 of them to warm up (default: 20)")
+    bench_train.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _flags(bench_train, _bench_train)
+
+    ui = commands.add_parser("ui", help="open MLflow on the runs of a folder")
+    ui.add_argument("--folder", default="runs", help="folder of the runs (default: runs)")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(run=_ui)
+    return parser
+
+
+def _flags(parser: argparse.ArgumentParser, run: object) -> None:
+    parser.allow_abbrev = False
+    parser.set_defaults(run=run, takes_flags=True)
+
+
+def _demo(known: argparse.Namespace) -> None:
+    from pipelines.demo import run_demo
+
+    run_demo(Path(known.folder), known.rest)
+
+
+def _train(known: argparse.Namespace) -> None:
+    from pipelines.recipe import field_help
+
+    if known.fields:
+        for name, default, meaning in field_help():
+            print(f"--{name:<32}{default:<24} {meaning}")
+        return
+    if not known.recipe:
+        fail("which recipe? `aweigh recipes` lists them.")
+    recipe = _resolved(known.recipe, known.rest)
+    from pipelines.show import show_result
+    from pipelines.train import train
+
+    show_result(train(recipe), recipe)
+
+
+def _evaluate(known: argparse.Namespace) -> None:
+    from pipelines.evaluate_command import evaluate_run
+
+    evaluate_run(
+        Path(known.run_folder),
+        data=known.data,
+        newest=known.newest,
+        pictures=known.pictures,
+        as_json=known.json,
+        flags=known.rest,
+    )
+
+
+def _recipes(known: argparse.Namespace) -> None:
+    from pipelines import recipes
+
+    width = max(len(name) for name in recipes.names())
+    for name in recipes.names():
+        print(f"{name:<{width}}  {recipes.get(name).purpose}")
+    print("\n`aweigh recipe show NAME` prints one; `aweigh train NAME --data.train LOCATION/SPLIT` trains it.")
+
+
+def _recipe_show(known: argparse.Namespace) -> None:
+    from pipelines.recipe import to_yaml
+
+    print(to_yaml(_resolved(known.recipe, known.rest)), end="")
+
+
+def _shards_build(known: argparse.Namespace) -> None:
+    from data_shards.build import Progress, build_shards
+    from pipelines.console import progress_line, say
+
+    def show(progress: Progress) -> None:
+        progress_line("shards", progress.images, progress.total_images, "images")
+
+    say("build", f"{known.annotations} → {known.output}/{known.split} with {known.processes} processes")
+    report = build_shards(
+        known.annotations,
+        known.images,
+        known.output,
+        split=known.split,
+        shard_bytes=int(known.shard_megabytes * 1_000_000),
+        degenerate_boxes=known.degenerate_boxes,
+        processes=known.processes,
+        progress=show,
+        overwrite=known.overwrite,
+    )
+    print(report.describe())
+    print(f"train on them with --data.train {report.location}")
+
+
+def _shards_verify(known: argparse.Namespace) -> None:
+    from data_shards.manifest import load_manifest
+    from data_shards.shards import Shards
+
+    manifest = load_manifest(known.location)
+    Shards(known.location, manifest).verify()
+    print(
+        f"{known.location}: {len(manifest.shards):,} shards with {manifest.num_samples:,} images match "
+        f"manifest {manifest.digest[:6]}"
+    )
+
+
+def _bench_train(known: argparse.Namespace) -> None:
+    from pipelines.bench import bench_train
+
+    bench_train(_resolved(known.recipe, known.rest), steps=known.steps, as_json=known.json)
+
+
+def _ui(known: argparse.Namespace) -> None:
+    from pipelines.ui import open_ui
+
+    open_ui(Path(known.folder), known.port)
+
+
+def _resolved(name: str, flags: Sequence[str]) -> "Recipe":
+    from pipelines import recipes
+    from pipelines.recipe import with_flags
+
+    return with_flags(recipes.get(name), flags)

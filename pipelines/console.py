@@ -1,0 +1,74 @@
+"""What a person reads: one line for one thing, the same columns every time; progress to stderr, results to stdout."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Evaluation
+
+
+def say(topic: str, text: str) -> None:
+    """One line of what will happen or has happened, on stderr."""
+    print(f"{topic:<10}{text}", file=sys.stderr, flush=True)
+
+
+def step_line(step: int, last_step: int, losses: dict[str, float], pace: dict[str, float], remaining: float) -> str:
+    """A recorded step: where it stands, what it lost, how fast it goes."""
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in losses.items() if name != "loss")
+    return (
+        f"step {step:,}/{last_step:,}  {100 * step / last_step:.1f}%  loss {losses['loss']:.3g} ({parts})  "
+        f"{pace['time/images_per_second']:.1f} img/s  data {100 * pace['time/data_fraction']:.0f}%  "
+        f"eta {duration(remaining)}"
+    )
+
+
+def evaluation_line(epoch: int, evaluation: "Evaluation", seconds: float) -> str:
+    """An evaluation in one line."""
+    found = evaluation.coco
+    loss = f"  loss {evaluation.losses['loss']:.3g}" if "loss" in evaluation.losses else ""
+    return (
+        f"eval epoch {epoch}  AP {_figure(found.AP)}  AP50 {_figure(found.AP50)}  AP75 {_figure(found.AP75)}{loss}  "
+        f"{evaluation.num_images:,} images in {duration(seconds)}"
+    )
+
+
+def resumed_line(attempt: int, step: int, steps_per_epoch: int) -> str:
+    """Where an attempt goes on."""
+    epochs, steps = divmod(step, steps_per_epoch)
+    return (
+        f"resumed   attempt {attempt} at step {step:,}: {epochs:,} epochs and {steps:,} steps done, 0 samples repeated"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, path)
+
+
+def _figure(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
+
+
+def progress_line(topic: str, done: int, total: int, what: str) -> None:
+    """How far a long work is: one line that renews itself in a terminal, a line for each call in a file."""
+    text = f"{topic:<10}{done:,}/{total:,} {what}  {100 * done / max(total, 1):.0f}%"
+    if sys.stderr.isatty():
+        print(f"\r{text}\x1b[K", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,208 @@
+"""Evaluation: a detector over validation shards, every rank its share, judged by pycocotools on rank 0."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from data_shards.augment import augment
+from data_shards.loader import Batch, EvaluationLoader, coco_ground_truth
+from data_shards.manifest import Manifest
+from data_shards.plan import World
+from detectors import Detections, Detector
+from pipelines.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
+from pipelines.pictures import Picture
+from pipelines.recipe import EvaluationSettings
+
+
+@dataclass
+class Evaluation:
+    """What one pass over the validation shards found; complete on rank 0 only."""
+
+    coco: CocoMetrics
+    losses: dict[str, float]
+    """Validation losses, the mean over images."""
+    pictures: list[Picture]
+    """The validation images of smallest id, in the input frame, with truth and predictions."""
+    milliseconds_per_image: float
+    """Network and decoding, on one rank."""
+    num_images: int
+
+    def metrics(self) -> dict[str, float]:
+        """By the names that MLflow shows."""
+        losses = {f"val/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in self.losses.items()}
+        return {**self.coco.as_metrics("val"), **losses, "val/milliseconds_per_image": self.milliseconds_per_image}
+
+
+@dataclass
+class _Share:
+    """What one rank adds up over its images."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    seconds: float = 0.0
+    num_images: int = 0
+
+
+def evaluate(
+    detector: Detector,
+    location: str,
+    manifest: Manifest,
+    settings: EvaluationSettings,
+    *,
+    input_size: tuple[int, int],
+    max_objects: int,
+    cache_folder: str | None,
+    threads: int,
+    device: torch.device,
+    world: World,
+    progress: Callable[[int], None] = lambda num_images: None,
+) -> Evaluation | None:
+    """Measure a detector on validation shards; every rank calls it, and rank 0 is given the result.
+
+    Args:
+        detector: with the weights to judge, on `device`.
+        location: the folder or s3:// prefix with the shards' manifest.
+        manifest: that manifest; its classes are the detector's.
+        settings: geometry, batch, number of detections.
+        input_size: height and width of the input, in pixels, for the fixed geometry.
+        max_objects: boxes of an image that enter the validation loss.
+        cache_folder: where shards of S3 are kept.
+        threads: decoding threads.
+        device: where the network runs.
+        world: this rank among those that share the images.
+        progress: told how many images this rank has done.
+    """
+    detector.eval()
+    share = _Share()
+    ground_truth = coco_ground_truth(location, cache_folder=cache_folder)
+    pictured = _crowds_of_pictured(ground_truth, settings.pictures)
+    with (
+        EvaluationLoader(
+            location,
+            world,
+            geometry=settings.geometry,
+            input_size=input_size,
+            size_divisor=detector.preprocessing.size_divisor,
+            batch_size=settings.batch_size,
+            max_objects=max_objects,
+            threads=threads,
+            cache_folder=cache_folder,
+        ) as loader,
+        torch.no_grad(),
+    ):
+        for batch in loader:
+            _add_batch(share, detector, batch.to(device), manifest, settings, pictured)
+            progress(share.num_images)
+    shares = _gathered(share, world)
+    if shares is None:
+        return None
+    num_images = sum(one.num_images for one in shares)
+    losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in shares[0].losses}
+    return Evaluation(
+        coco=evaluate_boxes(ground_truth, [result for one in shares for result in one.results]),
+        losses=losses,
+        pictures=sorted((picture for one in shares for picture in one.pictures), key=lambda one: one.image_id),
+        milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
+        num_images=num_images,
+    )
+
+
+def _add_batch(
+    share: _Share,
+    detector: Detector,
+    batch: Batch,
+    manifest: Manifest,
+    settings: EvaluationSettings,
+    pictured: dict[int, list[bool]],
+) -> None:
+    height, width = batch.images.shape[-2:]
+    images = augment(batch, detector.preprocessing)
+    _synchronize(images.device)
+    start = time.perf_counter()
+    outputs = detector(images)
+    detections = detector.decode(outputs, (height, width), settings.limit)
+    _synchronize(images.device)
+    share.seconds += time.perf_counter() - start
+    losses = detector.losses(outputs, detector.encode(batch.boxes, batch.labels, (height, width)))
+    for name, value in losses.items():
+        share.losses[name] = share.losses.get(name, 0.0) + float(value) * len(images)
+    share.num_images += len(images)
+    class_ids = [item.id for item in manifest.classes]
+    for row, found in enumerate(detections):
+        image_id = int(batch.image_ids[row])
+        share.results += results_from_detections(
+            [image_id] * len(found.scores),
+            boxes_in_image(found.boxes, batch.transforms[row]).cpu().numpy(),
+            found.scores.cpu().numpy(),
+            found.labels.cpu().numpy(),
+            class_ids,
+            rounding=settings.published_rounding,
+        )
+        if image_id in pictured:
+            share.pictures.append(_picture(batch, row, found, pictured[image_id]))
+
+
+def boxes_in_image(boxes_in_input: Tensor, transform: Tensor) -> Tensor:
+    """Take boxes from the input frame back to the image frame, as the published post-processing does: corner by corner.
+
+    Args:
+        boxes_in_input: float `(objects, 4)`, x1, y1, x2, y2.
+        transform: float `(2, 3)`, the affine map from image to input.
+
+    Returns:
+        float32 `(objects, 4)`, not clipped.
+    """
+    linear, shift = transform[:, :2].double(), transform[:, 2].double()
+    corners = boxes_in_input.double().reshape(-1, 2, 2) - shift
+    return torch.linalg.solve(linear, corners.reshape(-1, 2).T).T.reshape(-1, 4).float()
+
+
+def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Picture:
+    real = batch.labels[row] >= 0
+    height, width = (int(value) for value in batch.original_sizes[row])
+    # Cut the border of the letterbox away: only the photograph is drawn.
+    corners = batch.transforms[row].cpu().double() @ torch.tensor(
+        [[0.0, width], [0.0, height], [1.0, 1.0]], dtype=torch.float64
+    )
+    left, top = (max(0, round(float(value))) for value in corners[:, 0])
+    right, bottom = (round(float(value)) for value in corners[:, 1])
+    shift = torch.tensor([left, top, left, top], dtype=torch.float32)
+    pixels = batch.images[row, :, top:bottom, left:right].permute(1, 2, 0).cpu().numpy()
+    return Picture(
+        image=np.ascontiguousarray(pixels),
+        truth_boxes=(batch.boxes[row][real].cpu() - shift).numpy(),
+        truth_labels=batch.labels[row][real].cpu().numpy(),
+        truth_crowd=np.array(crowd[: int(real.sum())], dtype=bool),
+        predicted_boxes=(found.boxes.cpu() - shift).numpy(),
+        predicted_scores=found.scores.cpu().numpy(),
+        predicted_labels=found.labels.cpu().numpy(),
+        image_id=int(batch.image_ids[row]),
+    )
+
+
+def _crowds_of_pictured(ground_truth: dict[str, Any], count: int) -> dict[int, list[bool]]:
+    """The images of smallest id, the same in every world, and which of their boxes are crowds, in file order."""
+    crowds: dict[int, list[bool]] = {image["id"]: [] for image in ground_truth["images"]}
+    for annotation in ground_truth["annotations"]:
+        crowds[annotation["image_id"]].append(bool(annotation["iscrowd"]))
+    return {image_id: crowds[image_id] for image_id in sorted(crowds)[:count]}
+
+
+def _gathered(share: _Share, world: World) -> list[_Share] | None:
+    if world.ranks == 1:
+        return [share]
+    shares: list[Any] | None = [None] * world.ranks if world.rank == 0 else None
+    torch.distributed.gather_object(share, shares)
+    return shares
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,452 @@
+"""What every worker does: read, augment, encode, forward, losses, backward, step; evaluate, checkpoint, record."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+import detectors
+import detectors.published
+from cluster.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
+from cluster.engine import BatchSplit, Engine, split_batch
+from cluster.errors import ClusterError
+from cluster.workers import UnrecoverableError, WorkerContext
+from data_shards.augment import augment
+from data_shards.errors import DataError
+from data_shards.loader import Batch, TrainingLoader
+from data_shards.manifest import Manifest, load_manifest
+from data_shards.plan import Plan, World, make_plan
+from detectors import Detector, DetectorError
+from pipelines import console
+from pipelines.errors import ConfigError
+from pipelines.evaluate import Evaluation, evaluate
+from pipelines.recipe import Recipe, to_dict, to_yaml
+from pipelines.report import write_report
+from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
+
+logger = logging.getLogger("aweigh")
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+PHASES = ("data", "augment", "encode", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    recipe: Recipe
+    run: str
+    attempt: int
+    tracking_uri: str
+    tracking_run: str
+    """MLflow's id of the run; empty where the server could not be asked yet."""
+    measured_steps: int = 0
+    """For the benchmark: train this many steps with the phases timed, and keep nothing."""
+
+
+class Stopwatch:
+    """Seconds spent in each phase of a step.
+
+    Args:
+        device: waited for at the end of each phase where `exact`.
+        exact: wait for the device, so that a phase on a GPU is not counted in the next; slows the step down.
+    """
+
+    def __init__(self, device: torch.device, exact: bool) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._wait = exact and device.type == "cuda"
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to a phase."""
+        start = time.perf_counter()
+        yield
+        if self._wait:
+            torch.cuda.synchronize()
+        self.seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call."""
+        taken, self.seconds = self.seconds, dict.fromkeys(PHASES, 0.0)
+        return taken
+
+
+def train_worker(context: WorkerContext, job: Job) -> None:
+    """Train on this worker from the newest checkpoint to the end of the schedule."""
+    try:
+        _Training(context, job).run()
+    except (ConfigError, DataError, DetectorError, ClusterError) as error:
+        raise UnrecoverableError(str(error)) from error
+
+
+@dataclass
+class _Interval:
+    """What has happened since the last recorded step."""
+
+    began: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+
+
+class _Training:
+    def __init__(self, context: WorkerContext, job: Job) -> None:
+        recipe = job.recipe
+        self.context, self.job, self.recipe = context, job, recipe
+        self.manifest: Manifest = load_manifest(recipe.data.train)
+        self.plan: Plan = make_plan(self.manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
+        self.split: BatchSplit = split_batch(
+            recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit
+        )
+        self.world = World(ranks=context.world_size, rank=context.rank, nodes=context.nodes, node=context.node)
+        self.checkpoints = CheckpointFolder(
+            context.folder / "checkpoints", recipe.checkpoint.keep, warn=lambda line: logger.warning("%s", line)
+        )
+        checkpoint = None if job.measured_steps else self._agreed_checkpoint()
+        self.facts: dict[str, Any] = checkpoint.facts if checkpoint else {}
+        self.step: int = int(self.facts.get("step", 0))
+        self.detector = build_detector(recipe, self.manifest, initial=checkpoint is None)
+        self.engine = Engine(
+            self.detector,
+            _OPTIMIZERS[recipe.optimizer.name],
+            _parameter_groups(self.detector, recipe),
+            recipe.engine,
+            self.split,
+            context.device,
+            checkpoint.training_state() if checkpoint else None,
+        )
+        self.stopwatch = Stopwatch(context.device, exact=bool(job.measured_steps))
+        self.tracker: Tracker | None = None
+        self.last_step = job.measured_steps or self.plan.steps_per_epoch * recipe.schedule.epochs
+        self.saved_step = self.step if checkpoint else -1
+        self.evaluation: Evaluation | None = None
+        self.interval = _Interval()
+
+    @property
+    def first_rank(self) -> bool:
+        return self.context.rank == 0
+
+    def run(self) -> None:
+        if self.job.measured_steps:
+            self._measure()
+            return
+        if self.first_rank:
+            self.tracker = Tracker(self.context.folder / "tracking", self.job.tracking_uri, self.job.tracking_run)
+            log_recipe_and_versions(self.tracker, to_yaml(self.recipe), self._digests())
+            logger.info("%s", self._standing())
+        try:
+            with self._system_metrics(), self._loader() as batches:
+                source = iter(batches)
+                while self.step < self.last_step:
+                    self._one_step(source)
+            self._finish()
+        finally:
+            if self.tracker:
+                self.tracker.close()
+
+    @contextmanager
+    def _system_metrics(self) -> Iterator[None]:
+        """CPU, memory, disk, network and GPU of rank 0's node, in MLflow beside the losses."""
+        seconds = self.recipe.tracking.system_seconds
+        if self.tracker is None or not seconds:
+            yield
+            return
+        stop = start_system_metrics(self.tracker, seconds)
+        try:
+            yield
+        finally:
+            stop()
+
+    def _loader(self) -> TrainingLoader:
+        data = self.recipe.data
+        return TrainingLoader(
+            data.train,
+            self.plan,
+            self.world,
+            input_size=data.input_size,
+            max_objects=data.max_objects,
+            augmentation=self.recipe.augmentation,
+            start_step=self.step,
+            stop_step=self.last_step,
+            microbatches=self.split.accumulation_steps,
+            threads=data.threads,
+            prefetch=data.prefetch,
+            cache_folder=data.cache_folder or None,
+        )
+
+    def _one_step(self, source: Iterator[Batch]) -> None:
+        rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.factor(self.step, self.plan.steps_per_epoch)
+        self.engine.set_learning_rate(rate)
+        parts: list[dict[str, Tensor]] = []
+        for _ in range(self.split.accumulation_steps):
+            with self.stopwatch.phase("data"):
+                batch = next(source)
+            parts.append(self._microbatch(batch))
+        self.step += 1
+        self.interval.steps += 1
+        ends_epoch = self.step % self.plan.steps_per_epoch == 0
+        due = self._checkpoint_due(ends_epoch)
+        if self.step % self.recipe.tracking.every_steps == 0 or due or self.step == self.last_step:
+            self._record(parts, rate)
+        if ends_epoch:
+            self._end_epoch()
+        if due:
+            self._checkpoint()
+
+    def _microbatch(self, batch: Batch) -> dict[str, Tensor]:
+        phase = self.stopwatch.phase
+        height, width = batch.images.shape[-2:]
+        with phase("augment"):
+            batch = batch.to(self.context.device)
+            images = augment(batch, self.detector.preprocessing)
+        with phase("encode"):
+            targets = self.detector.encode(batch.boxes, batch.labels, (height, width))
+        with phase("forward"):
+            outputs = self.engine.forward(images)
+            losses = self.detector.losses(outputs, targets)
+        with phase("backward"):
+            self.engine.backward(losses["loss"])
+        with phase("optimizer"):
+            self.engine.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _checkpoint_due(self, ends_epoch: bool) -> bool:
+        every = self.recipe.checkpoint.every_steps
+        return ends_epoch or (every > 0 and self.step % every == 0)
+
+    def _record(self, parts: list[dict[str, Tensor]], rate: float) -> None:
+        """Losses of this step over all ranks, and the pace since the last record; every rank calls it."""
+        names = list(parts[0])
+        values = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).mean(dim=0).double()
+        torch.distributed.all_reduce(values)
+        losses = dict(zip(names, (values / self.context.world_size).tolist(), strict=True))
+        if not torch.isfinite(values).all():
+            shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+            raise UnrecoverableError(
+                f"the loss is not finite at step {self.step:,} ({shown}). The last checkpoint is from before it; "
+                f"lower optimizer.learning_rate or set engine.clip_norm, under another --run.name."
+            )
+        seconds = time.perf_counter() - self.interval.began
+        phases, steps = self.stopwatch.take(), self.interval.steps
+        self.interval = _Interval()
+        if self.tracker is None:
+            return
+        pace = {
+            "train/learning_rate": rate,
+            "train/epoch": self.step / self.plan.steps_per_epoch,
+            "time/images_per_second": steps * self.split.global_size / seconds,
+            "time/step_seconds": seconds / steps,
+            "time/data_seconds": phases["data"] / steps,
+            "time/data_fraction": phases["data"] / seconds,
+        }
+        norm = self.engine.gradient_norm
+        if norm is not None:
+            pace["train/gradient_norm"] = norm
+        named = {f"train/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in losses.items()}
+        self.tracker.log_metrics(self.step, {**named, **pace})
+        remaining = (self.last_step - self.step) * seconds / steps
+        logger.info("%s", console.step_line(self.step, self.last_step, losses, pace, remaining))
+
+    def _end_epoch(self) -> None:
+        epoch = self.step // self.plan.steps_per_epoch
+        last = self.step == self.last_step
+        if self.recipe.data.validation and (last or epoch % self.recipe.evaluation.every_epochs == 0):
+            self._evaluate(epoch)
+
+    def _evaluate(self, epoch: int) -> None:
+        began = time.perf_counter()
+        # A second network, so that training's own buffers and ZeRO's shares stay untouched.
+        judged = build_detector(self.recipe, self.manifest, initial=False).to(self.context.device)
+        judged.load_state_dict(self.engine.evaluation_weights())
+        recipe = self.recipe
+        self.evaluation = evaluate(
+            judged,
+            recipe.data.validation,
+            load_manifest(recipe.data.validation),
+            recipe.evaluation,
+            input_size=recipe.data.input_size,
+            max_objects=recipe.data.max_objects,
+            cache_folder=recipe.data.cache_folder or None,
+            threads=recipe.data.threads,
+            device=self.context.device,
+            world=self.world,
+        )
+        if self.evaluation is not None and self.tracker is not None:
+            self.tracker.log_metrics(self.step, self.evaluation.metrics())
+            logger.info("%s", console.evaluation_line(epoch, self.evaluation, time.perf_counter() - began))
+            write_report(
+                self.evaluation, self.manifest.class_names, self.job.run, self.step, self.tracker, self.context.folder
+            )
+        self.interval = _Interval()
+        self.stopwatch.take()
+
+    def _checkpoint(self) -> None:
+        if self.saved_step == self.step:
+            return
+        began = time.perf_counter()
+        state = self.engine.state()
+        if state is not None:
+            score = self.evaluation.coco.AP if self.evaluation else math.nan
+            best = score >= self.facts.get("best_AP", 0.0)  # false where nothing was evaluated
+            best_so_far = score if best else self.facts.get("best_AP")
+            self.facts = {
+                "step": self.step,
+                "epoch": self.step // self.plan.steps_per_epoch,
+                "samples_seen": self.step * self.split.global_size,
+                "steps_per_epoch": self.plan.steps_per_epoch,
+                "seed": self.recipe.seed,
+                "detector": self.recipe.detector.name,
+                "classes": [dataclasses.asdict(item) for item in self.manifest.classes],
+                "manifest": self.manifest.digest,
+                "recipe": to_dict(self.recipe),
+                "run": self.job.run,
+                "attempt": self.job.attempt,
+                "mlflow_run": self.job.tracking_run,
+                "world_size": self.context.world_size,
+                "zero_stage": self.recipe.engine.zero_stage,
+                "precision": self.engine.precision,
+                **({} if best_so_far is None else {"best_AP": best_so_far}),
+            }
+            self.checkpoints.save(state, self.facts, best=best)
+            self.evaluation = None
+            logger.debug("checkpoint at step %d took %.1f s", self.step, time.perf_counter() - began)
+        self.saved_step = self.step
+
+    def _finish(self) -> None:
+        """The run's result beside it; done again where an attempt ended between the last step and this."""
+        result = self.context.folder / "result.json"
+        if self.recipe.data.validation and not (self.context.folder / "evaluation" / "metrics.json").exists():
+            self._evaluate(self.recipe.schedule.epochs)
+        if self.first_rank:
+            console.write_json(result, {"step": self.step, "epochs": self.recipe.schedule.epochs, "run": self.job.run})
+
+    def _measure(self) -> None:
+        """The benchmark: the same steps with exact phases, the first ones left out as warm-up."""
+        warm_up = min(3, self.last_step - 1)
+        with self._loader() as batches:
+            source = iter(batches)
+            began = time.perf_counter()
+            while self.step < self.last_step:
+                rate = self.recipe.optimizer.learning_rate
+                self.engine.set_learning_rate(rate)
+                for _ in range(self.split.accumulation_steps):
+                    with self.stopwatch.phase("data"):
+                        batch = next(source)
+                    self._microbatch(batch)
+                self.step += 1
+                if self.step == warm_up:
+                    self.stopwatch.take()
+                    began = time.perf_counter()
+        seconds = time.perf_counter() - began
+        if self.first_rank:
+            console.write_json(
+                self.context.folder / "measured.json",
+                {
+                    "steps": self.last_step - warm_up,
+                    "seconds": seconds,
+                    "images": (self.last_step - warm_up) * self.split.global_size,
+                    "phases": self.stopwatch.take(),
+                    "peak_bytes": _peak_bytes(self.context.device),
+                    "precision": self.engine.precision,
+                    "device": str(self.context.device),
+                },
+            )
+
+    def _agreed_checkpoint(self) -> Checkpoint | None:
+        """Rank 0 chooses and verifies, the others follow: all start from one state."""
+        chosen: list[str | None] = [None]
+        if self.first_rank:
+            newest = self.checkpoints.latest()
+            chosen[0] = str(newest.path) if newest else None
+        torch.distributed.broadcast_object_list(chosen)
+        if chosen[0] is None:
+            return None
+        checkpoint = open_checkpoint(Path(chosen[0]), verify=False)
+        check_fits(checkpoint, self.recipe, self.manifest)
+        return checkpoint
+
+    def _digests(self) -> dict[str, str]:
+        validation = self.recipe.data.validation
+        return {
+            "train": self.manifest.digest,
+            **({"validation": load_manifest(validation).digest} if validation else {}),
+        }
+
+    def _standing(self) -> str:
+        if not self.facts:
+            return "start     at step 0"
+        return console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)
+
+
+def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Detector:
+    """The recipe's detector for the data's classes; `initial` reads the weights to start from, too."""
+    torch.manual_seed(recipe.seed)
+    detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
+    if initial and recipe.detector.weights:
+        receipt = detectors.published.load(detector, recipe.detector.weights)
+        logger.debug("%s", receipt)
+    return detector
+
+
+def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> None:
+    """Refuse a checkpoint of another detector, class list or data set.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    facts = checkpoint.facts
+    if facts["detector"] != recipe.detector.name:
+        raise ConfigError(
+            f"{checkpoint.path} is of detector {facts['detector']}, the recipe says {recipe.detector.name}; "
+            f"set detector.name to it, or choose another --run.name."
+        )
+    check_classes(checkpoint, manifest)
+    if facts["manifest"] != manifest.digest:
+        raise ConfigError(
+            f"{checkpoint.path} was trained on shards {facts['manifest'][:12]}, data.train is {manifest.digest[:12]}; "
+            f"the sample order would be another. Use the same shards, or choose another --run.name."
+        )
+
+
+def check_classes(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Refuse a checkpoint whose class list is not that of the shards.
+
+    Raises:
+        ConfigError: names the first class that differs.
+    """
+    theirs = [(item["id"], item["name"]) for item in checkpoint.facts["classes"]]
+    ours = [(item.id, item.name) for item in manifest.classes]
+    if theirs == ours:
+        return
+    if len(theirs) != len(ours):
+        what = f"{len(theirs)} classes, the shards have {len(ours)}"
+    else:
+        old, new = next((old, new) for old, new in zip(theirs, ours, strict=True) if old != new)
+        what = f"class {old[0]} {old[1]!r} where the shards have {new[0]} {new[1]!r}"
+    raise ConfigError(f"{checkpoint.path} is of another class list: it has {what}. Use the shards it was trained for.")
+
+
+def _parameter_groups(detector: Detector, recipe: Recipe) -> list[dict[str, Any]]:
+    optimizer = recipe.optimizer
+    group: dict[str, Any] = {
+        "params": [parameter for parameter in detector.parameters() if parameter.requires_grad],
+        "lr": optimizer.learning_rate,
+        "weight_decay": optimizer.weight_decay,
+    }
+    group |= {"momentum": optimizer.momentum} if optimizer.name == "sgd" else {"betas": optimizer.betas}
+    return [group]
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,463 @@
+"""A recipe: everything that decides what a training run computes, typed, checked, and written beside the run.
+
+A recipe starts as a function in `pipelines.recipes` or as a YAML file, is changed by flags, and ends as YAML that can
+be passed back. Both YAML and flags go through one validation, so they fail with the same words.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cluster.errors import ClusterError
+from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
+from data_shards.errors import DataError
+from data_shards.settings import AugmentationSettings
+from pipelines.errors import ConfigError
+
+_FORBID = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSettings:
+    """Which network learns."""
+
+    __pydantic_config__ = _FORBID
+
+    name: str = "centernet_resnet18"
+    """A name that `detectors.names()` knows."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The detector's own settings, such as size_weight; its module lists them."""
+
+    weights: str | None = None
+    """Weights to start from: a published checkpoint, ImageNet backbone weights, or a checkpoint of aweigh."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which samples, and how they are read."""
+
+    __pydantic_config__ = _FORBID
+
+    train: str = ""
+    """Shards to train on: the folder or s3:// prefix that holds manifest.json."""
+
+    validation: str = ""
+    """Shards to evaluate on; empty trains without evaluation."""
+
+    input_size: tuple[int, int] = (512, 512)
+    """Height and width of the training input, in pixels."""
+
+    max_objects: int = 128
+    """Boxes of an image that are used, in file order."""
+
+    threads: int = 2
+    """Decoding threads of each worker."""
+
+    prefetch: int = 3
+    """Batches each worker keeps ready."""
+
+    cache_folder: str = ""
+    """Where each node keeps shards that come from S3; empty is AWEIGH_CACHE, or ~/.cache/aweigh."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_objects", "threads", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 1 or more.")
+        if min(self.input_size) < 1:
+            raise ConfigError(f"data.input_size is {self.input_size}; height and width must be 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """How many samples make one optimizer step."""
+
+    __pydantic_config__ = _FORBID
+
+    global_size: int = 128
+    """Samples of a step over all workers; what each worker takes is derived."""
+
+    microbatch_limit: int = 0
+    """Most samples a worker takes through the network at once; 0 for no limit. The rest is accumulated."""
+
+    def __post_init__(self) -> None:
+        if self.global_size < 1:
+            raise ConfigError(f"batch.global_size is {self.global_size}; it must be 1 or more.")
+        if self.microbatch_limit < 0:
+            raise ConfigError(f"batch.microbatch_limit is {self.microbatch_limit}; it must be 0 (no limit) or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """torch's optimizer and its numbers."""
+
+    __pydantic_config__ = _FORBID
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """torch.optim.Adam, AdamW or SGD."""
+
+    learning_rate: float = 5e-4
+    """Before any drop, for the whole global batch."""
+
+    weight_decay: float = 0.0
+    """L2 penalty (adam, sgd) or decoupled decay (adamw)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two averages."""
+
+    momentum: float = 0.9
+    """Of sgd."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ConfigError(f"optimizer.learning_rate is {self.learning_rate:g}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When the learning rate falls and when training ends."""
+
+    __pydantic_config__ = _FORBID
+
+    epochs: int = 140
+    """Passes over the training set."""
+
+    drops_at: tuple[int, ...] = (90, 120)
+    """Epochs after which the learning rate is lower by drop_factor (Objects as Points, section 5)."""
+
+    drop_factor: float = 0.1
+    """What each drop multiplies the rate by."""
+
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from zero; the published CenterNet has none."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"schedule.epochs is {self.epochs}; it must be 1 or more.")
+        if unreached := [epoch for epoch in self.drops_at if epoch >= self.epochs]:
+            raise ConfigError(
+                f"schedule.drops_at contains {', '.join(map(str, unreached))}, but training ends after epoch "
+                f"{self.epochs}. Remove them or raise schedule.epochs."
+            )
+        if list(self.drops_at) != sorted(set(self.drops_at)) or any(epoch < 1 for epoch in self.drops_at):
+            raise ConfigError(f"schedule.drops_at is {list(self.drops_at)}; it must rise, from 1 on.")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more.")
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """What the learning rate is multiplied by in the step after `step` steps."""
+        dropped = sum(step >= epoch * steps_per_epoch for epoch in self.drops_at)
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return float(warmup * self.drop_factor**dropped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How AP is measured on the validation shards."""
+
+    __pydantic_config__ = _FORBID
+
+    every_epochs: int = 5
+    """Epochs between evaluations; the last epoch always ends with one."""
+
+    geometry: Literal["fixed", "keep"] = "fixed"
+    """fixed: letterboxed to data.input_size; keep: at its own resolution, padded (the published --keep_res)."""
+
+    batch_size: int = 8
+    """Images that go through the network together, where they have one size."""
+
+    limit: int = 100
+    """Detections kept for each image."""
+
+    published_rounding: bool = False
+    """Round boxes and scores to two decimals before COCOeval, as the published evaluation does."""
+
+    pictures: int = 12
+    """Validation images drawn with truth beside prediction."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_epochs", "batch_size", "limit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """What MLflow is told, and where it is."""
+
+    __pydantic_config__ = _FORBID
+
+    uri: str = ""
+    """MLflow server or database; empty is SQLite beside the runs, or MLFLOW_TRACKING_URI."""
+
+    experiment: str = "aweigh"
+    """Experiment that the run is listed under."""
+
+    every_steps: int = 10
+    """Steps between logged losses, rates and times."""
+
+    system_seconds: float = 10.0
+    """Seconds between samples of CPU, memory, disk, network and GPU; 0 takes none."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(f"tracking.every_steps is {self.every_steps}; it must be 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What this training is called and where its files lie."""
+
+    __pydantic_config__ = _FORBID
+
+    name: str = ""
+    """The same name resumes; empty derives one from the recipe, so the same command resumes too."""
+
+    folder: str = "runs"
+    """Folder of all runs, seen by every node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a run computes, and where it happens."""
+
+    __pydantic_config__ = _FORBID
+
+    recipe: str
+    """Name of the recipe this began as."""
+
+    purpose: str = ""
+    """What it is for, in a line."""
+
+    seed: int = 0
+    """Decides initial weights, sample order and augmentation."""
+
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: Schedule = field(default_factory=Schedule)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+# What may change between two attempts of one run: none of it changes what is learnt.
+_FREE_TO_CHANGE = (
+    "purpose",
+    "data.train",
+    "data.validation",
+    "data.threads",
+    "data.prefetch",
+    "data.cache_folder",
+    "batch.microbatch_limit",
+    "engine.zero_stage",
+    "engine.deepspeed",
+    "cluster",
+    "evaluation",
+    "checkpoint",
+    "tracking",
+    "run",
+)
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain YAML and JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe; `from_yaml` and `aweigh train FILE.yaml` take it back."""
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def from_yaml(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML, or a field is unknown or wrong.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"recipe {path} is not YAML: {problem}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {path} must be fields and values, such as `aweigh recipe show demo` prints.")
+    return from_dict(values, where=f"recipe {path}: ")
+
+
+def from_dict(values: Mapping[str, Any], where: str = "") -> Recipe:
+    """Validate plain values into a recipe; `where` starts the error message."""
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(Recipe).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        raise ConfigError(where + _explain(error)) from error
+    except (ClusterError, DataError) as error:
+        raise ConfigError(f"{where}{error}") from error
+
+
+def with_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
+    """The recipe changed by `--field.subfield value` flags.
+
+    Several values make a list (`--schedule.drops_at 90 120`), `--field=value` works too, and a dash in a name counts
+    as an underscore. A flag below `detector.settings` or `engine.deepspeed` may name any key.
+
+    Raises:
+        ConfigError: a flag is unknown (the nearest is named), lacks its value, or the value does not fit.
+    """
+    values = to_dict(recipe)
+    for name, words in _grouped(flags):
+        _set(values, name, words)
+    return from_dict(values)
+
+
+def fields(kind: type = Recipe, prefix: str = "") -> dict[str, Any]:
+    """Every settable field by its dotted name, with its type."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[one.name]):
+            found |= fields(hints[one.name], f"{prefix}{one.name}.")
+        else:
+            found[prefix + one.name] = hints[one.name]
+    return found
+
+
+def field_help() -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every field, from the strings under them."""
+    import pydantic
+
+    schema = pydantic.TypeAdapter(Recipe).json_schema()
+    defaults = flatten(to_dict(Recipe(recipe="")))
+
+    def walk(node: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
+        rows = []
+        for name, entry in node["properties"].items():
+            reference = entry.get("$ref") or (entry.get("allOf") or [{}])[0].get("$ref")
+            if reference:
+                rows += walk(schema["$defs"][reference.rsplit("/", 1)[1]], f"{prefix}{name}.")
+            else:
+                default = defaults.get(prefix + name)
+                rows.append((prefix + name, "" if default is None else str(default), entry.get("description", "")))
+        return rows
+
+    return walk(schema, "")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def run_name(recipe: Recipe) -> str:
+    """The run's name: given, or the recipe's with a digest of what it computes."""
+    if recipe.run.name:
+        return recipe.run.name
+    decided = {name: value for name, value in flatten(to_dict(recipe)).items() if not _is_free(name)}
+    # The data is part of what a run computes, though a resumed run may find it elsewhere.
+    decided["data.train"] = recipe.data.train
+    return f"{recipe.recipe}-{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:6]}"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Fields that decide what is learnt and differ between two recipes, as "field: was → is"."""
+    old, new = flatten(before), flatten(after)
+    return [
+        f"{name}: {old.get(name)} → {new.get(name)}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name) and not _is_free(name)
+    ]
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(free + ".") for free in _FREE_TO_CHANGE)
+
+
+def _grouped(flags: Sequence[str]) -> list[tuple[str, list[str]]]:
+    groups: list[tuple[str, list[str]]] = []
+    for word in flags:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            groups.append((name.replace("-", "_"), [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            raise ConfigError(f"{word!r} is not a flag; fields are set as --field.subfield value.")
+    return groups
+
+
+def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
+    known = fields()
+    owner = next((one for one in known if name == one or name.startswith(one + ".")), None)
+    if owner is None or (name != owner and typing.get_origin(known[owner]) is not dict):
+        raise ConfigError(f"unknown field --{name}{_nearest(name, list(known))}")
+    if not words:
+        raise ConfigError(f"--{name} needs a value; {name} is {flatten(values).get(name)!r} now.")
+    kind = known[owner]
+    value: Any = words[0] if len(words) == 1 else words
+    if name != owner or not _takes_text(kind):
+        try:
+            parsed = [yaml.safe_load(word) for word in words]
+        except yaml.YAMLError:
+            raise ConfigError(f"--{name} {' '.join(words)!r} is not a YAML value.") from None
+        value = parsed[0] if len(parsed) == 1 else parsed
+    if typing.get_origin(kind) is tuple and name == owner and not isinstance(value, list):
+        value = [value]
+    path = name.split(".")
+    node = values
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--{name}: {part} is a value, not a group of fields.")
+    node[path[-1]] = value
+
+
+def _takes_text(kind: Any) -> bool:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_takes_text(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return any(isinstance(option, str) for option in typing.get_args(kind))
+    return kind is str
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean --{close[0]}?" if close else "; `aweigh train --fields` lists them."
+
+
+def _explain(error: Any) -> str:
+    """The first thing wrong in a pydantic ValidationError, in our words."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown field {name}{_nearest(name, list(fields())).replace('--', '', 1)}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{name} is missing."
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{name} is {first['input']!r}: {message}."

@@ -1,0 +1,25 @@
+"""MLflow, known to this folder alone: one run over all attempts, and each point in it exactly once.
+
+A tracking server that is slow or down never stops training. The trainer's thread only appends to a spool on
+disk (`spool`); a background thread (`tracker`) delivers it (`delivery`) to the run that the driver found or made
+(`run`) and, wherever it cannot know what arrived, asks MLflow which steps it has. Importing this does not import
+MLflow.
+"""
+
+from pipelines.tracking.access import absolute_uri, metric_name
+from pipelines.tracking.delivery import deliver_spool
+from pipelines.tracking.run import RUN_TAG, RunRecord, end_run, start_run
+from pipelines.tracking.tracker import Tracker, log_recipe_and_versions, start_system_metrics
+
+__all__ = [
+    "RUN_TAG",
+    "RunRecord",
+    "Tracker",
+    "absolute_uri",
+    "deliver_spool",
+    "end_run",
+    "log_recipe_and_versions",
+    "metric_name",
+    "start_run",
+    "start_system_metrics",
+]

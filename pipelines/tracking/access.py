@@ -1,0 +1,111 @@
+"""How MLflow is reached: the client and its settings, addresses, names, limits, and errors in one line."""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# MLflow's limits: params or tags in one request, and characters in a value or name.
+PARAMS_PER_REQUEST = 100
+LONGEST_PARAM = 6000
+LONGEST_TAG = 5000
+LONGEST_NAME = 250
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+LONGEST_PAUSE_SECONDS = 60.0
+# MLflow itself would try for four minutes and send usage data. What the user has set is left alone.
+_MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+def open_client(uri: str) -> "MlflowClient":
+    """Open MLflow's client with short timeouts and no telemetry; imports MLflow, which takes 3 s."""
+    for key, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(key, value)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def absolute_uri(uri: str) -> str:
+    """Give the address of a tracking server or database that means the same in every process.
+
+    Raises:
+        ConfigError: the address is of a kind that MLflow does not serve, or its folder cannot be made.
+    """
+    scheme = uri if uri == "databricks" else urlsplit(uri).scheme.partition("+")[0]
+    if scheme not in _SCHEMES:
+        raise ConfigError(
+            f"tracking.uri {uri!r} is no address that MLflow stores runs at. Write "
+            "sqlite:////FOLDER/mlflow.db or http://HOST:PORT."
+        )
+    if scheme != "sqlite":
+        return uri
+    database, question, query = uri.partition("://")[2].removeprefix("/").partition("?")
+    if not database:
+        raise ConfigError(f"tracking.uri {uri!r} names no file. Write sqlite:////FOLDER/mlflow.db.")
+    path = Path(database).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"tracking.uri {uri!r}: {path.parent} cannot be made ({error.strerror}). Name a folder you may write."
+        ) from error
+    return f"sqlite:///{path}{question}{query}"
+
+
+def metric_name(text: str) -> str:
+    """Give the nearest name that MLflow takes: letters, digits and `_ - . : / space`, no empty path parts.
+
+    `val/AP/cat (big)` becomes `val/AP/cat _big_`.
+    """
+    parts = re.sub(r"[^/\w.\- :]", "_", text).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))[:LONGEST_NAME].rstrip("/") or "_"
+
+
+def shown(uri: str) -> str:
+    """Give an address without the password in it."""
+    return re.sub(r"://[^@/\s]+@", "://", uri)
+
+
+def brief(error: BaseException) -> str:
+    """Give an error in one line, without the password of an address."""
+    lines = str(error).splitlines()
+    return shown(f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__)
+
+
+class _Quiet(threading.local):
+    on = False
+
+
+_quiet = _Quiet()
+
+
+def _unless_quiet(record: logging.LogRecord) -> bool:
+    return not _quiet.on
+
+
+@contextmanager
+def quiet_retries() -> Iterator[None]:
+    """Keep urllib3 from warning of each retry of this thread: an outage of hours is one line, ours."""
+    pool = logging.getLogger("urllib3.connectionpool")
+    if _unless_quiet not in pool.filters:
+        pool.addFilter(_unless_quiet)
+    _quiet.on = True
+    try:
+        yield
+    finally:
+        _quiet.on = False

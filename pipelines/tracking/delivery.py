@@ -1,0 +1,251 @@
+"""Delivery of a run's spool to MLflow, each point exactly once, by whatever process comes to it."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipelines.tracking.access import LONGEST_PAUSE_SECONDS, LONGEST_TAG, brief, open_client, quiet_retries, shown
+from pipelines.tracking.run import RunRecord, open_run
+from pipelines.tracking.spool import METRICS_PER_LINE, JsonLines, read_json, sole_delivery, write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+
+class _Point(NamedTuple):
+    key: str
+    value: float
+    time_ms: int
+    step: int
+    since_ms: int
+
+
+class Delivery:
+    """Delivers a folder's spool; one pass at a time, from any process, each point once.
+
+    Before the first point of a key, and again after any failure, MLflow is asked for the key's history. A point
+    is left out where MLflow has its step already (a crash or a lost answer after delivery), or where an earlier
+    attempt, by the time of its points, had gone further (a new attempt on another node, whose spool is new).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_id = ""
+        self.uri = ""
+        self.metrics_offset = 0
+        self.artifacts_offset = 0
+        self._metrics = JsonLines(folder / "metrics.jsonl")
+        self._artifacts = JsonLines(folder / "artifacts.jsonl")
+        self._client: MlflowClient | None = None
+        self._time_of_step: dict[str, dict[int, int]] = {}
+        self._floor: dict[tuple[str, int], int | None] = {}
+        self._images: set[str] | None = None
+
+    def deliver(self, go_on: Callable[[], bool]) -> bool:
+        """Deliver what lies there while `go_on()`; False where another process is at it. Raises what MLflow raises."""
+        with sole_delivery(self.folder) as free, quiet_retries():
+            if not free:
+                return False
+            try:
+                client = self._open()
+                while go_on() and (self._deliver_metrics(client) or self._deliver_artifact(client)):
+                    pass
+            except BaseException:
+                self._forget()
+                raise
+        return True
+
+    def deliver_status(self) -> None:
+        """Deliver an end status that `end_run` had to leave behind."""
+        record = RunRecord.load(self.folder)
+        if record.status and record.run_id and self._client:
+            self._client.set_terminated(record.run_id, record.status)
+            record.status = ""
+            record.save(self.folder)
+
+    def count_left(self) -> tuple[int, int]:
+        """Count the points and artifacts that are not known to be delivered."""
+        points = sum(
+            len(record["metrics"]) for record, _ in self._metrics.read(self.metrics_offset) if record is not None
+        )
+        return points, sum(1 for _ in self._artifacts.read(self.artifacts_offset))
+
+    def _open(self) -> "MlflowClient":
+        record = RunRecord.load(self.folder)
+        if not record.uri:
+            raise RuntimeError(f"{self.folder} has no run.json: its run is not known")
+        if record.pending:
+            try:
+                open_run(record)
+            finally:
+                record.save(self.folder)
+        if self._client is None or self.uri != record.uri:
+            self._client = open_client(record.uri)
+        self.uri, self.run_id = record.uri, record.run_id
+        state = read_json(self.folder / "delivered.json")
+        # Another run, as when the first was deleted or the server replaced, gets everything from the beginning.
+        same = state.get("run_id") == self.run_id
+        offsets = (state.get("metrics", 0), state.get("artifacts", 0)) if same else (0, 0)
+        if offsets != (self.metrics_offset, self.artifacts_offset):
+            self._forget()
+        self.metrics_offset, self.artifacts_offset = offsets
+        return self._client
+
+    def _forget(self) -> None:
+        self._time_of_step.clear()
+        self._floor.clear()
+        self._images = None
+
+    def _record(self) -> None:
+        state = {"run_id": self.run_id, "metrics": self.metrics_offset, "artifacts": self.artifacts_offset}
+        write_json(self.folder / "delivered.json", state)
+
+    def _deliver_metrics(self, client: "MlflowClient") -> bool:
+        points: list[_Point] = []
+        end = self.metrics_offset
+        for record, after in self._metrics.read(end):
+            if record is None:
+                logger.warning("tracking: an unreadable line in %s is left out", self._metrics.path)
+            elif len(points) + len(record["metrics"]) > METRICS_PER_LINE:
+                break
+            else:
+                points += [
+                    _Point(key, value, record["time_ms"], record["step"], record["since_ms"])
+                    for key, value in record["metrics"].items()
+                ]
+            end = after
+        if end == self.metrics_offset:
+            return False
+        if new := [point for point in points if self._take(client, point)]:
+            self._send(client, new)
+        self.metrics_offset = end
+        self._record()
+        return True
+
+    def _take(self, client: "MlflowClient", point: _Point) -> bool:
+        """Decide whether MLflow needs a point, and remember it as delivered."""
+        times = self._time_of_step.get(point.key)
+        if times is None:
+            history = client.get_metric_history(self.run_id, point.key)
+            times = self._time_of_step[point.key] = {metric.step: metric.timestamp for metric in history}
+        attempt = (point.key, point.since_ms)
+        if attempt not in self._floor:
+            earlier = (step for step, time_ms in times.items() if time_ms < point.since_ms)
+            self._floor[attempt] = max(earlier, default=None)
+        floor = self._floor[attempt]
+        if point.step in times or (floor is not None and point.step <= floor):
+            return False
+        times[point.step] = point.time_ms
+        return True
+
+    def _send(self, client: "MlflowClient", points: list[_Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
+        if self._refused(lambda: client.log_batch(self.run_id, metrics=metrics, synchronous=True), client):
+            if len(points) == 1:
+                logger.warning("tracking: %s does not take %s, left out", shown(self.uri), points[0])
+                return
+            # One bad point would hold back all that follow: halve until it stands alone.
+            self._send(client, points[: len(points) // 2])
+            self._send(client, points[len(points) // 2 :])
+
+    def _refused(self, request: Callable[[], object], client: "MlflowClient") -> bool:
+        """Make a request; True where MLflow will never take it. Raises where it may take it later."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            request()
+        except MlflowException as error:
+            # A run that was moved to the bin refuses everything in the same words, and may be restored.
+            active = error.error_code == "INVALID_PARAMETER_VALUE" and (
+                client.get_run(self.run_id).info.lifecycle_stage == "active"
+            )
+            if not active:
+                raise
+            return True
+        return False
+
+    def _deliver_artifact(self, client: "MlflowClient") -> bool:
+        record, end = next(self._artifacts.read(self.artifacts_offset), (None, self.artifacts_offset))
+        if end == self.artifacts_offset:
+            return False
+        if record and self._refused(lambda: self._send_artifact(client, record), client):
+            logger.warning("tracking: %s does not take %s, left out", shown(self.uri), record)
+        self.artifacts_offset = end
+        self._record()
+        if record:
+            shutil.rmtree(self.folder / "artifacts" / f"{record['number']:06d}", ignore_errors=True)
+        return True
+
+    def _send_artifact(self, client: "MlflowClient", record: dict[str, Any]) -> None:
+        if record["kind"] == "tags":
+            for key, value in record["tags"].items():
+                client.set_tag(self.run_id, key, value[:LONGEST_TAG], synchronous=True)
+            return
+        path = self.folder / "artifacts" / f"{record['number']:06d}" / record["file"]
+        if not path.exists():
+            return
+        if record["kind"] == "file":
+            client.log_artifact(self.run_id, str(path), record["artifact_path"] or None)
+        elif not self._has_image(client, record["image_key"], record["step"]):
+            import PIL.Image
+
+            with PIL.Image.open(path) as image:
+                client.log_image(
+                    self.run_id,
+                    image,
+                    key=record["image_key"],
+                    step=record["step"],
+                    timestamp=record["time_ms"],
+                    synchronous=True,
+                )
+
+    def _has_image(self, client: "MlflowClient", key: str, step: int) -> bool:
+        # MLflow writes the preview last, so a picture whose preview is there is complete.
+        if self._images is None:
+            names = (Path(entry.path).name for entry in client.list_artifacts(self.run_id, "images"))
+            self._images = {name.partition("+timestamp+")[0] for name in names if "+compressed" in name}
+        name = f"{key.replace('/', '~')}+step+{step}"
+        known = name in self._images
+        self._images.add(name)
+        return known
+
+
+def deliver_spool(folder: Path, timeout_seconds: float = 60.0) -> bool:
+    """Deliver what an earlier process left in `folder`; True where nothing is left. Never raises, warns once."""
+    delivery = Delivery(folder)
+    deadline = time.monotonic() + timeout_seconds
+    pause = 1.0
+    while True:
+        reason = "another process is delivering it"
+        try:
+            if delivery.deliver(lambda: time.monotonic() < deadline) and not any(delivery.count_left()):
+                delivery.deliver_status()
+                return True
+        except Exception as error:
+            reason = brief(error)
+        if time.monotonic() + pause > deadline:
+            warn_of_rest(delivery, reason)
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def warn_of_rest(delivery: Delivery, reason: str) -> None:
+    """Say in one line what is left in the spool, and where."""
+    points, artifacts = delivery.count_left()
+    logger.warning(
+        "tracking: %s points and %s artifacts are not delivered to %s (%s); they stay in %s and are delivered when "
+        "the run starts again",
+        f"{points:,}",
+        f"{artifacts:,}",
+        shown(delivery.uri or RunRecord.load(delivery.folder).uri),
+        reason,
+        delivery.folder,
+    )

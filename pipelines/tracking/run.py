@@ -1,0 +1,265 @@
+"""One MLflow run over all attempts: found or made before training, ended after it, remembered in `run.json`."""
+
+import getpass
+import logging
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
+
+from pipelines.errors import ConfigError
+from pipelines.tracking.access import (
+    LONGEST_NAME,
+    LONGEST_PARAM,
+    LONGEST_TAG,
+    PARAMS_PER_REQUEST,
+    absolute_uri,
+    brief,
+    metric_name,
+    open_client,
+    quiet_retries,
+    shown,
+)
+from pipelines.tracking.spool import now_ms, read_json, write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+RUN_TAG = "aweigh.run"
+"""The tag by which a run is found again; its value is the run's name."""
+
+
+@dataclass
+class RunRecord:
+    """What `run.json` holds: which run a folder belongs to, and what MLflow has yet to be told of it."""
+
+    uri: str = ""
+    experiment: str = ""
+    experiment_id: str = ""
+    run_name: str = ""
+    run_id: str = ""
+    """Empty until the run could be created."""
+    previous_attempts: int = 0
+    attempt: int = 0
+    """1 for the first attempt; 0 until MLflow was asked."""
+    started_ms: int = 0
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    pending: bool = False
+    """Params, tags and status of this attempt have not reached MLflow."""
+    status: str = ""
+    """An end status that could not be delivered."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunRecord":
+        """Read `folder`/run.json; an empty record where there is none."""
+        content = read_json(folder / "run.json")
+        names = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in names})
+
+    def save(self, folder: Path) -> None:
+        """Replace `folder`/run.json in one rename."""
+        write_json(folder / "run.json", asdict(self))
+
+
+def start_run(
+    uri: str,
+    experiment: str,
+    run_name: str,
+    *,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    folder: Path,
+) -> str:
+    """Find or create the run and tell it what is about to happen; called once an attempt, before training.
+
+    The run is the one named in `folder`/run.json, else the one of this experiment whose tag `aweigh.run` is
+    `run_name`. Params are logged once; a value that differs in a later attempt N becomes the tag
+    `attempt.N.changed.KEY`. Where MLflow cannot be reached one warning says so, training may start, and the
+    folder's `Tracker` or `deliver_spool` makes up for it.
+
+    Args:
+        uri: MLflow's address, as `absolute_uri` gives it.
+        experiment: name of the experiment; made where missing, its artifacts beside a SQLite file.
+        run_name: name that every attempt of this run bears.
+        params: the resolved recipe, flattened.
+        tags: more tags of the run, set at every attempt.
+        folder: the run's own folder on a disk that outlives the attempt.
+
+    Returns:
+        MLflow's run id, or "" where the run could not be created yet.
+
+    Raises:
+        ConfigError: the address is no MLflow address, the experiment was deleted, or the folder is another run's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    old = RunRecord.load(folder)
+    if old.run_name and (old.experiment, old.run_name) != (experiment, run_name):
+        raise ConfigError(
+            f"{folder} belongs to run {old.run_name!r} of experiment {old.experiment!r}, not to {run_name!r} of "
+            f"{experiment!r}. Give the run another name, or remove {folder / 'run.json'}."
+        )
+    if "'" in run_name and '"' in run_name:
+        raise ConfigError(f"run name {run_name!r} holds both kinds of quotes. Leave one kind out.")
+    uri = absolute_uri(uri)
+    record = RunRecord(
+        uri=uri,
+        experiment=experiment,
+        experiment_id=old.experiment_id if old.uri == uri else "",
+        run_name=run_name,
+        run_id=old.run_id if old.uri == uri else "",
+        previous_attempts=old.attempt or old.previous_attempts + bool(old.started_ms),
+        started_ms=now_ms(),
+        params={metric_name(key): value[:LONGEST_PARAM] for key, value in params.items()},
+        tags=dict(tags),
+        pending=True,
+    )
+    try:
+        with quiet_retries():
+            open_run(record)
+    except ConfigError:
+        raise
+    except Exception as error:  # MLflow lets through what its HTTP client, database and stores raise
+        logger.warning(
+            "tracking: the run cannot be opened at %s (%s); training goes on, everything is kept in %s and "
+            "delivered later",
+            shown(uri),
+            brief(error),
+            folder,
+        )
+    record.save(folder)
+    return record.run_id
+
+
+def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], folder: Path | None = None) -> None:
+    """Set the run's end and status; what fails is said in one warning line, never raised.
+
+    Where `folder` is given, a status that could not be delivered stays in its run.json for `deliver_spool`, and
+    a run that the `Tracker` created late is found although `run_id` is empty.
+    """
+    record = RunRecord.load(folder) if folder else RunRecord()
+    try:
+        with quiet_retries():
+            client = open_client(uri)
+            if not (run_id or record.run_id) and record.run_name and (run := find_run(client, record)):
+                record.run_id = run.info.run_id
+            if not (run_id or record.run_id):
+                raise RuntimeError("the run was never created")
+            client.set_terminated(run_id or record.run_id, status)
+    except Exception as error:
+        kept = ""
+        if folder:
+            record.status = status
+            with suppress(OSError):
+                record.save(folder)
+                kept = f"; it is kept in {folder / 'run.json'}"
+        logger.warning(
+            "tracking: %s does not take the end of the run, %s (%s)%s", shown(uri), status, brief(error), kept
+        )
+
+
+def open_run(record: RunRecord) -> None:
+    """Do at the server what `start_run` promises and fill in the record; raises what MLflow raises."""
+    from mlflow.entities import Param, RunTag
+
+    client = open_client(record.uri)
+    run = find_run(client, record) or _create_run(client, record)
+    record.run_id, record.experiment_id = run.info.run_id, run.info.experiment_id
+    if not record.attempt:
+        record.attempt = 1 + max(record.previous_attempts, int(run.data.tags.get("attempt", 0)))
+    known = run.data.params
+    attempt = f"attempt.{record.attempt}"
+    tags = {key: value[:LONGEST_TAG] for key, value in record.tags.items()}
+    for key, value in record.params.items():
+        if key in known and known[key] != value:
+            tags[f"{attempt}.changed.{key}"[:LONGEST_NAME]] = value[:LONGEST_TAG]
+    tags[f"{attempt}.started"] = datetime.fromtimestamp(record.started_ms / 1000, UTC).isoformat(timespec="seconds")
+    tags["attempt"] = str(record.attempt)
+    new = [Param(key, value) for key, value in record.params.items() if key not in known]
+    for start in range(0, len(new), PARAMS_PER_REQUEST):
+        client.log_batch(record.run_id, params=new[start : start + PARAMS_PER_REQUEST], synchronous=True)
+    set_tags = [RunTag(key, value) for key, value in tags.items()]
+    for start in range(0, len(set_tags), PARAMS_PER_REQUEST):
+        client.log_batch(record.run_id, tags=set_tags[start : start + PARAMS_PER_REQUEST], synchronous=True)
+    client.update_run(record.run_id, status="RUNNING")
+    record.pending = False
+
+
+def find_run(client: "MlflowClient", record: RunRecord) -> "Run | None":
+    """Find the record's run by its id, else by experiment and tag; None where there is none, or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if record.run_id:
+        try:
+            run = client.get_run(record.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            if run.info.lifecycle_stage == "active":
+                return run
+    experiment = client.get_experiment_by_name(record.experiment)
+    if experiment is None:
+        return None
+    if experiment.lifecycle_stage != "active":
+        raise ConfigError(
+            f"experiment {record.experiment!r} was deleted at {shown(record.uri)}. Restore it with mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}, or name another."
+        )
+    return next(iter(_runs_of_this_name(client, experiment.experiment_id, record.run_name)), None)
+
+
+def _runs_of_this_name(client: "MlflowClient", experiment_id: str, run_name: str) -> "list[Run]":
+    mark = '"' if "'" in run_name else "'"
+    return list(
+        client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{RUN_TAG}` = {mark}{run_name}{mark}",
+            order_by=["attributes.start_time ASC"],
+        )
+    )
+
+
+def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
+    """Create the run; where a request that was tried twice made two, keep the first and delete the other."""
+    experiment = client.get_experiment_by_name(record.experiment)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else client.create_experiment(record.experiment, artifact_location=_artifact_location(record))
+    )
+    tags = {
+        RUN_TAG: record.run_name,
+        "mlflow.user": _user(),
+        "mlflow.source.name": "aweigh",
+        "mlflow.source.type": "LOCAL",
+    }
+    client.create_run(experiment_id, start_time=record.started_ms, tags=tags, run_name=record.run_name)
+    run, *ghosts = _runs_of_this_name(client, experiment_id, record.run_name)
+    for ghost in ghosts:
+        if ghost.info.start_time == record.started_ms and not ghost.data.metrics:
+            client.delete_run(ghost.info.run_id)
+    return run
+
+
+def _artifact_location(record: RunRecord) -> str | None:
+    """Give the folder beside a SQLite file; a server decides for itself."""
+    if not record.uri.startswith("sqlite"):
+        return None
+    database = Path(unquote(record.uri.partition("://")[2].removeprefix("/").partition("?")[0]))
+    return (database.parent / "mlartifacts" / re.sub(r"[^\w.\-]", "_", record.experiment)).as_uri()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id need not have a name
+        return str(os.getuid())

@@ -1,0 +1,223 @@
+"""The training story as the driver tells it: check, say what will happen, train, say what came out."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cluster.checkpoint import CheckpointFolder
+from cluster.engine import deepspeed_config, resolve_precision, split_batch
+from cluster.workers import exclusive_run, run_workers
+from data_shards.manifest import Manifest, load_manifest
+from data_shards.plan import Plan, make_plan
+from data_shards.shards import Shards
+from data_shards.store import open_store
+from pipelines import console, tracking
+from pipelines.errors import ConfigError
+from pipelines.loop import Job, build_detector, check_fits, train_worker
+from pipelines.recipe import Recipe, differences, flatten, run_name, to_dict, to_yaml
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where a finished run stands."""
+
+    run: str
+    folder: Path
+    step: int
+    evaluation: dict[str, Any] | None
+    """`evaluation/metrics.json` of the run; None where it has no validation shards."""
+
+
+def train(recipe: Recipe) -> TrainingResult:
+    """Train, or go on training, from the recipe alone; the same recipe and name resume.
+
+    Raises:
+        ConfigError, DataError, DetectorError: something given cannot be used; nothing has been started.
+        ClusterError: the workers failed for good.
+    """
+    recipe = absolute(recipe)
+    name = run_name(recipe)
+    folder = Path(recipe.run.folder) / name
+    manifest, plan = check(recipe)
+    _check_writable(folder)
+    with exclusive_run(folder):
+        _agree_with_earlier_attempts(recipe, folder, name)
+        attempt = _next_attempt(folder)
+        checkpoint = CheckpointFolder(folder / "checkpoints", warn=lambda line: console.say("warning", line)).latest()
+        if checkpoint:
+            check_fits(checkpoint, recipe, manifest)
+        _say_what_will_happen(recipe, name, manifest, plan)
+        last_step = plan.steps_per_epoch * recipe.schedule.epochs
+        finished = (folder / "result.json").exists() and checkpoint is not None and checkpoint.step == last_step
+        if finished:
+            console.say("done", f"run {name} ended before, at step {last_step:,}")
+        else:
+            with _tracked(recipe, name, attempt, manifest, folder) as (uri, mlflow_run):
+                run_workers(
+                    train_worker,
+                    Job(recipe=recipe, run=name, attempt=attempt, tracking_uri=uri, tracking_run=mlflow_run),
+                    run_name=name,
+                    folder=folder,
+                    settings=recipe.cluster,
+                )
+    return read_result(folder, name, last_step)
+
+
+def read_result(folder: Path, name: str, step: int) -> TrainingResult:
+    """The result that a run's folder holds."""
+    metrics = folder / "evaluation" / "metrics.json"
+    return TrainingResult(name, folder, step, json.loads(metrics.read_text()) if metrics.exists() else None)
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    """Where MLflow is: as the recipe says, else MLFLOW_TRACKING_URI, else SQLite beside the runs."""
+    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return tracking.absolute_uri(uri or f"sqlite:///{Path(recipe.run.folder).resolve() / 'mlflow.db'}")
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """Paths as every process finds them; workers do not share the driver's working directory."""
+
+    def path(text: str) -> str:
+        return text if not text or "://" in text else str(Path(text).expanduser().resolve())
+
+    data = replace(
+        recipe.data,
+        train=path(recipe.data.train),
+        validation=path(recipe.data.validation),
+        cache_folder=path(recipe.data.cache_folder),
+    )
+    detector = replace(recipe.detector, weights=path(recipe.detector.weights) if recipe.detector.weights else None)
+    return replace(recipe, data=data, detector=detector, run=replace(recipe.run, folder=path(recipe.run.folder)))
+
+
+def check(recipe: Recipe) -> tuple[Manifest, Plan]:
+    """Everything that can be known to be wrong before a worker is started."""
+    if not recipe.data.train:
+        raise ConfigError(
+            "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
+        )
+    split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
+    manifest = load_manifest(recipe.data.train)
+    plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
+    for location, found in _locations(recipe, manifest):
+        if found.classes != manifest.classes:
+            raise ConfigError(
+                f"{location} has other classes than {recipe.data.train}: "
+                f"{_shown(found.class_names)} instead of {_shown(manifest.class_names)}. "
+                f"Build both from one class list."
+            )
+        _check_shards(location, found, recipe)
+    divisor = build_detector(recipe, manifest, initial=True).stride_divisor
+    if any(side % divisor for side in recipe.data.input_size):
+        height, width = (max(divisor, round(side / divisor) * divisor) for side in recipe.data.input_size)
+        raise ConfigError(
+            f"data.input_size is {list(recipe.data.input_size)}; {recipe.detector.name} needs multiples of {divisor}, "
+            f"such as {height} {width}."
+        )
+    return manifest, plan
+
+
+def _locations(recipe: Recipe, manifest: Manifest) -> list[tuple[str, Manifest]]:
+    validation = recipe.data.validation
+    return [(recipe.data.train, manifest), *([(validation, load_manifest(validation))] if validation else [])]
+
+
+def _check_shards(location: str, manifest: Manifest, recipe: Recipe) -> None:
+    """Compare shards in a folder with their manifest; those of S3 are compared when a node fetches them."""
+    if open_store(location).local_path("manifest.json") is None:
+        return
+    Shards(location, manifest).verify()
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"run folder {folder} cannot be written: {error.strerror}; set --run.folder.") from error
+
+
+def _agree_with_earlier_attempts(recipe: Recipe, folder: Path, name: str) -> None:
+    """Record the recipe; refuse one that would train something else under the name of an earlier attempt."""
+    recorded = folder / "recipe.yaml"
+    if recorded.exists():
+        changed = differences(yaml.safe_load(recorded.read_text()), to_dict(recipe))
+        if changed:
+            raise ConfigError(
+                f"run {name} was started with other settings ({'; '.join(changed)}). Give the earlier ones, or another "
+                f"--run.name."
+            )
+    temporary = recorded.with_suffix(".partial")
+    temporary.write_text(to_yaml(recipe))
+    os.replace(temporary, recorded)
+
+
+def _next_attempt(folder: Path) -> int:
+    counter = folder / "attempt"
+    attempt = 1 + (int(counter.read_text()) if counter.exists() else 0)
+    counter.write_text(str(attempt))
+    return attempt
+
+
+@contextmanager
+def _tracked(recipe: Recipe, name: str, attempt: int, manifest: Manifest, folder: Path) -> Iterator[tuple[str, str]]:
+    """One MLflow run over all attempts, with its status at the end."""
+    uri = tracking_uri(recipe)
+    logging.getLogger("aweigh").addHandler(logging.StreamHandler(sys.stderr))
+    params = {key: str(value) for key, value in flatten(to_dict(recipe)).items()}
+    run_id = tracking.start_run(
+        uri, recipe.tracking.experiment, name, params=params, tags={"attempt": str(attempt)}, folder=folder / "tracking"
+    )
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        yield uri, run_id
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.end_run(uri, run_id, status, folder / "tracking")
+
+
+def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: Plan) -> None:
+    import torch
+
+    split = split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
+    schedule = recipe.schedule
+    steps = plan.steps_per_epoch
+    drops = (
+        f", ÷{1 / schedule.drop_factor:g} after epochs {', '.join(map(str, schedule.drops_at))}"
+        if schedule.drops_at
+        else ""
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() and recipe.cluster.device != "cpu" else "cpu")
+    precision = resolve_precision(recipe.engine.precision, device)
+    console.say("run", f"{name}, recipe {recipe.recipe}, seed {recipe.seed}, in {Path(recipe.run.folder) / name}")
+    console.say(
+        "data",
+        f"{recipe.data.train}, {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
+        f"manifest {manifest.digest[:6]}; the last {plan.samples_dropped_per_epoch:,} of each epoch's order sit out",
+    )
+    console.say("batch", str(split))
+    console.say(
+        "schedule",
+        f"{steps:,} steps × {schedule.epochs:,} epochs = {steps * schedule.epochs:,} steps; "
+        f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g}{drops}",
+    )
+    derived = json.dumps(deepspeed_config(recipe.engine, split, precision))
+    console.say("engine", f"ZeRO {recipe.engine.zero_stage}, {precision}, DeepSpeed {derived}")
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")

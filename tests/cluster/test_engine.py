@@ -1,0 +1,172 @@
+"""The engine: the same training at every ZeRO stage, and a state that goes on anywhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cluster.checkpoint import CheckpointFolder
+from cluster.engine import Engine, TrainingState, deepspeed_config, split_batch
+from cluster.errors import ClusterError
+from cluster.settings import EngineSettings
+from tests.cluster.processes import run_processes
+
+
+class Toy(nn.Module):
+    """Convolution, BatchNorm and a parameter that never gets a gradient, as DLA-34 has eight of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 5, 3)
+        self.norm = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 2)
+        self.dead = nn.Parameter(torch.ones(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.convolution(images)).relu().mean(dim=(2, 3)))
+
+
+def _batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(8, 3, 6, 6, generator=generator), torch.randn(8, 2, generator=generator)
+
+
+def _train(
+    rank: int,
+    world_size: int,
+    settings: EngineSettings,
+    optimizer: type[torch.optim.Optimizer],
+    steps: range,
+    state: TrainingState | None,
+) -> Engine:
+    torch.manual_seed(3)
+    model = Toy()
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr_factor": 2.0}]
+    if optimizer is torch.optim.SGD:
+        groups = [{**group, "momentum": 0.9} for group in groups]
+    engine = Engine(model, optimizer, groups, settings, split_batch(8, world_size, 2), torch.device("cpu"), state)
+    share = 8 // world_size
+    for step in steps:
+        images, wanted = (value[rank * share : (rank + 1) * share] for value in _batch(step))
+        engine.set_learning_rate(0.01 / (1 + step))
+        for part in range(engine.split.accumulation_steps):
+            rows = slice(part * engine.split.microbatch_size, (part + 1) * engine.split.microbatch_size)
+            engine.backward((engine.forward(images[rows]).float() - wanted[rows]).square().mean())
+            engine.step()
+    return engine
+
+
+def _save_whole_and_resumed(rank: int, folder: str, stage: int, optimizer: type[torch.optim.Optimizer]) -> None:
+    settings = EngineSettings(zero_stage=stage, clip_norm=0.5)  # type: ignore[arg-type]
+    checkpoints = CheckpointFolder(Path(folder), keep=9)
+    half = _train(rank, 2, settings, optimizer, range(3), None).state()
+    if rank == 0:
+        assert half is not None
+        checkpoints.save(half, {"step": 3})
+    torch.distributed.barrier()
+    resumed_from = checkpoints.latest()
+    assert resumed_from is not None
+    resumed = _train(rank, 2, settings, optimizer, range(3, 6), resumed_from.training_state()).state()
+    whole = _train(rank, 2, settings, optimizer, range(6), None).state()
+    if rank == 0:
+        assert resumed is not None
+        assert whole is not None
+        checkpoints.save(whole, {"step": 6})
+        for part in ("weights", "optimizer", "per_rank"):
+            expected, found = getattr(whole, part), getattr(resumed, part)
+            assert expected.keys() == found.keys()
+            for name, value in expected.items():
+                assert torch.equal(value, found[name]), f"{part} {name}"
+
+
+CASES = [(stage, optimizer) for optimizer in (torch.optim.Adam, torch.optim.SGD) for stage in (0, 1, 2, 3)]
+
+
+def _each_case(rank: int, folder: str) -> None:
+    for stage, optimizer in CASES:
+        _save_whole_and_resumed(rank, f"{folder}/{optimizer.__name__}-{stage}", stage, optimizer)
+
+
+def test_a_resumed_run_is_bitwise_the_run_never_interrupted_at_every_zero_stage(tmp_path: Path) -> None:
+    run_processes(_each_case, 2, str(tmp_path))
+    for stage, optimizer in CASES:
+        saved = CheckpointFolder(tmp_path / f"{optimizer.__name__}-{stage}").latest()
+        assert saved is not None
+        assert saved.step == 6
+        state = saved.training_state()
+        # The file holds the complete training state under the network's own names, whatever the stage.
+        assert {name: value.shape for name, value in state.weights.items()} == {
+            name: value.shape for name, value in Toy().state_dict().items()
+        }
+        moment = "exp_avg_sq" if optimizer is torch.optim.Adam else "momentum_buffer"
+        assert state.optimizer[f"convolution.weight|{moment}"].shape == (5, 3, 3, 3)
+        if optimizer is torch.optim.Adam:
+            assert state.optimizer["step"].item() == 6
+
+
+def _continue_on_one(rank: int, folder: str, stage: int) -> None:
+    saved = CheckpointFolder(Path(folder)).latest()
+    assert saved is not None
+    settings = EngineSettings(zero_stage=stage)  # type: ignore[arg-type]
+    state = saved.training_state()
+    engine = _train(rank, 1, settings, torch.optim.Adam, range(3, 3), state)
+    loaded = engine.state()
+    assert loaded is not None
+    for name, value in state.weights.items():
+        assert torch.equal(value, loaded.weights[name]), name
+    for name, value in state.optimizer.items():
+        assert torch.equal(value, loaded.optimizer[name]), name
+
+
+def _save_on_two(rank: int, folder: str, stage: int) -> None:
+    settings = EngineSettings(zero_stage=stage)  # type: ignore[arg-type]
+    state = _train(rank, 2, settings, torch.optim.Adam, range(3), None).state()
+    if rank == 0:
+        assert state is not None
+        CheckpointFolder(Path(folder)).save(state, {"step": 3})
+
+
+CHANGES = [(0, 2), (1, 0), (2, 1), (2, 3), (3, 1)]
+
+
+def _save_each(rank: int, folder: str) -> None:
+    for before, after in CHANGES:
+        _save_on_two(rank, f"{folder}/{before}-{after}", before)
+
+
+def _continue_each(rank: int, folder: str) -> None:
+    for before, after in CHANGES:
+        _continue_on_one(rank, f"{folder}/{before}-{after}", after)
+
+
+def test_a_state_of_two_ranks_loads_on_one_at_another_zero_stage(tmp_path: Path) -> None:
+    run_processes(_save_each, 2, str(tmp_path))
+    run_processes(_continue_each, 1, str(tmp_path))
+
+
+def test_the_batch_is_split_into_equal_microbatches_under_the_limit() -> None:
+    split = split_batch(128, 8, 6)  # 16 a rank; the largest divisor of 16 up to 6 is 4
+    assert (split.microbatch_size, split.accumulation_steps) == (4, 4)
+    assert str(split) == "128 = 4 per worker × 8 workers × 4 accumulation"
+    assert split_batch(114, 6, 0).microbatch_size == 19
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> None:
+    with pytest.raises(
+        ClusterError, match=r"batch\.global_size 114 does not divide among 4 workers; set it to 112 or 116"
+    ):
+        split_batch(114, 4, 0)
+
+
+def test_deepspeed_keys_override_one_by_one_and_unknown_ones_are_refused() -> None:
+    settings = EngineSettings(zero_stage=2, deepspeed={"zero_optimization": {"overlap_comm": True}})
+    config = deepspeed_config(settings, split_batch(8, 2, 0), "bf16")
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    with pytest.raises(ClusterError, match="did you mean 'zero_optimization'"):
+        EngineSettings(deepspeed={"zero_optimisation": {}})
+    with pytest.raises(ClusterError, match=r"set engine\.clip_norm instead"):
+        EngineSettings(deepspeed={"gradient_clipping": 1.0})

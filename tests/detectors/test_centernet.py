@@ -1,0 +1,235 @@
+"""Whole CenterNets, narrow ones: from images to a loss that falls, and to the same output after save and load."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import detectors
+from detectors import Detector
+from detectors.centernet import CenterNet
+
+NARROW = {
+    "centernet_resnet18": {"width": 8, "deconv_channels": (16, 16, 16), "head_channels": 8},
+    "centernet_resdcn18": {"width": 8, "deconv_channels": (16, 16, 16), "head_channels": 8},
+}
+"""Settings under which each network is small enough to run in a test."""
+
+
+def narrow(name: str, num_classes: int = 3, **settings: object) -> Detector:
+    torch.manual_seed(0)
+    return detectors.build(name, num_classes, **NARROW[name], **settings)
+
+
+def batch(side: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Two noisy images, one with two objects, one with one and padding."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, side, side, generator=generator)
+    boxes = torch.tensor([[[4.0, 6, 40, 30], [30, 30, 60, 63]], [[10, 10, 50, 20], [0, 0, 0, 0]]]) * side / 64
+    return images, boxes, torch.tensor([[0, 2], [1, -1]])
+
+
+def warmed_up(detector: Detector) -> Detector:
+    """In evaluation mode, with batch statistics that are not the initial ones."""
+    detector.train()
+    with torch.no_grad():
+        detector(batch()[0])
+    return detector.eval()
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_maps_are_float32_logits_at_a_quarter_of_the_input(name: str) -> None:
+    (maps,) = narrow(name)(torch.randn(2, 3, 64, 96))
+    assert {head: (tuple(values.shape), values.dtype) for head, values in maps.items()} == {
+        "hm": ((2, 3, 16, 24), torch.float32),
+        "wh": ((2, 2, 16, 24), torch.float32),
+        "reg": ((2, 2, 16, 24), torch.float32),
+    }
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_training_lowers_the_loss(name: str) -> None:
+    detector = narrow(name)
+    images, boxes, labels = batch()
+    targets = detector.encode(boxes, labels, (64, 64))
+    optimizer = torch.optim.Adam(detector.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        parts = detector.losses(detector(images), targets)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+        losses.append(parts["loss"].item())
+    assert losses[1] < losses[0]
+    assert losses[3] < 0.85 * losses[0]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_every_parameter_learns(name: str) -> None:
+    detector = narrow(name)
+    images, boxes, labels = batch()
+    detector.losses(detector(images), detector.encode(boxes, labels, (64, 64)))["loss"].backward()
+    assert [key for key, parameter in detector.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_batch_equals_its_images_one_by_one(name: str) -> None:
+    detector = warmed_up(narrow(name))
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        together = detector(images)
+        alone = [detector(image[None]) for image in images]
+    for head, values in together[-1].items():
+        assert_close(values, torch.cat([maps[-1][head] for maps in alone]), rtol=1e-4, atol=1e-5)
+    for image, detections in enumerate(detector.decode(together, (64, 64), limit=10)):
+        of_image = {head: values[image : image + 1] for head, values in together[-1].items()}
+        single = detector.decode([of_image], (64, 64), limit=10)[0]
+        assert torch.equal(detections.boxes, single.boxes)
+        assert torch.equal(detections.scores, single.scores)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_saved_and_loaded_gives_the_same_output(name: str) -> None:
+    detector = warmed_up(narrow(name))
+    file = io.BytesIO()
+    torch.save(detector.state_dict(), file)
+    file.seek(0)
+    other = detectors.build(name, 3, **NARROW[name]).eval()
+    images = batch()[0]
+    with torch.no_grad():
+        assert not torch.equal(other(images)[0]["hm"], detector(images)[0]["hm"])
+        other.load_state_dict(torch.load(file, weights_only=True))
+        for head, values in detector(images)[0].items():
+            assert torch.equal(other(images)[0][head], values)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_copy_is_independent(name: str) -> None:
+    detector = warmed_up(narrow(name))
+    twin = copy.deepcopy(detector)
+    images = batch()[0]
+    with torch.no_grad():
+        before = detector(images)[0]["hm"]
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(detector(images)[0]["hm"], before)
+        assert not torch.equal(twin(images)[0]["hm"], before)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_under_bfloat16_autocast_maps_and_losses_stay_float32(name: str) -> None:
+    detector = narrow(name)
+    images, boxes, labels = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = detector(images)
+        parts = detector.losses(outputs, detector.encode(boxes, labels, (64, 64)))
+    parts["loss"].backward()
+    assert {values.dtype for values in outputs[0].values()} == {torch.float32}
+    # The last convolution ran in float32: its results are not all bfloat16 numbers.
+    assert not torch.equal(outputs[0]["wh"], outputs[0]["wh"].bfloat16().float())
+    assert {value.dtype for value in parts.values()} == {torch.float32}
+    assert all(value.isfinite() for value in parts.values())
+    exact = detector.losses(detector(images), detector.encode(boxes, labels, (64, 64)))
+    assert parts["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.05)
+
+
+def test_images_without_objects_train_the_heatmap_alone() -> None:
+    detector = narrow("centernet_resnet18")
+    images, boxes, labels = batch()
+    parts = detector.losses(detector(images), detector.encode(boxes, torch.full_like(labels, -1), (64, 64)))
+    assert (parts["size"].item(), parts["offset"].item()) == (0, 0)
+    assert parts["loss"].item() == parts["heatmap"].item() > 0
+
+
+def outputs_and_targets(detector: Detector) -> tuple[list[dict[str, Tensor]], object]:
+    _, boxes, labels = batch()
+    generator = torch.Generator().manual_seed(3)
+    maps = {"hm": torch.randn(2, 3, 16, 16, generator=generator)}
+    maps |= {head: torch.randn(2, 2, 16, 16, generator=generator) for head in ("wh", "reg")}
+    return [maps], detector.encode(boxes, labels, (64, 64))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    detector = narrow("centernet_resnet18")
+    parts = detector.losses(*outputs_and_targets(detector))
+    assert set(parts) == {"heatmap", "size", "offset", "loss"}
+    expected = parts["heatmap"] + 0.1 * parts["size"] + parts["offset"]
+    assert_close(parts["loss"], expected)
+
+    chosen = narrow("centernet_resnet18", heatmap_weight=2.0, size_weight=0.5, offset_weight=0.25)
+    weighted = chosen.losses(*outputs_and_targets(chosen))
+    assert_close(weighted["loss"], 2 * parts["heatmap"] + 0.5 * parts["size"] + 0.25 * parts["offset"])
+
+
+def test_size_and_offset_losses_by_hand() -> None:
+    detector = narrow("centernet_resnet18")
+    _, boxes, labels = batch()
+    targets = detector.encode(boxes, labels, (64, 64))
+    zeros = {"hm": torch.zeros(2, 3, 16, 16), "wh": torch.zeros(2, 2, 16, 16), "reg": torch.zeros(2, 2, 16, 16)}
+    parts = detector.losses([zeros], targets)
+    # In cells: 9 x 6, then 7.5 x 7.5 (30 .. 60 by 30 .. 63 is clipped at 15), then 10 x 2.5; centres (5.5, 4.5),
+    # (11.25, 11.25), (7.5, 3.75).
+    assert parts["size"].item() == pytest.approx((9 + 6 + 7.5 + 7.5 + 10 + 2.5) / 6.0001, rel=1e-6)
+    assert parts["offset"].item() == pytest.approx((0.5 + 0.5 + 0.25 + 0.25 + 0.5 + 0.75) / 6.0001, rel=1e-6)
+    smooth = narrow("centernet_resnet18", regression_loss="smooth_l1")
+    # Every size differs by more than 1: one half less each; offsets by less: half their squares.
+    parts = smooth.losses([zeros], targets)
+    assert parts["size"].item() == pytest.approx((42.5 - 6 * 0.5) / 3.0001, rel=1e-6)
+    assert parts["offset"].item() == pytest.approx((3 * 0.25 + 2 * 0.0625 + 0.5625) / 2 / 3.0001, rel=1e-6)
+
+
+def test_stacks_are_averaged() -> None:
+    detector = narrow("centernet_resnet18")
+    outputs, targets = outputs_and_targets(detector)
+    other = [{head: values + 1 for head, values in outputs[0].items()}]
+    both = detector.losses(outputs + other, targets)
+    first, second = detector.losses(outputs, targets), detector.losses(other, targets)
+    for name, value in both.items():
+        assert_close(value, (first[name] + second[name]) / 2)
+
+
+def test_preprocessing_is_the_published_one_for_coco() -> None:
+    preprocessing = narrow("centernet_resnet18").preprocessing
+    assert preprocessing.channel_order == "bgr"
+    assert preprocessing.mean == (0.40789654, 0.44719302, 0.47026115)
+    assert preprocessing.std == (0.28863828, 0.27408164, 0.27809835)
+    assert (preprocessing.scale, preprocessing.size_divisor) == (1 / 255, 32)
+
+
+def test_an_image_whose_sides_do_not_fit_is_refused() -> None:
+    message = r"the input is 64 x 100 pixels; .* multiples of 32\. Pad or resize"
+    with pytest.raises(detectors.DetectorError, match=message):
+        narrow("centernet_resnet18")(torch.zeros(1, 3, 64, 100))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widht": 32}, "centernet_resnet18 has no setting 'widht'; did you mean 'width'?"),
+        ({"width": 0}, "width is 0; it has to be a whole number of at least 1."),
+        ({"width": "64"}, "width is '64'; it has to be a whole number of at least 1."),
+        ({"head_channels": 2.5}, "head_channels is 2.5; it has to be a whole number of at least 1."),
+        ({"max_objects": -1}, "max_objects is -1; it has to be a whole number of at least 1."),
+        ({"deconv_channels": [256, 0, 256]}, "deconv_channels[1] is 0; it has to be a whole number of at least 1."),
+        ({"deconv_channels": (256, 128)}, "deconv_channels has 2 entries; the way from stride 32 to 4 takes 3."),
+        ({"size_weight": -0.1}, "size_weight is -0.1; a weight has to be a number of at least 0."),
+        ({"offset_weight": float("nan")}, "offset_weight is nan; a weight has to be a number of at least 0."),
+        ({"heatmap_weight": "1"}, "heatmap_weight is '1'; a weight has to be a number of at least 0."),
+        ({"regression_loss": "l2"}, "regression_loss is 'l2'; known are 'l1', 'smooth_l1'."),
+        ({"min_overlap": 1.0}, "min_overlap is 1.0; it has to lie between 0 and 1."),
+        ({"num_classes": 0}, "num_classes is 0; it has to be a whole number of at least 1."),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(detectors.DetectorError) as refusal:
+        detectors.build("centernet_resnet18", **{"num_classes": 3, **settings})
+    assert str(refusal.value) == message
+
+
+def test_one_network_is_a_centernet_and_knows_its_name() -> None:
+    detector = narrow("centernet_resdcn18")
+    assert isinstance(detector, CenterNet)
+    assert (detector.name, detector.num_classes, detector.stride_divisor) == ("centernet_resdcn18", 3, 32)

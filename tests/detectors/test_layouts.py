@@ -1,0 +1,143 @@
+"""State dicts have the published keys, in the published order, and start from the published values."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import detectors
+from detectors.backbones.resnet import ResNet
+
+LAYOUTS = Path(__file__).parent / "layouts"
+"""Key, shape and dtype of every entry of the authors' (and torchvision's) state dicts, made by running their code."""
+
+PUBLISHED = [
+    ("centernet_resnet18", "centernet_res_18", 15_820_372),
+    ("centernet_resdcn18", "centernet_resdcn_18", 14_437_349),
+    ("centernet_resdcn101", "centernet_resdcn_101", 49_673_189),
+]
+
+
+def layout(name: str) -> list[tuple[str, list[int], str]]:
+    return [tuple(entry) for entry in json.loads((LAYOUTS / f"{name}.json").read_text())]
+
+
+def described(state: dict[str, Tensor]) -> list[tuple[str, list[int], str]]:
+    return [(key, list(value.shape), str(value.dtype).removeprefix("torch.")) for key, value in state.items()]
+
+
+@pytest.mark.parametrize(("name", "layout_name", "num_parameters"), PUBLISHED)
+def test_keys_shapes_and_order_are_the_published_ones(name: str, layout_name: str, num_parameters: int) -> None:
+    with torch.device("meta"):
+        detector = detectors.build(name)
+    assert described(detector.state_dict()) == layout(layout_name)
+    assert sum(parameter.numel() for parameter in detector.parameters()) == num_parameters
+
+
+@pytest.mark.parametrize("depth", [18, 101])
+def test_trunk_keys_are_torchvisions_without_the_classifier(depth: int) -> None:
+    with torch.device("meta"):
+        trunk = ResNet(depth)
+    without_classifier = [e for e in layout(f"resnet{depth}_torchvision") if not e[0].startswith("fc.")]
+    assert described(trunk.state_dict()) == without_classifier
+
+
+def test_plain_resnet101_has_the_trunk_of_torchvision_and_the_heads_of_resnet18() -> None:
+    with torch.device("meta"):
+        keys = described(detectors.build("centernet_resnet101").state_dict())
+    trunk = [entry for entry in layout("resnet101_torchvision") if not entry[0].startswith("fc.")]
+    above = [e for e in layout("centernet_res_18") if not e[0].startswith(("conv1", "bn1", "layer"))]
+    assert above[0] == ("deconv_layers.0.weight", [512, 256, 4, 4], "float32")
+    above[0] = ("deconv_layers.0.weight", [2048, 256, 4, 4], "float32")
+    assert keys == trunk + above
+
+
+def test_a_narrow_network_is_the_same_network_with_fewer_channels() -> None:
+    settings = {"width": 16, "deconv_channels": [32, 24, 16], "head_channels": 8}
+    state = detectors.build("centernet_resnet18", 3, **settings).state_dict()
+    assert list(state) == [key for key, _, _ in layout("centernet_res_18")]
+    assert state["layer4.1.conv2.weight"].shape == (128, 128, 3, 3)  # 16 × 2^3
+    assert state["deconv_layers.0.weight"].shape == (128, 32, 4, 4)
+    assert state["deconv_layers.6.weight"].shape == (24, 16, 4, 4)
+    assert state["hm.2.weight"].shape == (3, 8, 1, 1)
+
+
+@pytest.mark.parametrize("depth", [34, 50, 152])
+def test_trunk_parameters_of_other_depths_are_torchvisions(depth: int) -> None:
+    # torchvision's counts (21,797,672; 25,557,032; 60,192,808) less the classifier: 1000 × (512 or 2048) + 1000.
+    with torch.device("meta"):
+        trunk = ResNet(depth)
+    expected = {34: 21_797_672 - 513_000, 50: 25_557_032 - 2_049_000, 152: 60_192_808 - 2_049_000}
+    assert sum(parameter.numel() for parameter in trunk.parameters()) == expected[depth]
+
+
+def test_an_unknown_depth_is_refused() -> None:
+    with pytest.raises(detectors.DetectorError, match="no ResNet has 20 layers; known are 18, 34, 50, 101, 152"):
+        ResNet(20)
+
+
+def test_the_stride_of_a_bottleneck_is_in_its_3x3_convolution() -> None:
+    with torch.device("meta"):
+        first = ResNet(50).layer2[0]
+    assert (first.conv1.stride, first.conv2.stride, first.conv3.stride) == ((1, 1), (2, 2), (1, 1))
+
+
+def heads_start(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    detector = detectors.build(name, 3, width=8)
+    return detector, detector.state_dict()
+
+
+def test_plain_resnet_starts_as_published() -> None:
+    _, state = heads_start("centernet_resnet18")
+    assert_close(state["hm.2.bias"], torch.full((3,), -2.19))
+    assert_close(state["wh.2.bias"], torch.zeros(2))
+    assert_close(state["reg.2.bias"], torch.zeros(2))
+    assert state["wh.2.weight"].std() == pytest.approx(0.001, rel=0.3)  # 128 values
+    assert state["deconv_layers.3.weight"].std() == pytest.approx(0.001, rel=0.01)
+    # PyTorch's default: uniform within 1/sqrt(256 × 9) = 0.0208, of standard deviation 0.0208/sqrt(3) = 0.0120.
+    assert state["wh.0.weight"].std() == pytest.approx(0.0120, rel=0.02)
+    assert state["wh.0.bias"].abs().max() > 0
+    # Uniform within 1/sqrt(64) = 0.125: 0.0722.
+    assert state["hm.2.weight"].std() == pytest.approx(0.0722, rel=0.15)
+
+
+def test_deformable_resnet_starts_as_published() -> None:
+    _, state = heads_start("centernet_resdcn18")
+    assert_close(state["hm.2.bias"], torch.full((3,), -2.19))
+    assert state["hm.0.bias"].abs().max() > 0
+    for name in ("wh", "reg"):
+        assert state[f"{name}.0.weight"].std() == pytest.approx(0.001, rel=0.02)
+        assert state[f"{name}.2.weight"].std() == pytest.approx(0.001, rel=0.3)
+        assert not state[f"{name}.0.bias"].any()
+        assert not state[f"{name}.2.bias"].any()
+    assert not state["deconv_layers.0.conv_offset_mask.weight"].any()
+    assert not state["deconv_layers.0.conv_offset_mask.bias"].any()
+    assert not state["deconv_layers.0.bias"].any()
+    bound = (64 * 9) ** -0.5  # width 8: 64 channels come out of the trunk
+    weight = state["deconv_layers.0.weight"]
+    assert weight.abs().max() <= bound
+    assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_bilinear_start_goes_into_output_channel_0_only() -> None:
+    _, state = heads_start("centernet_resdcn18")
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    for layer in (3, 9, 15):
+        weight = state[f"deconv_layers.{layer}.weight"]  # in, out, 4, 4
+        assert_close(weight[:, 0], torch.outer(row, row).expand(len(weight), 4, 4))
+        assert weight[:, 1:].abs().max() < 0.1
+        assert weight[:, 1:].std() > 0
+
+
+def test_batch_norm_starts_at_1_and_0_and_keeps_pytorchs_momentum() -> None:
+    detector, _ = heads_start("centernet_resdcn18")
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 20 + 6  # trunk of ResNet-18; two per upsampling step
+    for norm in norms:
+        assert (norm.momentum, norm.eps) == (0.1, 1e-5)
+        assert norm.weight.eq(1).all()
+        assert norm.bias.eq(0).all()
