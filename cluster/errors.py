@@ -3,3 +3,7 @@
 
 class ClusterError(RuntimeError):
     """Workers, engine settings or a checkpoint that cannot be used: one line with what, where and what to do."""
+
+
+class WorkersFailedError(ClusterError):
+    """Training had begun and could not go on; its checkpoints are kept."""

@@ -33,12 +33,16 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    carried = _worker_environment(settings)
+    if not address:
+        # Handed down by inheritance: with a runtime environment, Ray would discard the workers it starts ahead.
+        os.environ.update(carried)
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    address = os.environ.get("RAY_ADDRESS")
     try:
         ray.init(
             address=address or "local",
@@ -47,7 +51,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": _worker_environment(settings)},
+            runtime_env={"env_vars": carried} if address else None,
         )
     except Exception as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"

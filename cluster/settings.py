@@ -10,26 +10,13 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 # Top-level keys of DeepSpeed 0.19 that have an effect here; it ignores any other without a word.
 _DEEPSPEED_KEYS = frozenset(
-    [
-        "comms_logger",
-        "communication_data_type",
-        "data_types",
-        "disable_allgather",
-        "dump_state",
-        "flops_profiler",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "gradient_predivide_factor",
-        "prescale_gradients",
-        "steps_per_print",
-        "torch_autocast",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "wall_clock_breakdown",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
-    ]
+    {
+        *("comms_logger", "communication_data_type", "data_types", "disable_allgather", "dump_state"),
+        *("flops_profiler", "gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor"),
+        *("prescale_gradients", "steps_per_print", "torch_autocast", "train_batch_size"),
+        *("train_micro_batch_size_per_gpu", "wall_clock_breakdown", "zero_allow_untested_optimizer"),
+        *("zero_force_ds_cpu_optimizer", "zero_optimization"),
+    }
 )
 # Keys that the recipe states elsewhere; two sources for one number would drift apart.
 _DERIVED_KEYS = {

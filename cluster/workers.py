@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import torch
 
 from cluster.engine import bootstrap
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, WorkersFailedError
 from cluster.settings import ClusterSettings
 
 logger = logging.getLogger("aweigh")
@@ -57,7 +57,7 @@ def run_workers(loop: Loop, config: Any, *, run_name: str, folder: Path, setting
         settings: number and kind of workers.
 
     Raises:
-        ClusterError: a worker failed for good; the line names rank and cause.
+        WorkersFailedError: a worker failed for good; the line names rank and cause.
         KeyboardInterrupt: Ctrl-C; workers are stopped first.
     """
     from cluster.local import connected
@@ -91,12 +91,14 @@ def run_workers(loop: Loop, config: Any, *, run_name: str, folder: Path, setting
         )
         try:
             trainer.fit()
-        except KeyboardInterrupt:
-            raise
+        except SystemExit:
+            # Ray's answer to Ctrl-C is to stop the workers and exit with success; ours is to say how to go on.
+            raise KeyboardInterrupt from None
         except Exception as error:
-            raise ClusterError(_cause(error, logs)) from error
+            if not failure.exists():
+                raise WorkersFailedError(_cause(error, logs)) from error
     if failure.exists():
-        raise ClusterError(json.loads(failure.read_text())["message"])
+        raise WorkersFailedError(json.loads(failure.read_text())["message"])
 
 
 class UnrecoverableError(Exception):

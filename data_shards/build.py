@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 
 from data_shards.coco import CocoDataset, CocoImage, DegenerateBoxes, read_coco
 from data_shards.decode import decode_jpeg, exif_orientation, image_extension
@@ -34,6 +33,8 @@ DEFAULT_SHARD_BYTES = 80_000_000
 _MOST_SHARD_BYTES = 2_000_000_000
 # What a tar adds to a sample: two headers, two paddings, a small JSON. Only used to cut shards.
 _OVERHEAD_BYTES = 2048
+# A process takes seconds to start, mostly for importing torch; less work than this is not worth another one.
+_BYTES_WORTH_A_PROCESS = 40_000_000
 _ORDER = 201
 
 
@@ -104,7 +105,7 @@ def build_shards(
         split: name of the split, the first part of every shard's name.
         shard_bytes: a shard is closed before its images exceed this; one image is never divided.
         degenerate_boxes: see `read_coco`.
-        processes: how many build at the same time.
+        processes: at most so many build at the same time; small sets take fewer.
         progress: called after each finished shard, in order.
         overwrite: replace another data set that is already there.
 
@@ -134,12 +135,12 @@ def build_shards(
     label_of = {item.id: label for label, item in enumerate(dataset.classes)}
     same = {shard.name: shard for shard in existing.shards} if existing else None
     jobs = [
-        _Job(f"{split}-{number:06d}", chunk, Path(images), label_of, store, same)
-        for number, chunk in enumerate(_cut(_ordered(dataset), Path(images), shard_bytes))
+        _Job(f"{split}-{number:06d}", chunk, size, Path(images), label_of, store, same)
+        for number, (chunk, size) in enumerate(_cut(_ordered(dataset), Path(images), shard_bytes))
     ]
     built: list[Shard] = []
     bad: list[str] = []
-    for result in _run(jobs, processes):
+    for result in _run(jobs, min(processes, 1 + sum(job.size for job in jobs) // _BYTES_WORTH_A_PROCESS)):
         if isinstance(result, list):
             bad += result
             continue
@@ -208,18 +209,19 @@ def _ordered(dataset: CocoDataset) -> list[CocoImage]:
     return [images[index] for index in np.argsort(scrambled, kind="stable")]
 
 
-def _cut(images: Iterable[CocoImage], folder: Path, shard_bytes: int) -> Iterator[list[CocoImage]]:
+def _cut(images: Iterable[CocoImage], folder: Path, shard_bytes: int) -> Iterator[tuple[list[CocoImage], int]]:
+    """The images of each shard, and about how many bytes they take."""
     chunk: list[CocoImage] = []
     filled = 0
     for image in images:
         size = os.path.getsize(folder / image.file_name) + _OVERHEAD_BYTES
         if chunk and filled + size > shard_bytes:
-            yield chunk
+            yield chunk, filled
             chunk, filled = [], 0
         chunk.append(image)
         filled += size
     if chunk:
-        yield chunk
+        yield chunk, filled
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ class _Job:
 
     name: str
     images: list[CocoImage]
+    size: int
     folder: Path
     label_of: dict[int, int]
     store: Store
@@ -247,6 +250,8 @@ def _run(jobs: list[_Job], processes: int) -> Iterator[Shard | list[str]]:
 
 def _build_shard(job: _Job) -> Shard | list[str]:
     """Build one shard and store it; the list of what is wrong with its images where they cannot be used."""
+    import webdataset  # brings torch along, which a command that builds nothing should not wait for
+
     bad: list[str] = []
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, user="aweigh", group="aweigh", mtime=0, encoder=False) as writer:

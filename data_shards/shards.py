@@ -17,8 +17,10 @@ import filelock
 
 from data_shards.errors import DataError
 from data_shards.index import ShardIndex
-from data_shards.manifest import Manifest
+from data_shards.manifest import Manifest, Shard
 from data_shards.store import Store, open_store
+
+_DOWNLOADS = 2
 
 _Identity = tuple[int, int, int, int]
 
@@ -92,15 +94,8 @@ class Shards:
             self._read(shard, 0, 0)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        path = self._path(shard)
+        file = self._open(shard)
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(
-                f"{self._where(shard)} cannot be opened ({os.strerror(error.errno or 0)}). Build or fetch it again."
-            ) from error
-        try:
-            self._verify(shard, file)
             data = os.pread(file, size, offset)
         finally:
             os.close(file)
@@ -108,9 +103,29 @@ class Shards:
             raise DataError(f"{self._where(shard)} ends inside a sample. Build or fetch it again.")
         return data
 
-    def _path(self, shard: int) -> Path:
+    def _open(self, shard: int) -> int:
+        """A descriptor of the shard's verified file."""
         record = self.manifest.shards[shard]
-        return self.store.local_path(record.name) or self._cached(record.name, record.sha256, record.bytes)
+        in_place = self.store.local_path(record.name)
+        file = self._descriptor(shard, in_place or self._cached(record))
+        try:
+            self._verify(shard, file)
+        except DataError:
+            damaged = os.fstat(file).st_ino
+            os.close(file)
+            if in_place is not None:
+                raise
+            file = self._descriptor(shard, self._cached(record, damaged))
+            self._verify(shard, file)
+        return file
+
+    def _descriptor(self, shard: int, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(
+                f"{self._where(shard)} cannot be opened ({os.strerror(error.errno or 0)}). Build or fetch it again."
+            ) from error
 
     def _verify(self, shard: int, file: int) -> None:
         status = os.fstat(file)
@@ -121,46 +136,55 @@ class Shards:
         with self._locks[shard]:
             if (identity, record.sha256) in _verified:
                 return
-            self._check(record.name, file, record.bytes, record.sha256)
+            self._check(record, file)
             with _verifying:
                 _verified[(identity, record.sha256)] = None
 
-    def _check(self, name: str, file: int, size: int, sha256: str) -> None:
-        where = f"{self.store.location}/{name}"
-        found_size = os.fstat(file).st_size
-        if found_size != size:
+    def _check(self, record: Shard, file: int) -> None:
+        where = f"{self.store.location}/{record.name}"
+        found_bytes = os.fstat(file).st_size
+        if found_bytes != record.bytes:
             raise DataError(
-                f"shard {where} has {found_size:,} bytes, the manifest says {size:,}. "
+                f"shard {where} has {found_bytes:,} bytes, the manifest says {record.bytes:,}. "
                 "It is not the shard that was built; build or copy it again."
             )
         found = _sha256(file)
-        if found != sha256:
+        if found != record.sha256:
             raise DataError(
-                f"shard {where} does not match the manifest: sha256 {found}, expected {sha256}. "
+                f"shard {where} does not match the manifest: sha256 {found}, expected {record.sha256}. "
                 "It is not the shard that was built; build or copy it again."
             )
 
-    def _cached(self, name: str, sha256: str, size: int) -> Path:
-        path = self.cache_folder / "shards" / f"{sha256}{Path(name).suffix}"
-        if path.exists():
+    def _cached(self, record: Shard, damaged: int | None = None) -> Path:
+        """The cache's file for a shard, fetched where it is missing or is still the damaged inode."""
+        path = self.cache_folder / "shards" / f"{record.sha256}.tar"
+        if damaged is None and path.exists():
             return path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(f"{path}.lock"):
-                if not path.exists():
-                    self._fetch(name, path, sha256, size)
+                # While we waited for the lock, another process may have fetched it.
+                if not path.exists() or path.stat().st_ino == damaged:
+                    self._fetch(record, path)
         except OSError as error:
             raise DataError(
                 f"cannot keep shards in {path.parent}: {error}. Choose another cache folder (AWEIGH_CACHE)."
             ) from error
         return path
 
-    def _fetch(self, name: str, path: Path, sha256: str, size: int) -> None:
+    def _fetch(self, record: Shard, path: Path) -> None:
         part = path.with_name(f"{path.name}.part")
         try:
-            self.store.download(name, part)
-            with open(part, "rb") as file:
-                self._check(name, file.fileno(), size, sha256)
+            for attempt in range(_DOWNLOADS):
+                self.store.download(record.name, part)
+                try:
+                    with open(part, "rb") as file:
+                        self._check(record, file.fileno())
+                    break
+                except DataError:
+                    # Bytes can be damaged on the way, and no S3 client notices.
+                    if attempt == _DOWNLOADS - 1:
+                        raise
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -1,41 +1,47 @@
 """CenterNet: an object is the centre of its box, a peak on a heatmap (Objects as Points, arXiv:1904.07850).
 
 Everything is at a quarter of the input's resolution: the networks' output stride is 4, and a *cell* is 4 input
-pixels. State-dict keys are the published ones, which is why heads are called `hm`, `wh` and `reg` there.
+pixels. Heads have their published names: `hm` is the heatmap, `wh` the size, `reg` the offset.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from detectors import boxes as box
-from detectors.backbones.resnet import ResNet
-from detectors.detector import Detections, Detector, DetectorError, Preprocessing, register
+from detectors.centernet_networks import (
+    COCO_PREPROCESSING,
+    CenterNetNetwork,
+    DLANetwork,
+    DLASettings,
+    HourglassNetwork,
+    HourglassSettings,
+    Outputs,
+    ResNetDCNNetwork,
+    ResNetNetwork,
+    ResNetSettings,
+)
+from detectors.detector import Detections, DetectorError, register
 from detectors.gaussian import gaussian_heatmaps, published_radius
-from detectors.layers.head import Head, start_heatmap, start_small
-from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
 from detectors.losses import (
     at_centers,
     masked_l1_loss,
     masked_smooth_l1_loss,
     penalty_reduced_focal_loss,
 )
-from detectors.peaks import top_peaks
+from detectors.peaks import Peaks, top_peaks
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 
 STRIDE = 4
 """Input pixels per cell of the heatmap."""
 
-Outputs = list[dict[str, Tensor]]
-"""One dict per stack: `hm` `(batch, classes, height / 4, width / 4)` logits, `wh` and `reg` `(batch, 2, ...)`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CenterNetSettings:
-    """What may be chosen about any CenterNet; the defaults are the published COCO training."""
+    """What may be chosen about CenterNet, whatever its network; the defaults are the published COCO training."""
 
     max_objects: int = 128
     """Annotations of an image that are used, the first ones in file order."""
@@ -58,30 +64,6 @@ class CenterNetSettings:
         require_fraction("min_overlap", self.min_overlap)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResNetSettings(CenterNetSettings):
-    """What may be chosen about a CenterNet on a ResNet."""
-
-    width: int = 64
-    """Channels of the trunk's first stage; less makes a lighter network that no published file fits."""
-    deconv_channels: tuple[int, ...] = (256, 256, 256)
-    """Channels of the three steps that double the resolution, from stride 32 to 4."""
-    head_channels: int = 64
-    """Channels between the two convolutions of a head."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_count("width", self.width)
-        require_count("head_channels", self.head_channels)
-        object.__setattr__(self, "deconv_channels", tuple(self.deconv_channels))
-        for step, channels in enumerate(self.deconv_channels):
-            require_count(f"deconv_channels[{step}]", channels)
-        if len(self.deconv_channels) != 3:
-            raise DetectorError(
-                f"deconv_channels has {len(self.deconv_channels)} entries; the way from stride 32 to 4 takes 3."
-            )
-
-
 @dataclass(frozen=True)
 class CenterNetTargets:
     """What the losses are given for a batch; object rows keep the slots of the annotations.
@@ -98,43 +80,52 @@ class CenterNetTargets:
     object_mask: Tensor
 
 
-class CenterNet(Detector):
-    """Targets, losses and decoding; what makes the features is the business of the classes below."""
+@dataclass(frozen=True)
+class CenterNetObjects:
+    """Annotations of a batch in the frame of cells, one row per slot.
 
-    preprocessing = Preprocessing(
-        channel_order="bgr",
-        mean=(0.40789654, 0.44719302, 0.47026115),
-        std=(0.28863828, 0.27408164, 0.27809835),
-    )
-    stride_divisor = 32
-    class_layers = ("hm.2",)
+    `labels` int64 `(batch, max_objects)`; `in_frame` bool, same shape: no padding, and something of the box is
+    left in the frame (all but `labels` is 0 elsewhere); `size`, `offset` float32 and `cell` int64
+    `(batch, max_objects, 2)`, of the clipped box; `index` int64, y * width + x of the cell.
+    """
 
-    def __init__(self, num_classes: int, settings: CenterNetSettings) -> None:
+    labels: Tensor
+    in_frame: Tensor
+    size: Tensor
+    cell: Tensor
+    offset: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class CenterNetPoints:
+    """The best peaks of a batch; `cell` float32 `(batch, peaks, 2)` as x, y.
+
+    `center` `(batch, peaks, 2)` and `boxes` `(batch, peaks, 4)` are in the input frame.
+    """
+
+    peaks: Peaks
+    cell: Tensor
+    center: Tensor
+    boxes: Tensor
+
+
+class CenterNet(CenterNetNetwork):
+    """Boxes as points: the heads, their targets and losses, and the way back to boxes."""
+
+    def __init__(self, num_classes: int, network: Any, settings: CenterNetSettings) -> None:
         super().__init__()
         require_count("num_classes", num_classes)
         self.num_classes = num_classes
         self.settings = settings
+        self.preprocessing = replace(COCO_PREPROCESSING, size_divisor=self.stride_divisor)
+        # The heads of an hourglass are lists with an entry per stack, of two layers each.
+        self.class_layers = ("hm.2",) if self.stacks == 1 else ("hm.0.1", "hm.1.1")
+        self.assemble(network)
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
         return {"hm": self.num_classes, "wh": 2, "reg": 2}
-
-    def run_heads(self, features: Tensor) -> dict[str, Tensor]:
-        """Raw maps by head, float32, from features `(batch, channels, height / 4, width / 4)`."""
-        return {name: getattr(self, name)(features) for name in self.head_channels()}
-
-    def check_input_size(self, input_size: tuple[int, int]) -> None:
-        """Refuse sides that the network cannot halve and double back.
-
-        Raises:
-            DetectorError: a side is no multiple of `stride_divisor`.
-        """
-        height, width = input_size
-        if height % self.stride_divisor or width % self.stride_divisor:
-            raise DetectorError(
-                f"the input is {height} x {width} pixels; height and width have to be multiples of "
-                f"{self.stride_divisor}. Pad or resize it."
-            )
 
     @torch.no_grad()
     def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> CenterNetTargets:
@@ -158,22 +149,16 @@ class CenterNet(Detector):
         Source:
             xingyizhou/CenterNet, src/lib/datasets/sample/ctdet.py.
         """
-        self.check_input_size(input_size)
-        height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
-        labels = self._in_slots(labels, fill=-1)
-        self._check_labels(labels)
-        boxes_in_cells = box.clip(self._in_slots(boxes.float(), fill=0) / STRIDE, height - 1, width - 1)
-        size = box.sizes(boxes_in_cells)
-        object_mask = (labels >= 0) & (size > 0).all(dim=-1)
-        size = torch.where(object_mask[..., None], size, 0)
-        center = torch.where(object_mask[..., None], box.centers(boxes_in_cells), 0)
-        cell = center.long()
+        objects = self.locate(boxes, labels, input_size)
+        is_object = objects.in_frame & (objects.labels >= 0)
         return CenterNetTargets(
-            heatmap=self._draw(labels, cell, size.ceil(), object_mask, (height, width)),
-            size=size,
-            offset=center - cell,
-            center_index=cell[..., 1] * width + cell[..., 0],
-            object_mask=object_mask,
+            heatmap=self.draw(
+                objects.labels, objects.cell, objects.size.ceil(), is_object, self.num_classes, input_size
+            ),
+            size=torch.where(is_object[..., None], objects.size, 0),
+            offset=torch.where(is_object[..., None], objects.offset, 0),
+            center_index=torch.where(is_object, objects.index, 0),
+            object_mask=is_object,
         )
 
     def losses(self, outputs: Outputs, targets: CenterNetTargets) -> dict[str, Tensor]:
@@ -211,23 +196,81 @@ class CenterNet(Detector):
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `ctdet_decode`.
         """
-        maps = outputs[-1]
-        self._check_map_size(maps["hm"], input_size)
-        peaks = top_peaks(maps["hm"].float().sigmoid(), limit)
-        offset = at_centers(maps["reg"].float(), peaks.index)
-        size = at_centers(maps["wh"].float(), peaks.index)
-        center = torch.stack((peaks.x, peaks.y), dim=-1) + offset
-        boxes = box.around(center, size) * STRIDE
-        return [Detections(*rows) for rows in zip(boxes, peaks.scores, peaks.labels, strict=True)]
+        points = self.find(outputs, input_size, limit)
+        return [Detections(*rows) for rows in zip(points.boxes, points.peaks.scores, points.peaks.labels, strict=True)]
 
-    def _in_slots(self, rows: Tensor, fill: int) -> Tensor:
+    def find(self, outputs: Outputs, input_size: tuple[int, int], limit: int) -> CenterNetPoints:
+        """The best peaks of the last stack with what the heads of size and offset say there; see `decode`."""
+        maps = outputs[-1]
+        height, width = maps["hm"].shape[-2] * STRIDE, maps["hm"].shape[-1] * STRIDE
+        if (height, width) != tuple(input_size):
+            raise DetectorError(
+                f"the maps are {height // STRIDE} x {width // STRIDE} cells, which an input of {height} x {width} "
+                f"gives, not one of {input_size[0]} x {input_size[1]}. Pass the size of the tensor that was run."
+            )
+        peaks = top_peaks(maps["hm"].float().sigmoid(), limit)
+        cell = torch.stack((peaks.x, peaks.y), dim=-1)
+        center = cell + at_centers(maps["reg"].float(), peaks.index)
+        size = at_centers(maps["wh"].float(), peaks.index)
+        return CenterNetPoints(peaks, cell, center * STRIDE, box.around(center, size) * STRIDE)
+
+    def locate(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int]) -> CenterNetObjects:
+        """Bring annotations into their slots and into the frame of cells; see `encode` for arguments and errors."""
+        self.check_input_size(input_size)
+        height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
+        labels = self.in_slots(labels, fill=-1)
+        self._check_labels(labels)
+        boxes_in_cells = box.clip(self.in_slots(boxes.float()) / STRIDE, height - 1, width - 1)
+        size = box.sizes(boxes_in_cells)
+        in_frame = (size > 0).all(dim=-1) & (labels != -1)
+        center = torch.where(in_frame[..., None], box.centers(boxes_in_cells), 0)
+        cell = center.long()
+        return CenterNetObjects(
+            labels=labels,
+            in_frame=in_frame,
+            size=torch.where(in_frame[..., None], size, 0),
+            cell=cell,
+            offset=center - cell,
+            index=cell[..., 1] * width + cell[..., 0],
+        )
+
+    def in_slots(self, rows: Tensor, fill: int = 0) -> Tensor:
+        """The first `max_objects` entries of dimension 1, filled up where there are fewer."""
         slots = self.settings.max_objects
         rows = rows[:, :slots]
         missing = slots - rows.shape[1]
         return functional.pad(rows, (*(0, 0) * (rows.dim() - 2), 0, missing), value=fill)
 
+    def draw(
+        self,
+        planes: Tensor,
+        cell: Tensor,
+        extent: Tensor,
+        drawn: Tensor,
+        num_planes: int,
+        input_size: tuple[int, int],
+    ) -> Tensor:
+        """Heatmaps `(batch, num_planes, height / 4, width / 4)` of Gaussians for points of a batch.
+
+        Args:
+            planes: int64 `(batch, points)`, the plane of each point.
+            cell: int64 `(batch, points, 2)`, x and y.
+            extent: `(batch, points, 2)`, width and height in cells of the object, which sets the reach.
+            drawn: bool `(batch, points)`; values of other rows do not matter.
+            num_planes: planes an image.
+            input_size: height and width of the input, in pixels.
+        """
+        batch = len(planes)
+        radii = published_radius(extent[..., 1], extent[..., 0], self.settings.min_overlap).long()
+        first_plane = torch.arange(batch, device=planes.device)[:, None] * num_planes
+        shape = (batch * num_planes, input_size[0] // STRIDE, input_size[1] // STRIDE)
+        heatmaps = gaussian_heatmaps(
+            (first_plane + planes).flatten(), cell.flatten(0, 1), radii.flatten(), drawn.flatten(), shape
+        )
+        return heatmaps.view(batch, num_planes, *shape[1:])
+
     def _check_labels(self, labels: Tensor) -> None:
-        highest = int(labels.max()) if labels.numel() else -1
+        highest = int(labels.max())
         if highest >= self.num_classes:
             raise DetectorError(
                 f"an object has label {highest}, but the detector was built for {self.num_classes} classes "
@@ -235,104 +278,79 @@ class CenterNet(Detector):
                 "class list."
             )
 
-    def _check_map_size(self, heatmap: Tensor, input_size: tuple[int, int]) -> None:
-        height, width = heatmap.shape[-2:]
-        if (height * STRIDE, width * STRIDE) != tuple(input_size):
-            raise DetectorError(
-                f"the maps are {height} x {width} cells, which an input of {height * STRIDE} x {width * STRIDE} "
-                f"gives, not one of {input_size[0]} x {input_size[1]}. Pass the size of the tensor that was run."
-            )
 
-    def _draw(self, labels: Tensor, cell: Tensor, extent: Tensor, drawn: Tensor, map_size: tuple[int, int]) -> Tensor:
-        """Heatmap `(batch, classes, *map_size)` of Gaussians that suit objects of width and height `extent`."""
-        batch = len(labels)
-        radii = published_radius(extent[..., 1], extent[..., 0], self.settings.min_overlap).long()
-        image = torch.arange(batch, device=labels.device)[:, None]
-        planes = image * self.num_classes + labels.clamp_min(0)
-        shape = (batch * self.num_classes, *map_size)
-        heatmap = gaussian_heatmaps(planes.flatten(), cell.flatten(0, 1), radii.flatten(), drawn.flatten(), shape)
-        return heatmap.view(batch, self.num_classes, *map_size)
+class CenterNetResNet18(ResNetNetwork, CenterNet):
+    """CenterNet on the plain ResNet-18."""
+
+    depth = 18
 
 
-class CenterNetResNet(CenterNet):
-    """ResNet, three transposed convolutions, heads: the plain network of the published code (`res_18` ...)."""
+class CenterNetResNet101(ResNetNetwork, CenterNet):
+    """CenterNet on the plain ResNet-101."""
 
-    upsampling = staticmethod(transposed_upsampling)
-
-    def __init__(self, num_classes: int, depth: int, settings: ResNetSettings) -> None:
-        super().__init__(num_classes, settings)
-        trunk = ResNet(depth, settings.width)
-        # The published names have no prefix: the trunk's stages are this module's own.
-        for name, module in trunk.named_children():
-            self.add_module(name, module)
-        self.deconv_layers = self.upsampling(trunk.channels[-1], settings.deconv_channels)
-        channels = settings.deconv_channels[-1]
-        for name in self.head_order():
-            head = Head(channels, settings.head_channels, self.head_channels()[name])
-            self.start_head(name, head)
-            self.add_module(name, head)
-
-    def head_order(self) -> list[str]:
-        """Order in which the published code registers heads."""
-        return sorted(self.head_channels())
-
-    def start_head(self, name: str, head: Head) -> None:
-        """Small weights in the last convolution only; the heatmap keeps PyTorch's."""
-        _, last = head.convolutions()
-        if "hm" in name:
-            start_heatmap(last)
-        else:
-            start_small(last)
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Raw maps of one stack, `[{"hm", "wh", "reg"}]`, from normalised images `(batch, 3, height, width)`."""
-        self.check_input_size((images.shape[-2], images.shape[-1]))
-        stages = ResNet.forward(cast(ResNet, self), images)
-        return [self.run_heads(self.deconv_layers(stages[-1]))]
+    depth = 101
 
 
-class CenterNetResNetDCN(CenterNetResNet):
-    """ResNet with a deformable convolution before each transposed one: the paper's ResNets (`resdcn_18` ...)."""
+class CenterNetResNetDCN18(ResNetDCNNetwork, CenterNet):
+    """CenterNet on the deformable ResNet-18."""
 
-    upsampling = staticmethod(deformable_upsampling)
-
-    def head_order(self) -> list[str]:
-        """Order in which the published code registers heads."""
-        return list(self.head_channels())
-
-    def start_head(self, name: str, head: Head) -> None:
-        """Small weights in both convolutions; the heatmap keeps PyTorch's."""
-        first, last = head.convolutions()
-        if "hm" in name:
-            start_heatmap(last)
-        else:
-            start_small(first)
-            start_small(last)
+    depth = 18
 
 
-_RESNET = ResNetSettings()
+class CenterNetResNetDCN101(ResNetDCNNetwork, CenterNet):
+    """CenterNet on the deformable ResNet-101."""
+
+    depth = 101
+
+
+class CenterNetDLA34(DLANetwork, CenterNet):
+    """CenterNet on DLA-34."""
+
+
+class CenterNetHourglass104(HourglassNetwork, CenterNet):
+    """CenterNet on Hourglass-104."""
+
+
 _RESNET_DCN = ResNetSettings(deconv_channels=(256, 128, 64))
 
 
 @register("centernet_resnet18")
 def centernet_resnet18(num_classes: int = 80, **settings: Any) -> CenterNet:
     """ResNet-18 with plain transposed convolutions: 15.8 M parameters, no deformable layer; no published AP."""
-    return CenterNetResNet(num_classes, 18, configure("centernet_resnet18", _RESNET, settings))
+    network, chosen = configure("centernet_resnet18", settings, ResNetSettings(), CenterNetSettings())
+    return CenterNetResNet18(num_classes, network, chosen)
 
 
 @register("centernet_resnet101")
 def centernet_resnet101(num_classes: int = 80, **settings: Any) -> CenterNet:
     """ResNet-101 with plain transposed convolutions; no published AP."""
-    return CenterNetResNet(num_classes, 101, configure("centernet_resnet101", _RESNET, settings))
+    network, chosen = configure("centernet_resnet101", settings, ResNetSettings(), CenterNetSettings())
+    return CenterNetResNet101(num_classes, network, chosen)
 
 
 @register("centernet_resdcn18")
 def centernet_resdcn18(num_classes: int = 80, **settings: Any) -> CenterNet:
     """The paper's ResNet-18: 14.4 M parameters, 28.1 AP on COCO val2017."""
-    return CenterNetResNetDCN(num_classes, 18, configure("centernet_resdcn18", _RESNET_DCN, settings))
+    network, chosen = configure("centernet_resdcn18", settings, _RESNET_DCN, CenterNetSettings())
+    return CenterNetResNetDCN18(num_classes, network, chosen)
 
 
 @register("centernet_resdcn101")
 def centernet_resdcn101(num_classes: int = 80, **settings: Any) -> CenterNet:
     """The paper's ResNet-101: 49.7 M parameters, 34.6 AP on COCO val2017."""
-    return CenterNetResNetDCN(num_classes, 101, configure("centernet_resdcn101", _RESNET_DCN, settings))
+    network, chosen = configure("centernet_resdcn101", settings, _RESNET_DCN, CenterNetSettings())
+    return CenterNetResNetDCN101(num_classes, network, chosen)
+
+
+@register("centernet_dla34")
+def centernet_dla34(num_classes: int = 80, **settings: Any) -> CenterNet:
+    """DLA-34: 20.2 M parameters, 37.4 AP on COCO val2017 after 230 epochs."""
+    network, chosen = configure("centernet_dla34", settings, DLASettings(), CenterNetSettings())
+    return CenterNetDLA34(num_classes, network, chosen)
+
+
+@register("centernet_hourglass104")
+def centernet_hourglass104(num_classes: int = 80, **settings: Any) -> CenterNet:
+    """Hourglass-104: 191.3 M parameters, 40.3 AP on COCO val2017."""
+    network, chosen = configure("centernet_hourglass104", settings, HourglassSettings(), CenterNetSettings())
+    return CenterNetHourglass104(num_classes, network, chosen)

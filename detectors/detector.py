@@ -92,7 +92,7 @@ _BUILDERS: dict[str, Callable[..., Detector]] = {}
 
 
 def register(name: str) -> Callable[[Callable[..., Detector]], Callable[..., Detector]]:
-    """Make a builder known under `name`; it is called with `num_classes` and the detector's settings."""
+    """Make a builder known under `name`; it is called with the detector's settings and, if given, `num_classes`."""
 
     def keep(builder: Callable[..., Detector]) -> Callable[..., Detector]:
         _BUILDERS[name] = builder
@@ -107,16 +107,23 @@ def names() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def build(name: str, num_classes: int = 80, **settings: Any) -> Detector:
+def build(name: str, num_classes: int | None = None, **settings: Any) -> Detector:
     """Build a detector with freshly initialised weights, as its publication initialises them.
 
+    Args:
+        name: one of `names()`.
+        num_classes: classes to tell apart; without it those of the publication (80 for boxes on COCO).
+        settings: what the detector lets one choose, by name.
+
     Raises:
-        DetectorError: `name` is unknown (the nearest is named), or a setting is.
+        DetectorError: `name` is unknown (the nearest is named), or a setting is, or a value cannot be honoured.
     """
     _import_detectors()
     if name not in _BUILDERS:
         raise DetectorError(f"unknown detector {name!r}{nearest(name, sorted(_BUILDERS))}")
-    detector = _BUILDERS[name](num_classes=num_classes, **settings)
+    if num_classes is not None:
+        settings["num_classes"] = num_classes
+    detector = _BUILDERS[name](**settings)
     detector.name = name
     return detector
 
@@ -128,4 +135,4 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _import_detectors() -> None:
-    from detectors import centernet  # noqa: F401
+    from detectors import centernet, centernet_3d, centernet_pose  # noqa: F401

@@ -10,20 +10,25 @@ from detectors.detector import DetectorError, nearest
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Settings = TypeVar("Settings", bound="DataclassInstance")
+First = TypeVar("First", bound="DataclassInstance")
+Second = TypeVar("Second", bound="DataclassInstance")
 
 
-def configure(name: str, defaults: Settings, given: Mapping[str, Any]) -> Settings:
-    """The settings dataclass `defaults` with the fields in `given` replaced.
+def configure(name: str, given: Mapping[str, Any], first: First, second: Second) -> tuple[First, Second]:
+    """Deal the settings `given` by name to two dataclasses, whose other fields stay as they are.
 
     Raises:
         DetectorError: the detector `name` has no such setting (the nearest is named), or refuses a value.
     """
-    known = [field.name for field in fields(defaults)]
+    of_first = {field.name for field in fields(first)}
+    of_second = {field.name for field in fields(second)}
     for setting in given:
-        if setting not in known:
-            raise DetectorError(f"{name} has no setting {setting!r}{nearest(setting, known)}")
-    return replace(defaults, **given)
+        if setting not in of_first | of_second:
+            raise DetectorError(f"{name} has no setting {setting!r}{nearest(setting, sorted(of_first | of_second))}")
+    return (
+        replace(first, **{setting: given[setting] for setting in given if setting in of_first}),
+        replace(second, **{setting: given[setting] for setting in given if setting in of_second}),
+    )
 
 
 def require_count(name: str, value: Any) -> None:

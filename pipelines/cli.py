@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rest and not getattr(known, "takes_flags", False):
         fail(f"unknown argument {rest[0]!r}; `aweigh {known.command} --help` lists them.")
     known.rest = rest
-    from cluster.errors import ClusterError
+    from cluster.errors import ClusterError, WorkersFailedError
     from data_shards.errors import DataError
     from pipelines.errors import ConfigError
 
@@ -67,8 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader (head, less) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except WorkersFailedError as error:
+        fail(str(error), 1)
     except mistakes as error:
-        fail(str(error), getattr(error, "exit_status", 2))
+        fail(str(error))
     except ValueError as error:
         # detectors is imported only by commands that build one, so its error is known by name.
         if type(error).__name__ != "DetectorError":

@@ -66,9 +66,9 @@ def _figure(value: float) -> str:
 
 
 def progress_line(topic: str, done: int, total: int, what: str) -> None:
-    """How far a long work is: one line that renews itself in a terminal, a line for each call in a file."""
+    """How far a long work is: one line that renews itself in a terminal, about ten lines in a file."""
     text = f"{topic:<10}{done:,}/{total:,} {what}  {100 * done / max(total, 1):.0f}%"
     if sys.stderr.isatty():
         print(f"\r{text}\x1b[K", end="\n" if done >= total else "", file=sys.stderr, flush=True)
-    else:
+    elif done >= total or done * 10 // total != (done - 1) * 10 // total:
         print(text, file=sys.stderr, flush=True)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.demo import write_demo
-
 from data_shards.build import build_shards
+from data_shards.demo import write_demo
 from pipelines import console, recipes
 from pipelines.recipe import with_flags
 from pipelines.show import show_result
@@ -26,7 +25,7 @@ def run_demo(folder: Path, flags: Sequence[str]) -> None:
     data = replace(recipe.data, train=str(shards / "train"), validation=str(shards / "val"))
     recipe = with_flags(replace(recipe, data=data), flags)
     console.say("demo", f"1 of 3: a small COCO-format data set in {folder}, like photographs, the same every time")
-    written = write_demo(folder)
+    written = write_demo(folder, progress=lambda done, total: console.progress_line("images", done, total, "drawn"))
     console.say("demo", "2 of 3: its WebDataset shards and their manifest")
     for split, annotations in (("train", written.train_annotations), ("val", written.val_annotations)):
         report = build_shards(annotations, written.images, str(shards), split=split, shard_bytes=1_000_000)

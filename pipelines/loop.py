@@ -320,12 +320,10 @@ class _Training:
         self.saved_step = self.step
 
     def _finish(self) -> None:
-        """The run's result beside it; done again where an attempt ended between the last step and this."""
-        result = self.context.folder / "result.json"
-        if self.recipe.data.validation and not (self.context.folder / "evaluation" / "metrics.json").exists():
-            self._evaluate(self.recipe.schedule.epochs)
+        """Say that the run is complete: its last evaluation came before its last checkpoint."""
         if self.first_rank:
-            console.write_json(result, {"step": self.step, "epochs": self.recipe.schedule.epochs, "run": self.job.run})
+            facts = {"step": self.step, "epochs": self.recipe.schedule.epochs, "run": self.job.run}
+            console.write_json(self.context.folder / "result.json", facts)
 
     def _measure(self) -> None:
         """The benchmark: the same steps with exact phases, the first ones left out as warm-up."""

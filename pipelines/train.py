@@ -61,6 +61,10 @@ def train(recipe: Recipe) -> TrainingResult:
             console.say("done", f"run {name} ended before, at step {last_step:,}")
         else:
             with _tracked(recipe, name, attempt, manifest, folder) as (uri, mlflow_run):
+                where = os.environ.get("RAY_ADDRESS", "started on this machine for this run")
+                console.say(
+                    "cluster", f"{recipe.cluster.workers} workers on Ray, {where}; their logs in {folder / 'logs'}"
+                )
                 run_workers(
                     train_worker,
                     Job(recipe=recipe, run=name, attempt=attempt, tracking_uri=uri, tracking_run=mlflow_run),

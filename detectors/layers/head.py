@@ -10,38 +10,47 @@ HEATMAP_BIAS = -2.19
 
 
 class Head(nn.Sequential):
-    """3x3 convolution, ReLU, 1x1 convolution; the last in float32 whatever the autocast state.
+    """Layers of which the last, a convolution, runs in float32 whatever the autocast state.
 
     A bfloat16 size of 100 cells would move in steps of half a cell.
     """
 
-    def __init__(self, in_channels: int, channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, channels, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, out_channels, 1),
-        )
-
     def forward(self, features: Tensor) -> Tensor:
         """Raw map `(batch, out_channels, height, width)`, float32."""
-        hidden = self[1](self[0](features))
-        last = self.convolutions()[1]
+        *hidden, last = self
+        for layer in hidden:
+            features = layer(features)
         with torch.autocast(features.device.type, enabled=False):
-            return cast(Tensor, last(hidden.to(last.weight.dtype))).float()
+            return cast(Tensor, last(features.to(self.last.weight.dtype))).float()
 
-    def convolutions(self) -> tuple[nn.Conv2d, nn.Conv2d]:
-        """The two layers with weights, first and last."""
-        return cast(nn.Conv2d, self[0]), cast(nn.Conv2d, self[2])
+    @property
+    def last(self) -> nn.Conv2d:
+        """The convolution that gives the raw map."""
+        return cast(nn.Conv2d, self[len(self) - 1])
 
 
-def start_heatmap(last: nn.Conv2d) -> None:
+def convolutional_head(in_channels: int, channels: int, out_channels: int) -> Head:
+    """3x3 convolution, ReLU, 1x1 convolution, as PyTorch starts them."""
+    return Head(
+        nn.Conv2d(in_channels, channels, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, out_channels, 1),
+    )
+
+
+def start_heatmap(head: Head) -> None:
     """Let a heatmap start at a probability of 0.1; the weights keep PyTorch's random start."""
-    assert last.bias is not None
-    nn.init.constant_(last.bias, HEATMAP_BIAS)
+    assert head.last.bias is not None
+    nn.init.constant_(head.last.bias, HEATMAP_BIAS)
 
 
 def start_small(convolution: nn.Conv2d) -> None:
-    """Normal weights of standard deviation 0.001 and biases of 0."""
-    assert convolution.bias is not None
+    """Normal weights of standard deviation 0.001 and a bias of 0."""
     nn.init.normal_(convolution.weight, std=0.001)
+    start_without_bias(convolution)
+
+
+def start_without_bias(convolution: nn.Conv2d) -> None:
+    """A bias of 0; the weights keep PyTorch's random start."""
+    assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)

@@ -22,11 +22,12 @@ LONGEST_TAG = 5000
 LONGEST_NAME = 250
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 LONGEST_PAUSE_SECONDS = 60.0
-# MLflow itself would try for four minutes and send usage data. What the user has set is left alone.
+# MLflow itself would try for four minutes, send usage data, and print among our results. What the user set stays.
 _MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -82,9 +83,16 @@ def shown(uri: str) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """Give an error in one line, without the password of an address."""
-    lines = str(error).splitlines()
-    return shown(f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__)
+    """Give an error in one line, without the password of an address.
+
+    What the operating system said says it best: MLflow's own text of a refused connection fills four lines.
+    """
+    told, inner = error, error.__cause__ or error.__context__
+    while inner is not None:
+        told = inner if isinstance(inner, OSError) else told
+        inner = inner.__cause__ or inner.__context__
+    lines = str(told).splitlines()
+    return shown(f"{type(told).__name__}: {lines[0][:200]}" if lines else type(told).__name__)
 
 
 class _Quiet(threading.local):

@@ -35,15 +35,15 @@ class Delivery:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run_id = ""
-        self.uri = ""
-        self.metrics_offset = 0
-        self.artifacts_offset = 0
+        record = RunRecord.load(folder)
+        self.uri, self.run_id = record.uri, record.run_id
+        self.metrics_offset, self.artifacts_offset = self._delivered()
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._artifacts = JsonLines(folder / "artifacts.jsonl")
         self._client: MlflowClient | None = None
         self._time_of_step: dict[str, dict[int, int]] = {}
         self._floor: dict[tuple[str, int], int | None] = {}
+        self._keys: set[str] | None = None
         self._images: set[str] | None = None
 
     def deliver(self, go_on: Callable[[], bool]) -> bool:
@@ -87,18 +87,22 @@ class Delivery:
         if self._client is None or self.uri != record.uri:
             self._client = open_client(record.uri)
         self.uri, self.run_id = record.uri, record.run_id
-        state = read_json(self.folder / "delivered.json")
-        # Another run, as when the first was deleted or the server replaced, gets everything from the beginning.
-        same = state.get("run_id") == self.run_id
-        offsets = (state.get("metrics", 0), state.get("artifacts", 0)) if same else (0, 0)
+        offsets = self._delivered()
         if offsets != (self.metrics_offset, self.artifacts_offset):
             self._forget()
         self.metrics_offset, self.artifacts_offset = offsets
         return self._client
 
+    def _delivered(self) -> tuple[int, int]:
+        state = read_json(self.folder / "delivered.json")
+        # Another run, as when the first was deleted or the server replaced, gets everything from the beginning.
+        same = state.get("run_id") == self.run_id
+        return (state.get("metrics", 0), state.get("artifacts", 0)) if same else (0, 0)
+
     def _forget(self) -> None:
         self._time_of_step.clear()
         self._floor.clear()
+        self._keys = None
         self._images = None
 
     def _record(self) -> None:
@@ -131,8 +135,7 @@ class Delivery:
         """Decide whether MLflow needs a point, and remember it as delivered."""
         times = self._time_of_step.get(point.key)
         if times is None:
-            history = client.get_metric_history(self.run_id, point.key)
-            times = self._time_of_step[point.key] = {metric.step: metric.timestamp for metric in history}
+            times = self._time_of_step[point.key] = self._history(client, point.key)
         attempt = (point.key, point.since_ms)
         if attempt not in self._floor:
             earlier = (step for step, time_ms in times.items() if time_ms < point.since_ms)
@@ -143,13 +146,26 @@ class Delivery:
         times[point.step] = point.time_ms
         return True
 
+    def _history(self, client: "MlflowClient", key: str) -> dict[int, int]:
+        """Ask for the times by step that MLflow has of a key; a new run's keys cost one request together."""
+        if self._keys is None:
+            self._keys = set(client.get_run(self.run_id).data.metrics)
+        if key not in self._keys:
+            return {}
+        return {metric.step: metric.timestamp for metric in client.get_metric_history(self.run_id, key)}
+
     def _send(self, client: "MlflowClient", points: list[_Point]) -> None:
         from mlflow.entities import Metric
 
         metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
         if self._refused(lambda: client.log_batch(self.run_id, metrics=metrics, synchronous=True), client):
             if len(points) == 1:
-                logger.warning("tracking: %s does not take %s, left out", shown(self.uri), points[0])
+                logger.warning(
+                    "tracking: %s does not take metric %r of step %d, left out",
+                    shown(self.uri),
+                    points[0].key,
+                    points[0].step,
+                )
                 return
             # One bad point would hold back all that follow: halve until it stands alone.
             self._send(client, points[: len(points) // 2])
@@ -176,7 +192,7 @@ class Delivery:
         if end == self.artifacts_offset:
             return False
         if record and self._refused(lambda: self._send_artifact(client, record), client):
-            logger.warning("tracking: %s does not take %s, left out", shown(self.uri), record)
+            logger.warning("tracking: %s does not take artifact %s, left out", shown(self.uri), record)
         self.artifacts_offset = end
         self._record()
         if record:

@@ -119,7 +119,7 @@ def start_run(
         previous_attempts=old.attempt or old.previous_attempts + bool(old.started_ms),
         started_ms=now_ms(),
         params={metric_name(key): value[:LONGEST_PARAM] for key, value in params.items()},
-        tags=dict(tags),
+        tags={metric_name(key): value for key, value in tags.items()},
         pending=True,
     )
     try:
@@ -174,7 +174,8 @@ def open_run(record: RunRecord) -> None:
     run = find_run(client, record) or _create_run(client, record)
     record.run_id, record.experiment_id = run.info.run_id, run.info.experiment_id
     if not record.attempt:
-        record.attempt = 1 + max(record.previous_attempts, int(run.data.tags.get("attempt", 0)))
+        told = run.data.tags.get("attempt", "")
+        record.attempt = 1 + max(record.previous_attempts, int(told) if told.isdecimal() else 0)
     known = run.data.params
     attempt = f"attempt.{record.attempt}"
     tags = {key: value[:LONGEST_TAG] for key, value in record.tags.items()}

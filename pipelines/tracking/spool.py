@@ -193,7 +193,8 @@ class SpoolWriter:
         self._next_number += 1
 
 
-_this_process = threading.Lock()
+_in_delivery: set[Path] = set()
+_in_delivery_lock = threading.Lock()
 
 
 @contextmanager
@@ -203,7 +204,11 @@ def sole_delivery(folder: Path) -> Iterator[bool]:
     The kernel drops the lock with the process. It is a POSIX record lock, which children do not inherit: a
     loader process that outlives its killed trainer must not keep the next attempt waiting.
     """
-    if not _this_process.acquire(timeout=0.1):
+    place = folder.resolve()
+    with _in_delivery_lock:
+        free = place not in _in_delivery
+        _in_delivery.add(place)
+    if not free:
         yield False
         return
     try:
@@ -213,9 +218,8 @@ def sole_delivery(folder: Path) -> Iterator[bool]:
             except BlockingIOError:
                 free = False
             except OSError:
-                free = True  # a file system without locks: better delivered unguarded than not at all
-            else:
-                free = True
+                pass  # a file system without locks: better delivered unguarded than not at all
             yield free
     finally:
-        _this_process.release()
+        with _in_delivery_lock:
+            _in_delivery.discard(place)

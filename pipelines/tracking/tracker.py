@@ -127,13 +127,13 @@ class Tracker:
             write()
         except OSError as error:
             if not self._disk_failed:
-                logger.warning("tracking: %s cannot be written (%s); points are lost", self.folder, error)
+                logger.warning("tracking: what is logged cannot be kept in %s (%s) and is lost", self.folder, error)
             self._disk_failed = True
         else:
             self._disk_failed = False
 
     def _work(self) -> None:
-        pause = 0.0
+        pause, failing = 0.0, False
         while not self._closing:
             with self._changed:
                 self._changed.wait_for(lambda: self._urgent or self._closing, pause or self._interval_seconds)
@@ -141,20 +141,23 @@ class Tracker:
             if self._closing:
                 return
             try:
-                if not self._delivery.deliver(lambda: not self._closing):
-                    self._reason = "another process is delivering it"
-                if pause:
+                mine = self._delivery.deliver(lambda: not self._closing)
+                if mine and failing:
                     logger.info("tracking: %s answers again", shown(self.uri))
-                pause = 0.0
+                    failing = False
+                if not mine:
+                    self._reason = "another process is delivering it"
+                pause = 0.0 if mine else 1.0
             except Exception as error:  # whatever the server, its client or the disk bring: training goes on
                 self._reason = brief(error)
-                if not pause:
+                if not failing:
                     logger.warning(
                         "tracking: %s cannot be reached (%s); training goes on, points are kept in %s",
                         shown(self.uri),
                         self._reason,
                         self.folder,
                     )
+                failing = True
                 pause = min(max(1.0, 2 * pause), LONGEST_PAUSE_SECONDS)
             with self._changed:
                 self._changed.notify_all()

@@ -1,6 +1,7 @@
 """The register."""
 
 import pytest
+import torch
 
 import detectors
 
@@ -8,7 +9,26 @@ import detectors
 def test_names_are_sorted_and_hold_the_centernets() -> None:
     names = detectors.names()
     assert names == sorted(names)
-    assert {"centernet_resnet18", "centernet_resnet101", "centernet_resdcn18", "centernet_resdcn101"} <= set(names)
+    assert set(names) >= {
+        "centernet_dla34",
+        "centernet_dla34_3d",
+        "centernet_dla34_pose",
+        "centernet_hourglass104",
+        "centernet_hourglass104_pose",
+        "centernet_resdcn101",
+        "centernet_resdcn18",
+        "centernet_resnet101",
+        "centernet_resnet18",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes"), [("centernet_resnet18", 80), ("centernet_dla34_pose", 1), ("centernet_dla34_3d", 3)]
+)
+def test_without_a_number_of_classes_it_is_the_publications(name: str, num_classes: int) -> None:
+    with torch.device("meta"):
+        assert detectors.build(name).num_classes == num_classes
+        assert detectors.build(name, 7).num_classes == 7
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

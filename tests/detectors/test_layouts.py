@@ -18,6 +18,10 @@ PUBLISHED = [
     ("centernet_resnet18", "centernet_res_18", 15_820_372),
     ("centernet_resdcn18", "centernet_resdcn_18", 14_437_349),
     ("centernet_resdcn101", "centernet_resdcn_101", 49_673_189),
+    ("centernet_dla34", "centernet_dla_34", 20_188_892),
+    ("centernet_hourglass104", "centernet_hourglass", 191_284_008),
+    ("centernet_dla34_pose", "centernet_multi_pose_dla_34", 20_625_346),
+    ("centernet_dla34_3d", "centernet_ddd_dla_34", 20_615_323),
 ]
 
 
@@ -53,6 +57,33 @@ def test_plain_resnet101_has_the_trunk_of_torchvision_and_the_heads_of_resnet18(
     assert above[0] == ("deconv_layers.0.weight", [512, 256, 4, 4], "float32")
     above[0] = ("deconv_layers.0.weight", [2048, 256, 4, 4], "float32")
     assert keys == trunk + above
+
+
+def test_the_hourglass_for_pose_has_the_trunk_for_boxes_and_six_heads() -> None:
+    with torch.device("meta"):
+        keys = described(detectors.build("centernet_hourglass104_pose").state_dict())
+    heads = {"hm": 1, "wh": 2, "hps": 34, "reg": 2, "hm_hp": 17, "hp_offset": 2}
+    trunk = [entry for entry in layout("centernet_hourglass") if entry[0].split(".")[0] not in heads]
+    expected = [
+        entry
+        for head, channels in heads.items()
+        for stack in (0, 1)
+        for entry in (
+            (f"{head}.{stack}.0.conv.weight", [256, 256, 3, 3], "float32"),
+            (f"{head}.{stack}.0.conv.bias", [256], "float32"),
+            (f"{head}.{stack}.1.weight", [channels, 256, 1, 1], "float32"),
+            (f"{head}.{stack}.1.bias", [channels], "float32"),
+        )
+    ]
+    assert keys == trunk + expected
+
+
+def test_heatmaps_of_joints_start_low_too() -> None:
+    torch.manual_seed(0)
+    state = detectors.build("centernet_dla34_pose", width=4, head_channels=8).state_dict()
+    assert_close(state["hm_hp.2.bias"], torch.full((17,), -2.19))
+    assert not state["hps.2.bias"].any()
+    assert not state["hp_offset.2.bias"].any()
 
 
 def test_a_narrow_network_is_the_same_network_with_fewer_channels() -> None:
@@ -131,6 +162,34 @@ def test_bilinear_start_goes_into_output_channel_0_only() -> None:
         assert_close(weight[:, 0], torch.outer(row, row).expand(len(weight), 4, 4))
         assert weight[:, 1:].abs().max() < 0.1
         assert weight[:, 1:].std() > 0
+
+
+def test_dla_starts_as_published() -> None:
+    torch.manual_seed(0)
+    state = detectors.build("centernet_dla34", 3, width=8, head_channels=32).state_dict()
+    assert_close(state["hm.2.bias"], torch.full((3,), -2.19))
+    assert state["hm.0.bias"].abs().max() > 0
+    for name in ("wh", "reg"):
+        # PyTorch's weights, not the small ones of the ResNets: within 1/sqrt(32 × 9), 0.0589 / sqrt(3) = 0.0340.
+        assert state[f"{name}.0.weight"].std() == pytest.approx(0.0340, rel=0.03)
+        assert not state[f"{name}.0.bias"].any()
+        assert not state[f"{name}.2.bias"].any()
+    # Enlarging by 4: the kernel rises 1/8, 3/8, 5/8, 7/8 and falls again.
+    row = torch.tensor([1.0, 3.0, 5.0, 7.0, 7.0, 5.0, 3.0, 1.0]) / 8
+    assert_close(state["ida_up.up_2.weight"], torch.outer(row, row).expand(32, 1, 8, 8))
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    assert_close(state["dla_up.ida_2.up_3.weight"], torch.outer(row, row).expand(32, 1, 4, 4))
+    assert not state["dla_up.ida_0.proj_1.conv.conv_offset_mask.weight"].any()
+
+
+def test_hourglass_starts_as_published() -> None:
+    torch.manual_seed(0)
+    state = detectors.build("centernet_hourglass104", 3, width=16).state_dict()
+    for stack in (0, 1):
+        assert_close(state[f"hm.{stack}.1.bias"], torch.full((3,), -2.19))
+        assert state[f"wh.{stack}.1.bias"].abs().max() > 0
+        # PyTorch's start: within 1/sqrt(16 × 9) = 0.0833, of standard deviation 0.0481.
+        assert state[f"wh.{stack}.0.conv.weight"].std() == pytest.approx(0.0481, rel=0.03)
 
 
 def test_batch_norm_starts_at_1_and_0_and_keeps_pytorchs_momentum() -> None:

@@ -111,6 +111,27 @@ def test_an_imagenet_resnet_loads_into_the_trunk(tmp_path: Path) -> None:
     assert "deconv_layers.0.weight, deconv_layers.1.weight, deconv_layers.1.bias and " in receipt.summary()
 
 
+def test_an_imagenet_dla_loads_into_the_base_with_its_classifier(tmp_path: Path) -> None:
+    ours = detectors.build("centernet_dla34", 3, width=4, head_channels=8)
+    of_base = {key.removeprefix("base."): value + 1 for key, value in ours.state_dict().items() if "base." in key}
+    receipt = published.load(ours, saved(of_base, tmp_path / "dla34-ba72cf86.pth"))
+    assert_accounted(receipt, ours, set(of_base))
+    assert receipt.renamed["fc.weight"] == "base.fc.weight"
+    assert not receipt.skipped
+    assert {key.split(".")[0] for key in receipt.missing} == {"dla_up", "ida_up", "hm", "wh", "reg"}
+    assert torch.equal(ours.state_dict()["base.level5.root.conv.weight"], of_base["level5.root.conv.weight"])
+
+
+def test_an_hourglass_for_other_classes_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    five = detectors.build("centernet_hourglass104", 5, width=2)
+    path = saved(five.state_dict(), tmp_path / "five.pth")
+    with pytest.raises(
+        DetectorError, match=r"hm.0.1.weight is 5x2x1x1 .* \(and 3 more\): the file was trained on 5 classes"
+    ):
+        published.load(detectors.build("centernet_hourglass104", 3, width=2), path)
+
+
 def test_half_precision_files_load_into_float32(tmp_path: Path) -> None:
     weights = {key: value.half() if value.is_floating_point() else value for key, value in other_weights().items()}
     ours = detector()
@@ -207,7 +228,7 @@ def test_a_file_with_code_is_refused_and_its_code_not_run(tmp_path: Path, suffix
 def test_a_whole_module_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = saved(detector(), tmp_path / "module.pth")
     with pytest.raises(
-        DetectorError, match=r"\(detectors.centernet.CenterNetResNet\).* as torch.save\(model.state_dict\(\), path\)"
+        DetectorError, match=r"\(detectors.centernet.CenterNetResNet18\).* as torch.save\(model.state_dict\(\), path\)"
     ):
         published.load(detector(), path)
 

@@ -1,0 +1,221 @@
+"""Deep layer aggregation, DLA-34: a trunk of trees, and the deformable steps that merge its levels upwards.
+
+Two things in the published network do nothing, and stay because its checkpoints hold them: the ImageNet
+classifier `fc`, and the projections of trees that contain trees (the inner tree makes its own), whose batch norm
+statistics move although no gradient reaches them.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from detectors.layers.deformable_convolution import DeformableConvolution
+from detectors.layers.upsampling import bilinear_kernel
+
+
+class DLA34(nn.Module):
+    """The convolutional part of DLA-34 in six levels, strides 1 to 32.
+
+    Weights start from He et al.'s normal initialisation (fan out), as those of the ImageNet training did.
+
+    Args:
+        width: channels of the first level, which each later one doubles; 16 is the published network.
+
+    Source:
+        Yu et al., Deep Layer Aggregation, table 1 (arXiv:1707.06484); xingyizhou/CenterNet,
+        src/lib/models/networks/pose_dla_dcn.py, `DLA`.
+    """
+
+    channels: tuple[int, ...]
+    """Channels of the levels, at strides 1, 2, 4, 8, 16 and 32."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.channels = channels = tuple(width * 2**level for level in range(6))
+        self.base_layer = _convolution(3, channels[0], kernel_size=7)
+        self.level0 = _convolution(channels[0], channels[0])
+        self.level1 = _convolution(channels[0], channels[1], stride=2)
+        self.level2 = Tree(1, channels[1], channels[2], stride=2)
+        self.level3 = Tree(2, channels[2], channels[3], stride=2, keep_input=True)
+        self.level4 = Tree(2, channels[3], channels[4], stride=2, keep_input=True)
+        self.level5 = Tree(1, channels[4], channels[5], stride=2, keep_input=True)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.fc = nn.Conv2d(channels[5], 1000, 1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features `(batch, channels[i], height / stride, width / stride)` of the six levels."""
+        features = self.base_layer(images)
+        levels = []
+        for level in range(6):
+            features = getattr(self, f"level{level}")(features)
+            levels.append(features)
+        return levels
+
+
+class Tree(nn.Module):
+    """Two subtrees one after the other; the root of the last one merges what all of them made.
+
+    Args:
+        depth: 1 for two blocks and a root, more for two trees that are one shallower.
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: by which the first block (and a max pooling beside it) reduces the resolution.
+        keep_input: also hand the pooled input to the root.
+        root_channels: channels that meet in the root, without the input; 0 for those of the two blocks alone.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        keep_input: bool = False,
+        root_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        root_channels = (root_channels or 2 * channels) + (in_channels if keep_input else 0)
+        self.depth, self.keep_input = depth, keep_input
+        if depth == 1:
+            self.tree1: nn.Module = Block(in_channels, channels, stride)
+            self.tree2: nn.Module = Block(channels, channels)
+            self.root = Root(root_channels, channels)
+        else:
+            self.tree1 = Tree(depth - 1, in_channels, channels, stride)
+            self.tree2 = Tree(depth - 1, channels, channels, root_channels=root_channels + channels)
+        self.downsample = nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
+        self.project = None
+        if in_channels != channels:
+            self.project = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, features: Tensor, shortcut: Tensor | None = None, for_root: Sequence[Tensor] = ()) -> Tensor:
+        """Features `(batch, channels, height / stride, width / stride)`; `shortcut` is ignored, as published."""
+        bottom = self.downsample(features)
+        shortcut = bottom if self.project is None else self.project(bottom)
+        for_root = [*for_root, bottom] if self.keep_input else for_root
+        first = self.tree1(features, shortcut)
+        if self.depth == 1:
+            return cast(Tensor, self.root([self.tree2(first), first, *for_root]))
+        return cast(Tensor, self.tree2(first, for_root=[*for_root, first]))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around which a shortcut (the input, where none is given) is added."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, features: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Features `(batch, channels, height / stride, width / stride)`."""
+        residual = self.relu(self.bn1(self.conv1(features)))
+        return self.relu(self.bn2(self.conv2(residual)) + (features if shortcut is None else shortcut))
+
+
+class Root(nn.Module):
+    """1x1 convolution over several features side by side."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features `(batch, channels, height, width)`."""
+        return self.relu(self.bn(self.conv(torch.cat(list(features), dim=1))))
+
+
+class DeformableBlock(nn.Module):
+    """Deformable 3x3 convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.actf = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.conv = DeformableConvolution(in_channels, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `(batch, channels, height, width)`."""
+        return cast(Tensor, self.actf(self.conv(features)))
+
+
+class IterativeAggregation(nn.Module):
+    """Bring each coarser level to the resolution of the one before it and merge the two, level after level.
+
+    Args:
+        channels: channels of the result and of every merged level.
+        in_channels: channels of the levels, finest first.
+        factors: by which each level but the first is enlarged.
+
+    Source:
+        Yu et al., Deep Layer Aggregation, section 3.1; pose_dla_dcn.py, `IDAUp`.
+    """
+
+    def __init__(self, channels: int, in_channels: Sequence[int], factors: Sequence[int]) -> None:
+        super().__init__()
+        for step, (before, factor) in enumerate(zip(in_channels[1:], factors, strict=True), start=1):
+            enlarge = nn.ConvTranspose2d(
+                channels, channels, 2 * factor, factor, padding=factor // 2, groups=channels, bias=False
+            )
+            with torch.no_grad():
+                enlarge.weight.copy_(bilinear_kernel(factor).expand_as(enlarge.weight))
+            self.add_module(f"proj_{step}", DeformableBlock(before, channels))
+            self.add_module(f"up_{step}", enlarge)
+            self.add_module(f"node_{step}", DeformableBlock(channels, channels))
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The finest level as it came, then each merge with the result before it, all in its resolution."""
+        merged = [levels[0]]
+        for step, level in enumerate(levels[1:], start=1):
+            project, enlarge, node = (getattr(self, f"{part}_{step}") for part in ("proj", "up", "node"))
+            merged.append(node(enlarge(project(level)) + merged[-1]))
+        return merged
+
+
+class HierarchicalAggregation(nn.Module):
+    """Merge levels from the coarse end: each round reaches one level finer and carries the merged ones along.
+
+    Args:
+        channels: channels of the levels, finest first; each is twice as fine as the next.
+
+    Source:
+        Yu et al., Deep Layer Aggregation, section 3.2; pose_dla_dcn.py, `DLAUp`.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        num_rounds = len(channels) - 1
+        for turn in range(num_rounds):
+            finest = num_rounds - 1 - turn
+            # After the first round, the levels behind the next one all have its channels and resolution.
+            coarser = [channels[finest + 1]] * (turn + 1)
+            self.add_module(
+                f"ida_{turn}",
+                IterativeAggregation(channels[finest], [channels[finest], *coarser], [2] * len(coarser)),
+            )
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """What each round ends with, finest first, and the coarsest level as it came."""
+        levels = list(levels)
+        results = [levels[-1]]
+        for turn in range(len(levels) - 1):
+            finest = len(levels) - 2 - turn
+            levels[finest:] = getattr(self, f"ida_{turn}")(levels[finest:])
+            results.insert(0, levels[-1])
+        return results
+
+
+def _convolution(in_channels: int, channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,118 @@
+"""The stacked hourglass of CornerNet, which CenterNet shares: down by strided residuals, up by repetition.
+
+There is no pooling, batch norm follows every convolution, and each stack gives features at stride 4.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Hourglass(nn.Module):
+    """Stem to stride 4, then stacks that each go down to stride 128 and back.
+
+    Args:
+        width: channels at stride 4; the deeper levels have 1, 1.5, 1.5, 1.5 and 2 times as many. 256 and two
+            stacks are Hourglass-104.
+        stacks: hourglasses one after the other.
+
+    Source:
+        Law and Deng, CornerNet, section 3.5 (arXiv:1808.01244); xingyizhou/CenterNet,
+        src/lib/models/networks/large_hourglass.py, `exkp`.
+    """
+
+    def __init__(self, width: int = 256, stacks: int = 2) -> None:
+        super().__init__()
+        channels = (width, width, *(width * 3 // 2,) * 3, width * 2)
+        blocks = (2, 2, 2, 2, 2, 4)
+        self.pre = nn.Sequential(
+            ConvolutionBlock(3, width // 2, kernel_size=7, stride=2), Residual(width // 2, width, stride=2)
+        )
+        self.kps = nn.ModuleList(HourglassLevel(channels, blocks) for _ in range(stacks))
+        self.cnvs = nn.ModuleList(ConvolutionBlock(width, width) for _ in range(stacks))
+        self.inters = nn.ModuleList(Residual(width, width) for _ in range(stacks - 1))
+        self.inters_ = nn.ModuleList(_convolution1x1(width, width) for _ in range(stacks - 1))
+        self.cnvs_ = nn.ModuleList(_convolution1x1(width, width) for _ in range(stacks - 1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features `(batch, width, height / 4, width / 4)` of each stack."""
+        features = self.pre(images)
+        of_stacks: list[Tensor] = []
+        for stack, (hourglass, convolution) in enumerate(zip(self.kps, self.cnvs, strict=True)):
+            of_stacks.append(convolution(hourglass(features)))
+            if stack < len(self.inters):
+                merged = self.inters_[stack](features) + self.cnvs_[stack](of_stacks[-1])
+                features = self.inters[stack](torch.relu(merged))
+        return of_stacks
+
+
+class HourglassLevel(nn.Module):
+    """One level of an hourglass and, inside of it, all the deeper ones.
+
+    Args:
+        channels: of this level and those below, of which there is at least one.
+        blocks: residuals on each way of these levels.
+    """
+
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int]) -> None:
+        super().__init__()
+        here, below = channels[0], channels[1]
+        self.up1 = nn.Sequential(*(Residual(here, here) for _ in range(blocks[0])))
+        rest = [Residual(below, below) for _ in range(blocks[0] - 1)]
+        self.low1 = nn.Sequential(Residual(here, below, stride=2), *rest)
+        self.low2: nn.Module
+        if len(channels) > 2:
+            self.low2 = HourglassLevel(channels[1:], blocks[1:])
+        else:
+            self.low2 = nn.Sequential(*(Residual(below, below) for _ in range(blocks[1])))
+        self.low3 = nn.Sequential(*(Residual(below, below) for _ in range(blocks[0] - 1)), Residual(below, here))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the same shape."""
+        below = self.low3(self.low2(self.low1(features)))
+        return cast(Tensor, self.up1(features)) + functional.interpolate(below, scale_factor=2)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        changes = stride != 1 or in_channels != channels
+        self.skip = _convolution1x1(in_channels, channels, stride) if changes else nn.Sequential()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `(batch, channels, height / stride, width / stride)`."""
+        residual = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(features)))))
+        return torch.relu(residual + self.skip(features))
+
+
+class ConvolutionBlock(nn.Module):
+    """Convolution, batch norm (or a bias instead), ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2, bias=not batch_norm)
+        self.bn = nn.BatchNorm2d(channels) if batch_norm else nn.Sequential()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `(batch, channels, height / stride, width / stride)`."""
+        return torch.relu(self.bn(self.conv(features)))
+
+
+def _convolution1x1(in_channels: int, channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))

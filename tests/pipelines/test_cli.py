@@ -1,0 +1,169 @@
+"""The command line: what a newcomer sees, and one clear line with exit status 2 for every mistake."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+
+# A network and schedule so small that only the checks before training take time.
+SMALL = shlex.split(
+    "--detector.settings.width 8 --detector.settings.deconv_channels 8 8 8 --detector.settings.head_channels 8 "
+    "--data.input_size 64 64 --batch.global_size 4 --schedule.epochs 1 --schedule.drops_at []"
+)
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    lines = printed.err.strip().splitlines()
+    assert lines[-1].startswith("aweigh: ")
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    return lines[-1]
+
+
+def _train(shards: Path, folder: Path, *flags: object) -> list[object]:
+    return [
+        *("train", "demo", "--data.train", shards / "train", "--data.validation", shards / "val"),
+        *("--run.folder", folder, "--run.name", "refused", *SMALL, *flags),
+    ]
+
+
+def test_help_and_lists_come_without_torch_ray_or_mlflow() -> None:
+    heavy = "{'torch', 'ray', 'mlflow', 'deepspeed', 'cv2'} & set(sys.modules)"
+    program = f"import sys; from pipelines.cli import main; main(['recipes']); sys.exit(bool({heavy}))"
+    listed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "centernet_resdcn18_1x" in listed.stdout
+
+
+def test_help_shows_the_first_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for command in ("aweigh demo", "aweigh shards build", "aweigh train", "aweigh evaluate", "aweigh ui"):
+        assert command in shown
+
+
+def test_recipe_show_prints_yaml_that_train_takes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipe", "show", "demo", "--seed", "5"])
+    assert "seed: 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train"], "which recipe? `aweigh recipes` lists them."),
+        (["train", "demoo"], "unknown recipe 'demoo'; did you mean 'demo'?"),
+        (["train", "demo", "--schedule.epoch", "3"], "did you mean --schedule.epochs?"),
+        (["train", "centernet_resnet18_1x"], "data.train is empty: give --data.train LOCATION/SPLIT"),
+        (["recipes", "--surplus"], "unknown argument '--surplus'"),
+        (["shards", "verify", "nowhere/train"], "there are no shards at"),
+        (["evaluate", "nowhere"], "nowhere has no checkpoint."),
+        (["ui", "--folder", "nowhere"], "nowhere has no mlflow.db"),
+        (["bench", "train", "demo", "--steps", "2"], "--steps is 2; at least 4 are needed"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in _refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch.global_size", "5"], "batch.global_size 5 does not divide among 2 workers; set it to 4 or 6"),
+        (["--batch.global_size", "16"], "global batch"),
+        (["--data.input_size", "64", "70"], "centernet_resnet18 needs multiples of 32, such as 64 64."),
+        (["--detector.name", "centernet_resnet81"], "did you mean 'centernet_resnet18'?"),
+        (["--detector.settings.widht", "8"], "did you mean 'width'?"),
+        (["--detector.weights", "nowhere.pth"], "nowhere.pth"),
+        (["--tracking.uri", "ftp://somewhere"], "ftp"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_before_anything_starts(
+    flags: list[str], message: str, small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in _refused(capsys, *_train(small_shards, tmp_path, *flags))
+    assert not (tmp_path / "refused" / "logs").exists()
+
+
+def test_shards_that_are_not_what_was_built_are_refused(
+    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harmed = tmp_path / "shards"
+    shutil.copytree(small_shards, harmed)
+    shard = harmed / "train" / "train-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert "train-000000.tar does not match the manifest" in _refused(capsys, *_train(harmed, tmp_path))
+    assert "train-000000.tar does not match the manifest" in _refused(capsys, "shards", "verify", harmed / "train")
+
+
+def test_validation_shards_of_other_classes_are_refused(
+    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refused(capsys, *_train(small_shards, tmp_path, "--data.validation", small_shards / "other"))
+    assert "has other classes than" in line
+    assert "square, disc instead of square, tile" in line
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(
+    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = _refused(capsys, *_train(small_shards, tmp_path / "file"))
+    assert "cannot be written" in line
+    assert "set --run.folder" in line
+
+
+def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
+    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import dataclasses
+
+    import torch
+
+    from cluster.checkpoint import CheckpointFolder
+    from cluster.engine import TrainingState
+    from data_shards.manifest import load_manifest
+    from pipelines import recipes
+    from pipelines.loop import build_detector
+    from pipelines.recipe import to_dict, with_flags
+
+    manifest = load_manifest(str(small_shards / "train"))
+    recipe = with_flags(recipes.get("demo"), [*SMALL, "--data.validation", str(small_shards / "val")])
+    weights = dict(build_detector(recipe, manifest, initial=False).state_dict())
+    facts = {
+        "step": 1,
+        "detector": recipe.detector.name,
+        "classes": [dataclasses.asdict(item) for item in manifest.classes],
+        "manifest": manifest.digest,
+        "recipe": to_dict(recipe),
+    }
+
+    def save(folder: Path, **changed: object) -> Path:
+        state = TrainingState(weights, {}, {"0|random_state": torch.get_rng_state()})
+        CheckpointFolder(folder / "checkpoints").save(state, {**facts, **changed})
+        return folder
+
+    run = save(tmp_path / "a" / "refused")
+    line = _refused(capsys, "evaluate", run, "--data", small_shards / "other")
+    assert "is of another class list: it has class 7 'tile' where the shards have 8 'disc'" in line
+    save(tmp_path / "b" / "refused", detector="centernet_resdcn18")
+    line = _refused(capsys, *_train(small_shards, tmp_path / "b"))
+    assert "is of detector centernet_resdcn18, the recipe says centernet_resnet18" in line
+    save(tmp_path / "c" / "refused", manifest="0" * 64)
+    assert "was trained on shards 000000000000, data.train is" in _refused(
+        capsys, *_train(small_shards, tmp_path / "c")
+    )
+    main(["evaluate", str(run), "--json"])  # the right shards are judged
+    assert '"AP":' in capsys.readouterr().out

@@ -1,0 +1,200 @@
+"""Recipes: the published schedules, flags, YAML there and back, and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import recipes
+from pipelines.errors import ConfigError
+from pipelines.recipe import (
+    Schedule,
+    differences,
+    field_help,
+    fields,
+    from_dict,
+    from_yaml,
+    run_name,
+    to_dict,
+    to_yaml,
+    with_flags,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "learning_rate", "epochs", "drops_at"),
+    [
+        ("centernet_resdcn18_1x", 114, 5e-4, 140, (90, 120)),
+        ("centernet_resdcn18_2x", 114, 5e-4, 230, (180, 210)),
+        ("centernet_resdcn101_1x", 96, 3.75e-4, 140, (90, 120)),
+        ("centernet_resdcn101_2x", 96, 3.75e-4, 230, (180, 210)),
+        ("centernet_resnet18_1x", 128, 5e-4, 140, (90, 120)),
+        ("centernet_resnet101_2x", 128, 5e-4, 230, (180, 210)),
+    ],
+)
+def test_published_schedules(
+    name: str, batch: int, learning_rate: float, epochs: int, drops_at: tuple[int, ...]
+) -> None:
+    recipe = recipes.get(name)
+    assert recipe.recipe == name
+    assert recipe.batch.global_size == batch
+    assert (recipe.optimizer.name, recipe.optimizer.learning_rate) == ("adam", learning_rate)
+    assert (recipe.schedule.epochs, recipe.schedule.drops_at) == (epochs, drops_at)
+    assert str(epochs) in recipe.purpose
+
+
+def test_the_learning_rate_falls_after_the_epochs_named() -> None:
+    schedule = Schedule(epochs=140, drops_at=(90, 120))
+    # 924 steps an epoch, as COCO has at batch 128: epoch 90 is over after 83,160 steps.
+    assert schedule.factor(83_159, 924) == 1.0
+    assert schedule.factor(83_160, 924) == pytest.approx(0.1)
+    assert schedule.factor(120 * 924, 924) == pytest.approx(0.01)
+
+
+def test_warm_up_rises_from_the_first_step_to_the_whole_rate() -> None:
+    schedule = Schedule(epochs=2, drops_at=(), warmup_steps=4)
+    assert [schedule.factor(step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_shown_as_yaml_can_be_passed_back(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipes.get(name)))
+    assert recipes.get(str(path)) == recipes.get(name)
+
+
+def test_flags_set_any_field() -> None:
+    recipe = with_flags(
+        recipes.get("centernet_resdcn18_1x"),
+        [
+            "--schedule.epochs",
+            "12",
+            "--schedule.drops-at",
+            "8",
+            "11",
+            "--engine.zero_stage=2",
+            "--data.train",
+            "007",
+            "--detector.settings.size_weight",
+            "0.02",
+            "--engine.deepspeed.zero_optimization.overlap_comm",
+            "true",
+            "--optimizer.learning_rate",
+            "1e-3",
+            "--data.input_size",
+            "384",
+            "384",
+        ],
+    )
+    assert recipe.schedule == Schedule(epochs=12, drops_at=(8, 11))
+    assert recipe.engine.zero_stage == 2
+    assert recipe.engine.deepspeed == {"zero_optimization": {"overlap_comm": True}}
+    assert recipe.detector.settings == {"size_weight": 0.02}
+    assert recipe.data.train == "007"  # text stays text
+    assert recipe.data.input_size == (384, 384)
+    assert recipe.optimizer.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--schedule.epoch 12", "unknown field --schedule.epoch; did you mean --schedule.epochs?"),
+        ("--schedule.epochs twelve", "schedule.epochs is 'twelve': input should be a valid integer"),
+        ("--schedule.epochs", "--schedule.epochs needs a value; schedule.epochs is 140 now."),
+        ("--engine.zero_stage 4", "engine.zero_stage is 4: input should be 0, 1, 2 or 3"),
+        ("--optimizer.name lion", "optimizer.name is 'lion': input should be 'adam', 'adamw' or 'sgd'"),
+        ("--schedule.drops_at 90 140", "schedule.drops_at contains 140, but training ends after epoch 140."),
+        ("--schedule.drops_at 120 90", "schedule.drops_at is [120, 90]; it must rise"),
+        ("--optimizer.learning_rate -1", "optimizer.learning_rate is -1; it must be above 0."),
+        ("--batch.global_size 0", "batch.global_size is 0; it must be 1 or more."),
+        ("--cluster.workers 0", "cluster.workers is 0; it must be 1 or more."),
+        ("--checkpoint.keep 0", "checkpoint.keep is 0; at least 1 has to stay to resume from."),
+        ("--engine.deepspeed.bf16.enabled true", "engine.deepspeed.bf16 has no effect"),
+        ("--augmentation.flip_probability 2", "flip_probability is 2"),
+        ("--data.input_size 512", "data.input_size"),
+        ("surplus", "'surplus' is not a flag"),
+    ],
+)
+def test_a_wrong_flag_is_named_in_one_line(flags: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_flags(recipes.get("centernet_resdcn18_1x"), flags.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: x\nschedul:\n  epochs: 3\n", "unknown field schedul; did you mean schedule"),
+        ("recipe: x\nschedule:\n  epoch: 3\n", "unknown field schedule.epoch; did you mean schedule.epochs?"),
+        ("recipe: x\nbatch: 12\n", "batch is 12"),
+        ("purpose: none\n", "recipe is missing."),
+        ("- a\n- b\n", "must be fields and values"),
+        ("recipe: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_file_is_named_with_its_field(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_offers_the_nearest_and_a_missing_file_is_said() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe 'centernet_resdcn18'; did you mean 'centernet_resdcn18_"):
+        recipes.get("centernet_resdcn18")
+    with pytest.raises(ConfigError, match=r"recipe nowhere\.yaml cannot be read: No such file"):
+        recipes.get("nowhere.yaml")
+
+
+def test_only_fields_that_decide_what_is_learnt_count_as_different() -> None:
+    recipe = recipes.get("demo")
+    free = with_flags(
+        recipe,
+        [
+            "--cluster.workers",
+            "4",
+            "--engine.zero_stage",
+            "2",
+            "--data.train",
+            "moved",
+            "--tracking.uri",
+            "http://a",
+            "--run.name",
+            "b",
+        ],
+    )
+    assert differences(to_dict(recipe), to_dict(free)) == []
+    bound = with_flags(recipe, ["--seed", "7", "--detector.settings.width", "8"])
+    assert differences(to_dict(recipe), to_dict(bound)) == ["detector.settings.width: 24 → 8", "seed: 0 → 7"]
+
+
+def test_the_derived_run_name_follows_what_is_learnt() -> None:
+    recipe = recipes.get("demo")
+    name = run_name(recipe)
+    assert name.startswith("demo-")
+    assert run_name(with_flags(recipe, ["--cluster.workers", "1"])) == name
+    assert run_name(with_flags(recipe, ["--seed", "1"])) != name
+    assert run_name(with_flags(recipe, ["--run.name", "mine"])) == "mine"
+
+
+def test_every_field_has_a_default_and_a_meaning() -> None:
+    rows = {name: (default, meaning) for name, default, meaning in field_help()}
+    assert set(rows) == set(fields())
+    assert rows["schedule.drops_at"] == (
+        "[90, 120]",
+        "Epochs after which the learning rate is lower by drop_factor (Objects as Points, section 5).",
+    )
+    assert [name for name, (_, meaning) in rows.items() if not meaning] == []
+
+
+def test_a_resolved_recipe_is_complete() -> None:
+    values = yaml.safe_load(to_yaml(recipes.get("demo")))
+    assert from_dict(values) == recipes.get("demo")
+    for name in fields():
+        node = values
+        for part in name.split("."):
+            node = node[part]

@@ -1,0 +1,112 @@
+"""Run `aweigh` as a user does, in a process of its own, and end its processes as a bad day does."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# The demo's network and path at a size that trains in seconds; long enough to be killed half-way.
+TINY = shlex.split(
+    "--detector.settings.width 8 --detector.settings.deconv_channels 16 16 16 --detector.settings.head_channels 16 "
+    "--data.input_size 96 96 --batch.global_size 8 --schedule.epochs 8 --schedule.drops_at 6 "
+    "--checkpoint.every_steps 4 --checkpoint.keep 3 --evaluation.every_epochs 4 --tracking.every_steps 1 "
+    "--tracking.system_seconds 0 --evaluation.pictures 4"
+)
+
+
+class Command:
+    """A running `aweigh` command, with its stderr read line by line."""
+
+    def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", **(environment or {})},
+        )
+        self.lines: list[str] = []
+
+    def wait_for(self, text: str) -> str:
+        """Read until a line holds `text`."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} was never printed:\n" + "".join(self.lines))
+
+    def finish(self, status: int = 0) -> str:
+        """Read to the end and return stdout; the exit status has to be `status`."""
+        out, rest = self.process.communicate(timeout=300)
+        self.lines += rest.splitlines(keepends=True)
+        assert self.process.returncode == status, "".join(self.lines)
+        return out
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill_worker(self) -> None:
+        """kill -9 of one training worker."""
+        for process in self.descendants():
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+                return
+        raise AssertionError("no worker was found")
+
+    def kill_driver(self) -> None:
+        """kill -9 of the command itself; what it started is on its own."""
+        started = self.descendants()
+        self.process.kill()
+        self.process.communicate()
+        # A later command must not depend on how soon the orphans end; nor may they outlive the test.
+        psutil.wait_procs(started, timeout=60)
+        for process in started:
+            if process.is_running():
+                process.kill()
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+
+def train(shards: Path | str, runs: Path, name: str, *flags: object, **environment: str) -> Command:
+    """Start `aweigh train demo` on shards with splits train and val."""
+    return Command(
+        *("train", "demo", "--data.train", f"{shards}/train", "--data.validation", f"{shards}/val"),
+        *("--run.folder", runs, "--run.name", name, *TINY, *flags),
+        environment=environment,
+    )
+
+
+def final_weights(runs: Path, name: str) -> dict[str, Any]:
+    """The newest checkpoint's tensors of a run."""
+    from safetensors.torch import load_file
+
+    newest = sorted((runs / name / "checkpoints").glob("step-*"))[-1]
+    return {
+        f"{part}/{key}": value
+        for part in ("weights", "optimizer", "per_rank")
+        for key, value in load_file(newest / f"{part}.safetensors").items()
+    }
+
+
+def logged(runs: Path, name: str) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of the one MLflow run of that name, as (step, value) in the order of logging."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    record = json.loads((runs / name / "tracking" / "run.json").read_text())
+    found = client.search_runs([record["experiment_id"]], filter_string=f"attributes.run_name = '{name}'")
+    assert len(found) == 1, "one run over all attempts"
+    run_id = found[0].info.run_id
+    return {
+        key: [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+        for key in found[0].data.metrics
+    }
