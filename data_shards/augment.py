@@ -142,27 +142,25 @@ def augment(batch: "Batch", normalisation: Normalisation) -> Tensor:
     """
     if batch.flips is not None:
         _mirror(batch, batch.flips)
-    pixels = batch.images.to(torch.float32)
-    device = pixels.device
-    # To the normalisation's order last: gray and lighting are defined on known channels.
-    order = [0, 1, 2] if normalisation.channel_order == "rgb" else [2, 1, 0]
-    mean = torch.tensor([normalisation.mean[order.index(channel)] for channel in range(3)], device=device)
-    std = torch.tensor([normalisation.std[order.index(channel)] for channel in range(3)], device=device)
-    gain = (normalisation.scale / std).view(1, 3, 1, 1)
-    offset = (-mean / std).view(1, 3, 1, 1)
-    if batch.colour_factors is not None and batch.colour_order is not None and batch.lighting is not None:
-        weights = torch.tensor(_GRAY_OF_RGB, device=device).view(1, 3, 1, 1)
-        gray = (pixels * weights).sum(dim=1, keepdim=True)
-        of_pixel, of_gray, constant = _colour_coefficients(
-            batch.colour_factors, batch.colour_order, gray.mean(dim=(1, 2, 3))
-        )
-        shift = constant[:, None] + 255 * _lighting_shift(batch.lighting)
-        offset = offset + gain * shift[:, :, None, None]
-        images = torch.addcmul(offset, pixels, gain * of_pixel[:, None, None, None])
-        images.addcmul_(gray, gain * of_gray[:, None, None, None])
-    else:
-        images = torch.addcmul(offset, pixels, gain)
-    return images if normalisation.channel_order == "rgb" else images.flip(1)
+    rgb = normalisation.channel_order == "rgb"
+    pixels = (batch.images if rgb else batch.images.flip(1)).to(torch.float32)
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+        for values in (normalisation.mean, normalisation.std)
+    )
+    gain, offset = normalisation.scale / std, -mean / std
+    if batch.colour_factors is None or batch.colour_order is None or batch.lighting is None:
+        return pixels.mul_(gain).add_(offset)
+    weights = _GRAY_OF_RGB if rgb else _GRAY_OF_RGB[::-1]
+    gray = pixels[:, :1] * weights[0]
+    gray.add_(pixels[:, 1:2], alpha=weights[1]).add_(pixels[:, 2:], alpha=weights[2])
+    of_pixel, of_gray, constant = _colour_coefficients(
+        batch.colour_factors, batch.colour_order, gray.mean(dim=(1, 2, 3))
+    )
+    lighting = _lighting_shift(batch.lighting)
+    shift = constant[:, None] + 255 * (lighting.flip(1) if rgb else lighting)
+    pixels.mul_(gain * of_pixel.view(-1, 1, 1, 1)).addcmul_(gray, gain * of_gray.view(-1, 1, 1, 1))
+    return pixels.add_(offset + gain * shift[:, :, None, None])
 
 
 def _mirror(batch: "Batch", flips: Tensor) -> None:
@@ -197,10 +195,10 @@ def _colour_coefficients(factors: Tensor, order: Tensor, mean_gray: Tensor) -> t
 
 
 def _lighting_shift(weights: Tensor) -> Tensor:
-    """The shift `(batch, 3)` of R, G, B, on colours from 0 to 1, for weights `(batch, 3)`."""
+    """The shift `(batch, 3)` of B, G, R, on colours from 0 to 1, for weights `(batch, 3)`."""
     vectors = torch.tensor(_LIGHTING_VECTORS, device=weights.device)
     values = torch.tensor(_LIGHTING_VALUES, device=weights.device)
-    return ((weights * values) @ vectors.T).flip(1)
+    return (weights * values) @ vectors.T
 
 
 def _crop_centre(numbers: NDArray[np.float64], sides: NDArray[np.int64], border: int) -> NDArray[np.float64]:

@@ -116,7 +116,11 @@ class Shards:
             if in_place is not None:
                 raise
             file = self._descriptor(shard, self._cached(record, damaged))
-            self._verify(shard, file)
+            try:
+                self._verify(shard, file)
+            except DataError:
+                os.close(file)
+                raise
         return file
 
     def _descriptor(self, shard: int, path: Path) -> int:

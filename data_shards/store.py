@@ -6,6 +6,7 @@ that appears when it is complete. The S3 side follows the ordinary AWS settings 
 """
 
 import errno
+import functools
 import io
 import os
 import shutil
@@ -175,21 +176,11 @@ class _S3Store(Store):
         self.bucket = bucket
         self.prefix = prefix
         self.location = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._client: S3Client | None = None
-
-    def __getstate__(self) -> dict[str, str]:
-        # Clients hold sockets and locks; each process makes its own.
-        return {"bucket": self.bucket, "prefix": self.prefix, "location": self.location}
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self.__init__(state["bucket"], state["prefix"])  # type: ignore[misc]
 
     @property
     def client(self) -> "S3Client":
-        """boto3's client, made on first use."""
-        if self._client is None:
-            self._client = _make_client()
-        return self._client
+        """boto3's client for the environment of this process."""
+        return _shared_client(os.getpid(), tuple(sorted(item for item in os.environ.items() if "AWS_" in item[0])))
 
     def read_bytes(self, name: str) -> bytes:
         with self._explained("read", name):
@@ -306,7 +297,13 @@ def _code(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _make_client() -> "S3Client":
+@functools.lru_cache(maxsize=4)
+def _shared_client(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+    """One client for all stores of a process: making one takes longer than most requests.
+
+    A forked process must not use its parent's sockets, and changed settings need a new client; that is what
+    the arguments, which are not read, are for.
+    """
     import boto3
     from botocore.config import Config
 

@@ -50,7 +50,7 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command."""
-    parser = _arguments()
+    parser = command_line()
     known, rest = parser.parse_known_args(arguments)
     if rest and not getattr(known, "takes_flags", False):
         fail(f"unknown argument {rest[0]!r}; `aweigh {known.command} --help` lists them.")
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error))
 
 
-def _arguments() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Every command with its arguments; recipe fields are left over for `with_flags`."""
     parser = _Parser(prog="aweigh", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=_Parser)
 

@@ -60,7 +60,8 @@ def train(recipe: Recipe) -> TrainingResult:
         if finished:
             console.say("done", f"run {name} ended before, at step {last_step:,}")
         else:
-            with _tracked(recipe, name, attempt, manifest, folder) as (uri, mlflow_run):
+            known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
+            with _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
                 where = os.environ.get("RAY_ADDRESS", "started on this machine for this run")
                 console.say(
                     "cluster", f"{recipe.cluster.workers} workers on Ray, {where}; their logs in {folder / 'logs'}"
@@ -175,13 +176,19 @@ def _next_attempt(folder: Path) -> int:
 
 
 @contextmanager
-def _tracked(recipe: Recipe, name: str, attempt: int, manifest: Manifest, folder: Path) -> Iterator[tuple[str, str]]:
+def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterator[tuple[str, str]]:
     """One MLflow run over all attempts, with its status at the end."""
     uri = tracking_uri(recipe)
     logging.getLogger("aweigh").addHandler(logging.StreamHandler(sys.stderr))
     params = {key: str(value) for key, value in flatten(to_dict(recipe)).items()}
     run_id = tracking.start_run(
-        uri, recipe.tracking.experiment, name, params=params, tags={"attempt": str(attempt)}, folder=folder / "tracking"
+        uri,
+        recipe.tracking.experiment,
+        name,
+        params=params,
+        tags={"recipe": recipe.recipe, "detector": recipe.detector.name},
+        folder=folder / "tracking",
+        known_run_id=known_run,
     )
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:

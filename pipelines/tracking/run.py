@@ -4,6 +4,7 @@ import getpass
 import logging
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "aweigh.run"
-"""The tag by which a run is found again; its value is the run's name."""
+"""The tag that bears the run's name."""
+
+_IDENTITY_TAG = "aweigh.identity"
+# A name may come back after its folder was deleted, and is then another run; this comes only once.
 
 
 @dataclass
@@ -45,6 +49,8 @@ class RunRecord:
     experiment: str = ""
     experiment_id: str = ""
     run_name: str = ""
+    identity: str = ""
+    """Drawn when the folder's first attempt began; a run that was created twice is recognised by it."""
     run_id: str = ""
     """Empty until the run could be created."""
     previous_attempts: int = 0
@@ -78,11 +84,12 @@ def start_run(
     params: Mapping[str, str],
     tags: Mapping[str, str],
     folder: Path,
+    known_run_id: str = "",
 ) -> str:
     """Find or create the run and tell it what is about to happen; called once an attempt, before training.
 
-    The run is the one named in `folder`/run.json, else the one of this experiment whose tag `aweigh.run` is
-    `run_name`. Params are logged once; a value that differs in a later attempt N becomes the tag
+    The run is the one named in `folder`/run.json, else `known_run_id`; without either it is a new one, whatever
+    runs of that name there are. Params are logged once; a value that differs in a later attempt N becomes the tag
     `attempt.N.changed.KEY`. Where MLflow cannot be reached one warning says so, training may start, and the
     folder's `Tracker` or `deliver_spool` makes up for it.
 
@@ -93,6 +100,7 @@ def start_run(
         params: the resolved recipe, flattened.
         tags: more tags of the run, set at every attempt.
         folder: the run's own folder on a disk that outlives the attempt.
+        known_run_id: MLflow's id of the run as a checkpoint remembers it, where the folder was lost.
 
     Returns:
         MLflow's run id, or "" where the run could not be created yet.
@@ -107,15 +115,14 @@ def start_run(
             f"{folder} belongs to run {old.run_name!r} of experiment {old.experiment!r}, not to {run_name!r} of "
             f"{experiment!r}. Give the run another name, or remove {folder / 'run.json'}."
         )
-    if "'" in run_name and '"' in run_name:
-        raise ConfigError(f"run name {run_name!r} holds both kinds of quotes. Leave one kind out.")
     uri = absolute_uri(uri)
     record = RunRecord(
         uri=uri,
         experiment=experiment,
         experiment_id=old.experiment_id if old.uri == uri else "",
         run_name=run_name,
-        run_id=old.run_id if old.uri == uri else "",
+        identity=old.identity or uuid.uuid4().hex,
+        run_id=(old.run_id or known_run_id) if old.uri in ("", uri) else "",
         previous_attempts=old.attempt or old.previous_attempts + bool(old.started_ms),
         started_ms=now_ms(),
         params={metric_name(key): value[:LONGEST_PARAM] for key, value in params.items()},
@@ -195,7 +202,7 @@ def open_run(record: RunRecord) -> None:
 
 
 def find_run(client: "MlflowClient", record: RunRecord) -> "Run | None":
-    """Find the record's run by its id, else by experiment and tag; None where there is none, or it was deleted."""
+    """Find the record's run by its id, else by experiment and identity; None where there is none, or it was deleted."""
     from mlflow.exceptions import MlflowException
 
     if record.run_id:
@@ -215,15 +222,14 @@ def find_run(client: "MlflowClient", record: RunRecord) -> "Run | None":
             f"experiment {record.experiment!r} was deleted at {shown(record.uri)}. Restore it with mlflow "
             f"experiments restore --experiment-id {experiment.experiment_id}, or name another."
         )
-    return next(iter(_runs_of_this_name(client, experiment.experiment_id, record.run_name)), None)
+    return next(iter(_runs_of_this_identity(client, experiment.experiment_id, record.identity)), None)
 
 
-def _runs_of_this_name(client: "MlflowClient", experiment_id: str, run_name: str) -> "list[Run]":
-    mark = '"' if "'" in run_name else "'"
+def _runs_of_this_identity(client: "MlflowClient", experiment_id: str, identity: str) -> "list[Run]":
     return list(
         client.search_runs(
             [experiment_id],
-            filter_string=f"tags.`{RUN_TAG}` = {mark}{run_name}{mark}",
+            filter_string=f"tags.`{_IDENTITY_TAG}` = '{identity}'",
             order_by=["attributes.start_time ASC"],
         )
     )
@@ -239,12 +245,13 @@ def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
     )
     tags = {
         RUN_TAG: record.run_name,
+        _IDENTITY_TAG: record.identity,
         "mlflow.user": _user(),
         "mlflow.source.name": "aweigh",
         "mlflow.source.type": "LOCAL",
     }
     client.create_run(experiment_id, start_time=record.started_ms, tags=tags, run_name=record.run_name)
-    run, *ghosts = _runs_of_this_name(client, experiment_id, record.run_name)
+    run, *ghosts = _runs_of_this_identity(client, experiment_id, record.identity)
     for ghost in ghosts:
         if ghost.info.start_time == record.started_ms and not ghost.data.metrics:
             client.delete_run(ghost.info.run_id)

@@ -14,7 +14,7 @@ from data_shards.errors import DataError
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoDataset:
-    return write_demo(tmp_path_factory.mktemp("demo"), train_images=45, val_images=6)
+    return write_demo(tmp_path_factory.mktemp("demo"), train_images=28, val_images=6)
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_draws_others(tmp_path: Path) -> None:
@@ -46,9 +46,9 @@ def test_it_holds_what_real_files_hold(demo: DemoDataset) -> None:
     annotations = [item for image in dataset.images for item in image.annotations]
     ordinary = [item for item in annotations if not item["iscrowd"]]
     counts = {kind.id: sum(item["category_id"] == kind.id for item in ordinary) for kind in DEMO_CLASSES}
-    assert min(counts.values()) >= 12
+    assert min(counts.values()) >= 8
     assert any(not image.annotations for image in dataset.images)
-    assert sum(item["iscrowd"] for item in annotations) == 2
+    assert sum(item["iscrowd"] for item in annotations) == 1
     areas = np.array([item["area"] for item in ordinary])
     assert (areas < 32**2).mean() > 0.1
     assert areas.max() > 80**2
@@ -56,7 +56,7 @@ def test_it_holds_what_real_files_hold(demo: DemoDataset) -> None:
     ids = np.array([image.id for image in dataset.images])
     assert (np.diff(ids) > 1).all()
     gray = [image for image in dataset.images if cv2.imread(str(demo.images / image.file_name), -1).ndim == 2]
-    assert len(gray) == 2
+    assert len(gray) == 1
     assert 1 <= max(len(image.annotations) for image in dataset.images) <= 7
 
 

@@ -141,7 +141,7 @@ def test_an_endpoint_that_does_not_answer_is_named(s3: str, monkeypatch: pytest.
         silent.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setattr("data_shards.store._ATTEMPTS", 2)
+        monkeypatch.setattr("data_shards.store._ATTEMPTS", 2)  # the port is new, so is the client
         with pytest.raises(DataError, match=rf"{endpoint}/? does not answer after 2 attempts .*AWS_ENDPOINT_URL"):
             open_store(f"{s3}/prefix").check_readable()
 

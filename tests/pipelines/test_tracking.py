@@ -120,13 +120,13 @@ def test_a_later_attempt_is_the_same_run_and_changes_are_tags(uri: str, tmp_path
     assert run.info.status == "RUNNING"
 
 
-def test_the_run_is_found_by_its_name_from_a_fresh_folder(uri: str, tmp_path: Path) -> None:
-    run_id = start(uri, tmp_path / "one node")
-    assert start(uri, tmp_path / "another node") == run_id
+def test_a_fresh_folder_is_a_new_run_unless_a_checkpoint_knows_it(uri: str, tmp_path: Path) -> None:
+    run_id = start(uri, tmp_path / "one")
+    # The same name after its folder was deleted: its curves start from zero, not behind the old ones.
+    assert start(uri, tmp_path / "another") != run_id
+    again = start_run(uri, "cells", "first", params={}, tags={}, folder=tmp_path / "lost", known_run_id=run_id)
+    assert again == run_id
     assert MlflowClient(uri).get_run(run_id).data.tags["attempt"] == "2"
-    other = start_run(uri, "cells", "it's", params={}, tags={}, folder=tmp_path / "other")
-    assert other != run_id
-    assert start_run(uri, "cells", "it's", params={}, tags={}, folder=tmp_path / "again") == other
 
 
 def test_a_deleted_run_is_made_anew_with_all_its_points(uri: str, tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_what_cannot_be_a_run_is_refused(uri: str, tmp_path: Path) -> None:
     start(uri, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"belongs to run 'first' of experiment 'cells', not to 'second'"):
         start_run(uri, "cells", "second", params={}, tags={}, folder=tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"""holds both kinds of quotes"""):
-        start_run(uri, "cells", '"it\'s"', params={}, tags={}, folder=tmp_path / "quotes")
+    named = start_run(uri, "cells", '"it\'s"', params={}, tags={}, folder=tmp_path / "quotes")
+    assert MlflowClient(uri).get_run(named).info.run_name == '"it\'s"'
     client = MlflowClient(uri)
     client.delete_experiment(client.get_experiment_by_name("cells").experiment_id)
     with pytest.raises(ConfigError, match=r"experiment 'cells' was deleted .* experiments restore --experiment-id"):

@@ -1,0 +1,40 @@
+"""Every aweigh command that the README shows is one that the command line takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipelines import recipes
+from pipelines.cli import command_line
+from pipelines.recipe import with_flags
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _commands() -> list[str]:
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^    (aweigh .*)$", text, flags=re.MULTILINE) + re.findall(r"`(aweigh [^`]*)`", text)
+    return [line.split("#")[0].split(">")[0].replace("…", "").strip() for line in lines]
+
+
+@pytest.mark.parametrize("command", sorted(set(_commands())))
+def test_a_command_of_the_readme_is_understood(command: str) -> None:
+    words = shlex.split(command)[1:]
+    if "NAME" in words:
+        words[words.index("NAME")] = "demo"
+    if words[:2] == ["shards", "build"] and "--annotations" not in words:
+        words += ["--annotations", "a.json", "--images", "images"]  # the README leaves them out with "…"
+    known, rest = command_line().parse_known_args(words)
+    assert callable(known.run)
+    if not getattr(known, "takes_flags", False):
+        assert rest == []
+    elif not (known.command == "train" and str(known.recipe).endswith(".yaml")):
+        with_flags(recipes.get(getattr(known, "recipe", None) or "demo"), rest)
+
+
+def test_the_readme_names_every_recipe_of_the_published_schedules() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in recipes.names():
+        assert name.removesuffix("_2x").removesuffix("_1x") in text, name
