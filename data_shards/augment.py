@@ -19,7 +19,7 @@ from data_shards.keyed import uniforms
 from data_shards.settings import AugmentationSettings
 
 if TYPE_CHECKING:
-    from data_shards.loader import Batch
+    from data_shards.batch import Batch
 
 _AUGMENTATION = 301
 _ORDERS = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], dtype=np.int64)

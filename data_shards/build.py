@@ -71,12 +71,12 @@ class BuildReport:
             if dropped
             else ""
         )
-        shards = len(manifest.shards)
         return (
-            f"{self.location}: {manifest.num_samples:,} images in {shards:,} shard{'s' * (shards != 1)}, "
+            f"{self.location}: {_counted(manifest.num_samples, 'image')} in "
+            f"{_counted(len(manifest.shards), 'shard')}, "
             f"{manifest.num_bytes / 1e6:,.1f} MB, manifest {manifest.digest[:6]}\n"
             f"{manifest.source.boxes:,} boxes of {len(manifest.classes):,} classes{left_out}; "
-            f"{self.crowd_boxes:,} crowds, {self.images_without_boxes:,} images without boxes"
+            f"{_counted(self.crowd_boxes, 'crowd')}, {_counted(self.images_without_boxes, 'image')} without boxes"
             + ("; nothing changed since the last build" if self.unchanged else "")
         )
 
@@ -172,6 +172,10 @@ def build_shards(
         images_without_boxes=sum(not image.annotations for image in dataset.images),
         unchanged=unchanged,
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _existing(store: Store, source: Source, overwrite: bool) -> tuple[Manifest | None, tuple[Shard, ...]]:

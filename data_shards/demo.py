@@ -16,21 +16,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from data_shards.errors import DataError
-from data_shards.scenery import (
-    Drawing,
-    Generator,
-    Lamp,
-    book,
-    leaf,
-    lemon,
-    mug,
-    orange,
-    pencil,
-    photograph,
-    plate,
-    put,
-    surface,
-)
+from data_shards.still_life.rendering import Generator, Lamp
+from data_shards.still_life.scenery import photograph, put, surface
+from data_shards.still_life.things import Drawing, book, leaf, lemon, mug, orange, pencil, plate
 
 DEFAULT_TRAIN_IMAGES = 240
 DEFAULT_VAL_IMAGES = 60
@@ -197,7 +185,9 @@ def _arrange(random: Generator, height: int, width: int, pile: list[_Place]) -> 
     places: list[_Place] = []
     for _ in range(12 * wanted):
         item = DEMO_CLASSES[random.integers(len(DEMO_CLASSES))]
-        size = float(np.exp(random.uniform(*np.log(item.sizes))))
+        # More large than small, as in photographs that somebody took of things.
+        least, most = item.sizes
+        size = float(least * (most / least) ** random.beta(2, 1))
         margin = 0.3 * size
         x, y = random.uniform(margin, width - margin), random.uniform(margin, height - margin)
         place = _Place(item, size, x, y)

@@ -33,7 +33,7 @@ from detectors.losses import (
     penalty_reduced_focal_loss,
 )
 from detectors.peaks import Peaks, top_peaks
-from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
+from detectors.settings import configure, require_choice, require_count, require_flag, require_fraction, require_weight
 
 STRIDE = 4
 """Input pixels per cell of the heatmap."""
@@ -55,6 +55,8 @@ class CenterNetSettings:
     """Loss on sizes and offsets (smooth L1 loses 2.4 AP, table 3c)."""
     min_overlap: float = 0.7
     """IoU from which the radius of the Gaussians follows."""
+    class_specific_size: bool = False
+    """A width and height for every class (`cat_spec_wh`), trained by L1 always; no published network has it."""
 
     def __post_init__(self) -> None:
         require_count("max_objects", self.max_objects)
@@ -62,6 +64,7 @@ class CenterNetSettings:
             require_weight(name, getattr(self, name))
         require_choice("regression_loss", self.regression_loss, ("l1", "smooth_l1"))
         require_fraction("min_overlap", self.min_overlap)
+        require_flag("class_specific_size", self.class_specific_size)
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,15 @@ class CenterNetTargets:
     """What the losses are given for a batch; object rows keep the slots of the annotations.
 
     `heatmap` float32 `(batch, classes, height, width)`; `size` and `offset` float32 `(batch, max_objects, 2)` in
-    cells; `center_index` int64 `(batch, max_objects)`, y * width + x; `object_mask` bool, same shape, False
-    where a slot is padding or its box was dropped (all else is 0 there).
+    cells; `center_index` int64 `(batch, max_objects)`, y * width + x; `labels` int64 and `object_mask` bool, same
+    shape. The mask is False where a slot is padding or its box was dropped, and all else is 0 there.
     """
 
     heatmap: Tensor
     size: Tensor
     offset: Tensor
     center_index: Tensor
+    labels: Tensor
     object_mask: Tensor
 
 
@@ -125,7 +129,8 @@ class CenterNet(CenterNetNetwork):
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
-        return {"hm": self.num_classes, "wh": 2, "reg": 2}
+        sizes = self.num_classes if self.settings.class_specific_size else 1
+        return {"hm": self.num_classes, "wh": 2 * sizes, "reg": 2}
 
     @torch.no_grad()
     def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> CenterNetTargets:
@@ -158,6 +163,7 @@ class CenterNet(CenterNetNetwork):
             size=torch.where(is_object[..., None], objects.size, 0),
             offset=torch.where(is_object[..., None], objects.offset, 0),
             center_index=torch.where(is_object, objects.index, 0),
+            labels=torch.where(is_object, objects.labels, 0),
             object_mask=is_object,
         )
 
@@ -171,12 +177,13 @@ class CenterNet(CenterNetNetwork):
         """
         settings = self.settings
         regression_loss = masked_l1_loss if settings.regression_loss == "l1" else masked_smooth_l1_loss
+        size_loss = masked_l1_loss if settings.class_specific_size else regression_loss
         heatmap = size = offset = torch.zeros((), device=targets.heatmap.device)
         for maps in outputs:
-            sizes = at_centers(maps["wh"], targets.center_index)
+            sizes = self._sizes(maps["wh"], targets.center_index, targets.labels)
             offsets = at_centers(maps["reg"], targets.center_index)
             heatmap = heatmap + penalty_reduced_focal_loss(maps["hm"], targets.heatmap) / len(outputs)
-            size = size + regression_loss(sizes, targets.size, targets.object_mask) / len(outputs)
+            size = size + size_loss(sizes, targets.size, targets.object_mask) / len(outputs)
             offset = offset + regression_loss(offsets, targets.offset, targets.object_mask) / len(outputs)
         loss = settings.heatmap_weight * heatmap + settings.size_weight * size + settings.offset_weight * offset
         return {"heatmap": heatmap, "size": size, "offset": offset, "loss": loss}
@@ -211,7 +218,7 @@ class CenterNet(CenterNetNetwork):
         peaks = top_peaks(maps["hm"].float().sigmoid(), limit)
         cell = torch.stack((peaks.x, peaks.y), dim=-1)
         center = cell + at_centers(maps["reg"].float(), peaks.index)
-        size = at_centers(maps["wh"].float(), peaks.index)
+        size = self._sizes(maps["wh"].float(), peaks.index, peaks.labels)
         return CenterNetPoints(peaks, cell, center * STRIDE, box.around(center, size) * STRIDE)
 
     def locate(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int]) -> CenterNetObjects:
@@ -268,6 +275,14 @@ class CenterNet(CenterNetNetwork):
             (first_plane + planes).flatten(), cell.flatten(0, 1), radii.flatten(), drawn.flatten(), shape
         )
         return heatmaps.view(batch, num_planes, *shape[1:])
+
+    def _sizes(self, maps: Tensor, index: Tensor, labels: Tensor) -> Tensor:
+        """Width and height `(batch, objects, 2)` at the cells `index`, of the objects' classes where they differ."""
+        sizes = at_centers(maps, index)
+        if not self.settings.class_specific_size:
+            return sizes
+        of_class = 2 * labels[..., None] + torch.arange(2, device=labels.device)
+        return sizes.gather(2, of_class)
 
     def _check_labels(self, labels: Tensor) -> None:
         highest = int(labels.max())

@@ -43,6 +43,8 @@ class CenterNet3DSettings(CenterNetSettings):
             require_weight(name, getattr(self, name))
         if self.regression_loss != "l1":
             raise DetectorError("regression_loss has to be 'l1' in 3D, where the published loss is a mean over slots.")
+        if self.class_specific_size:
+            raise DetectorError("class_specific_size is for boxes; the heads of 3D do not have it.")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class CenterNet3D(CenterNet):
             size=torch.where(is_object[..., None], objects.size, 0),
             offset=torch.where(is_object[..., None], objects.offset, 0),
             center_index=torch.where(is_object, objects.index, 0),
+            labels=torch.where(is_object, objects.labels, 0),
             object_mask=is_object,
             depth=torch.where(is_object, fields["depth"], 0)[..., None],
             dimensions=torch.where(is_object[..., None], fields["dimensions"], 0),

@@ -71,5 +71,15 @@ def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise DetectorError(f"{name} is {value!r}; known are {', '.join(map(repr, choices))}.")
 
 
+def require_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        DetectorError: with the name and the value.
+    """
+    if not isinstance(value, bool):
+        raise DetectorError(f"{name} is {value!r}; it has to be True or False.")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

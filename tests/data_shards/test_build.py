@@ -142,7 +142,7 @@ def test_the_report_counts_what_was_dropped_and_kept(tmp_path: Path) -> None:
     assert (report.zero_size_boxes, report.outside_boxes) == (1, 1)
     # Boxes 0, 1, 2, 3, 0, 1 an image; the only box of the second is gone.
     assert (report.crowd_boxes, report.images_without_boxes) == (1, 3)
-    assert "5 boxes of 3 classes; 2 dropped (1 without area, 1 outside); 1 crowds, 3 images" in report.describe()
+    assert "5 boxes of 3 classes; 2 dropped (1 without area, 1 outside); 1 crowd, 3 images" in report.describe()
     with pytest.raises(DataError, match="which has no area"):
         build_shards(annotations, images, str(tmp_path / "no"), split="train", degenerate_boxes="refuse")
     assert not (tmp_path / "no").exists()

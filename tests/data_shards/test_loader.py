@@ -155,7 +155,7 @@ def test_an_image_that_decodes_no_more_is_named(built: BuildReport, monkeypatch:
     def failing(data: bytes) -> None:
         raise ValueError("the JPEG ends early")
 
-    monkeypatch.setattr("data_shards.loader.decode_jpeg", failing)
+    monkeypatch.setattr("data_shards.batch.decode_jpeg", failing)
     with pytest.raises(DataError, match=r"shard train-00000\d\.tar, image \d+ does not decode \(the JPEG ends early\)"):
         next(train(built, World(1, 0)))
 

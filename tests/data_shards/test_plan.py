@@ -23,7 +23,7 @@ def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    shard_samples = draw(st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(sum))
+    shard_samples = draw(st.lists(st.integers(0, 25), min_size=1, max_size=20).filter(sum))
     return plan_of(
         shard_samples,
         draw(st.integers(1, min(64, sum(shard_samples)))),

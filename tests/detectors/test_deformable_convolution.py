@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detectors.layers import deformable_convolution as layer_module
 from detectors.layers.deformable_convolution import DeformableConvolution, deformable_convolution
 
 
@@ -140,6 +141,18 @@ def test_the_layer_takes_masks_from_the_last_third_of_the_channels() -> None:
         layer.conv_offset_mask.bias[18:] = 100.0  # sigmoid(100) = 1
     features = torch.randn(2, 4, 6, 6)
     assert_close(layer(features), functional.conv2d(features, layer.weight, padding=1))
+
+
+def test_groups_of_images_make_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [torch.cat((argument, argument[:1] + 0.1)).requires_grad_() for argument in arguments()[:3]]
+    inputs += [argument.requires_grad_() for argument in arguments()[3:]]
+    whole = deformable_convolution(*inputs, 1, 1)
+    expected = torch.autograd.grad(whole.square().sum(), inputs)
+    monkeypatch.setattr(layer_module, "_ELEMENTS_AT_ONCE", 2 * 4 * 30)  # two images of 4 output channels, then one
+    parts = deformable_convolution(*inputs, 1, 1)
+    assert_close(parts, whole)
+    for gradient, wanted in zip(torch.autograd.grad(parts.square().sum(), inputs), expected, strict=True):
+        assert_close(gradient, wanted)
 
 
 def test_memory_formats_are_kept_and_agree() -> None:

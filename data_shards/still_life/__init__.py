@@ -1,0 +1,1 @@
+"""Procedural photographs of things on a table, for the demonstration set."""
