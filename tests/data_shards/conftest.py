@@ -1,76 +1,11 @@
-"""A real S3 server (moto, over HTTP) and shards that several tests read."""
+"""Shards that several tests read."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data_shards.build import BuildReport, build_shards
 from tests.data_shards.samples import document, write_coco
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """The address of a moto server of our own; it enforces credentials only where a test asks for it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    server = subprocess.Popen(
-        [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    try:
-        # It says where it runs when it listens; what it says later is read so that it never has to wait.
-        assert any("Running on" in line for line in server.stderr), "moto server ended"
-        reader = threading.Thread(target=server.stderr.read)
-        reader.start()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.kill(server.pid, signal.SIGTERM)
-        server.wait(timeout=20)
-    reader.join()
-    server.stderr.close()
-
-
-@pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket on the server, with the environment set to reach it; gives `s3://bucket`."""
-    import boto3
-
-    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/moto-api/reset", method="POST")).close()
-    boto3.session.Session().client("s3").create_bucket(Bucket="shards-test")
-    yield "s3://shards-test"
-    reset_auth(s3_endpoint, "inf")
-
-
-def reset_auth(endpoint: str, free_actions: str) -> None:
-    """From so many requests on, the server checks credentials."""
-    request = urllib.request.Request(
-        f"{endpoint}/moto-api/reset-auth",
-        data=free_actions.encode(),
-        headers={"Content-Type": "text/plain"},
-        method="POST",
-    )
-    urllib.request.urlopen(request).close()
 
 
 @pytest.fixture(scope="session")

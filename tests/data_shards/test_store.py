@@ -7,7 +7,7 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.store import Store, open_store
-from tests.data_shards.conftest import reset_auth
+from tests.conftest import reset_auth
 
 
 @pytest.fixture(params=["folder", "s3"])

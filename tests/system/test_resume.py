@@ -10,6 +10,7 @@ import torch
 
 from data_shards.build import build_shards
 from data_shards.demo import write_demo
+from data_shards.store import open_store
 from tests.system.commands import Command, final_weights, logged, train
 
 pytestmark = pytest.mark.slow
@@ -106,6 +107,15 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on_with_one_worker(shards: Pa
     assert {key for key in expected if key.startswith("weights/")} == {
         key for key in found if key.startswith("weights/")
     }
+
+
+def test_shards_in_s3_train_the_same_weights(shards: Path, whole: Path, s3: str, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for path in (shards / split).iterdir():
+            open_store(f"{s3}/set/{split}").upload(path, path.name)
+    train(f"{s3}/set", whole, "bucket", AWEIGH_CACHE=str(tmp_path / "cache")).finish()
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == len(list(shards.rglob("*.tar")))
+    _same_as_whole(whole, "bucket")
 
 
 def test_a_finished_run_is_not_trained_again(shards: Path, whole: Path) -> None:
