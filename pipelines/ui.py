@@ -22,5 +22,7 @@ def open_ui(folder: Path, port: int) -> None:
         )
     say("ui", f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The job runner serves MLflow features that no training uses, with processes of its own.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["--backend-store-uri", f"sqlite:///{database}", "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments, "--workers", "1"])

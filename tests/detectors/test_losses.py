@@ -41,8 +41,8 @@ def test_focal_loss_without_centres_is_the_plain_sum() -> None:
 
 
 def test_a_mark_of_0_9999_is_no_centre() -> None:
-    logits, heatmap = heatmap_pair([0.5, 0.5], [0.9999, 1.0])
-    expected = -(0.25 * 0.0001**4 * math.log(0.5) + 0.25 * math.log(0.5))  # divided by one centre
+    logits, heatmap = heatmap_pair([0.2, 0.5], [0.9999, 1.0])
+    expected = -(0.04 * 0.0001**4 * math.log(0.8) + 0.25 * math.log(0.5))  # divided by one centre
     assert penalty_reduced_focal_loss(logits, heatmap).item() == pytest.approx(expected, rel=1e-5)
 
 
