@@ -93,13 +93,18 @@ class CheckpointSettings:
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
 
+    every_epochs: int = 1
+    """Epochs between checkpoints; an evaluation and the last epoch end with one, too."""
+
     every_steps: int = 0
-    """Steps between checkpoints; 0 writes one at the end of each epoch only."""
+    """Steps between more checkpoints inside the epochs; 0 writes none."""
 
     keep: int = 2
     """How many of the newest stay; the best by AP stays beside them."""
 
     def __post_init__(self) -> None:
+        if self.every_epochs < 1:
+            raise ClusterError(f"checkpoint.every_epochs is {self.every_epochs}; it must be 1 or more.")
         if self.every_steps < 0:
             raise ClusterError(f"checkpoint.every_steps is {self.every_steps}; it must be 0 (epochs only) or more.")
         if self.keep < 1:

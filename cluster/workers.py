@@ -190,12 +190,12 @@ def exclusive_run(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
+    """Send what this process logs to a file: all that aweigh says, and other libraries' warnings."""
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root = logging.getLogger("aweigh")
-    root.setLevel(logging.INFO)
-    root.propagate = False
+    handler.setLevel(logging.INFO)
+    root = logging.getLogger()
     root.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that help and lists come
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rest and not getattr(known, "takes_flags", False):
         fail(f"unknown argument {rest[0]!r}; `aweigh {known.command} --help` lists them.")
     known.rest = rest
+    # Warnings of any library and what our rooms have to say, as plain lines.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("aweigh").setLevel(logging.INFO)
     from cluster.errors import ClusterError, WorkersFailedError
     from data_shards.errors import DataError
     from pipelines.errors import ConfigError

@@ -43,6 +43,11 @@ def resumed_line(attempt: int, step: int, steps_per_epoch: int) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     whole = round(seconds)

@@ -99,6 +99,7 @@ class _Interval:
 class _Training:
     def __init__(self, context: WorkerContext, job: Job) -> None:
         recipe = job.recipe
+        torch.manual_seed(recipe.seed + context.rank)
         self.context, self.job, self.recipe = context, job, recipe
         self.manifest: Manifest = load_manifest(recipe.data.train)
         self.plan: Plan = make_plan(self.manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
@@ -191,13 +192,12 @@ class _Training:
             parts.append(self._microbatch(batch))
         self.step += 1
         self.interval.steps += 1
-        ends_epoch = self.step % self.plan.steps_per_epoch == 0
-        due = self._checkpoint_due(ends_epoch)
-        if self.step % self.recipe.tracking.every_steps == 0 or due or self.step == self.last_step:
+        evaluate_now, save_now = self._due()
+        if self.step % self.recipe.tracking.every_steps == 0 or save_now:
             self._record(parts, rate)
-        if ends_epoch:
-            self._end_epoch()
-        if due:
+        if evaluate_now:
+            self._evaluate()
+        if save_now:
             self._checkpoint()
 
     def _microbatch(self, batch: Batch) -> dict[str, Tensor]:
@@ -217,9 +217,16 @@ class _Training:
             self.engine.step()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _checkpoint_due(self, ends_epoch: bool) -> bool:
-        every = self.recipe.checkpoint.every_steps
-        return ends_epoch or (every > 0 and self.step % every == 0)
+    def _due(self) -> tuple[bool, bool]:
+        """Whether this step ends with an evaluation, and whether with a checkpoint."""
+        recipe = self.recipe
+        epoch, inside = divmod(self.step, self.plan.steps_per_epoch)
+        last = self.step == self.last_step
+        evaluation = inside == 0 and (last or epoch % recipe.evaluation.every_epochs == 0)
+        evaluation = evaluation and bool(recipe.data.validation)
+        at_epoch = inside == 0 and (last or epoch % recipe.checkpoint.every_epochs == 0)
+        at_step = recipe.checkpoint.every_steps > 0 and self.step % recipe.checkpoint.every_steps == 0
+        return evaluation, evaluation or at_epoch or at_step
 
     def _record(self, parts: list[dict[str, Tensor]], rate: float) -> None:
         """Losses of this step over all ranks, and the pace since the last record; every rank calls it."""
@@ -254,14 +261,9 @@ class _Training:
         remaining = (self.last_step - self.step) * seconds / steps
         logger.info("%s", console.step_line(self.step, self.last_step, losses, pace, remaining))
 
-    def _end_epoch(self) -> None:
-        epoch = self.step // self.plan.steps_per_epoch
-        last = self.step == self.last_step
-        if self.recipe.data.validation and (last or epoch % self.recipe.evaluation.every_epochs == 0):
-            self._evaluate(epoch)
-
-    def _evaluate(self, epoch: int) -> None:
+    def _evaluate(self) -> None:
         began = time.perf_counter()
+        epoch = self.step // self.plan.steps_per_epoch
         # A second network, so that training's own buffers and ZeRO's shares stay untouched.
         judged = build_detector(self.recipe, self.manifest, initial=False).to(self.context.device)
         judged.load_state_dict(self.engine.evaluation_weights())
@@ -385,11 +387,12 @@ class _Training:
 
 def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Detector:
     """The recipe's detector for the data's classes; `initial` reads the weights to start from, too."""
-    torch.manual_seed(recipe.seed)
-    detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
+    with torch.random.fork_rng(devices=[]):  # the same weights on every rank, whatever was drawn before
+        torch.manual_seed(recipe.seed)
+        detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
     if initial and recipe.detector.weights:
         receipt = detectors.published.load(detector, recipe.detector.weights)
-        logger.debug("%s", receipt)
+        logger.info("%s", receipt.summary())
     return detector
 
 

@@ -1,9 +1,7 @@
 """The training story as the driver tells it: check, say what will happen, train, say what came out."""
 
 import json
-import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -179,7 +177,6 @@ def _next_attempt(folder: Path) -> int:
 def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterator[tuple[str, str]]:
     """One MLflow run over all attempts, with its status at the end."""
     uri = tracking_uri(recipe)
-    logging.getLogger("aweigh").addHandler(logging.StreamHandler(sys.stderr))
     params = {key: str(value) for key, value in flatten(to_dict(recipe)).items()}
     run_id = tracking.start_run(
         uri,
@@ -217,7 +214,7 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
     console.say("run", f"{name}, recipe {recipe.recipe}, seed {recipe.seed}, in {Path(recipe.run.folder) / name}")
     console.say(
         "data",
-        f"{recipe.data.train}, {manifest.num_samples:,} images in {len(manifest.shards):,} shards, "
+        f"{recipe.data.train}, {manifest.num_samples:,} images in {console.counted(len(manifest.shards), 'shard')}, "
         f"manifest {manifest.digest[:6]}; the last {plan.samples_dropped_per_epoch:,} of each epoch's order sit out",
     )
     console.say("batch", str(split))
