@@ -30,8 +30,8 @@ def demo() -> Recipe:
         # Many small steps: a network that starts from nothing gains more from them than from large batches.
         batch=BatchSettings(global_size=8),
         optimizer=OptimizerSettings(name="adam", learning_rate=1.5e-3),
-        schedule=Schedule(epochs=60, drops_at=(45, 55), warmup_steps=50),
-        evaluation=EvaluationSettings(every_epochs=15),
+        schedule=Schedule(epochs=40, drops_at=(30, 36), warmup_steps=50),
+        evaluation=EvaluationSettings(every_epochs=10),
         checkpoint=CheckpointSettings(every_epochs=5),
         tracking=TrackingSettings(every_steps=10, system_seconds=5),
     )

@@ -136,6 +136,11 @@ def test_a_rescaled_image_teaches_no_metres() -> None:
     assert targets.object_mask.sum() == 2
     assert not targets.metric_mask.any()
     assert targets.in_bin[0, :2].all()
+    maps = {name: torch.ones(1, count, 24, 32) for name, count in detector().head_channels().items()}
+    parts = detector().losses([maps], targets)
+    assert (parts["depth"].item(), parts["dimension"].item()) == (0, 0)
+    # 12 x 12 cells where the head says 1, of 12 slots two are taken: 4 coordinates miss by 11, of 24.
+    assert parts["size"].item() == pytest.approx(4 * 11 / 24)
 
 
 def test_angles_lie_in_one_bin_or_two() -> None:

@@ -89,6 +89,14 @@ def test_all_cells_of_a_plateau_stay() -> None:
     assert suppress_neighbours(heatmap).nonzero().tolist() == [[0, 0, 1, 1], [0, 0, 1, 2]]
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 1, 1, 5), (1, 2, 1, 1)])
+def test_neighbours_are_those_of_a_3x3_window(shape: tuple[int, ...]) -> None:
+    # One decimal, so that there are many plateaus.
+    heatmap = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(10).round() / 10
+    window = torch.nn.functional.max_pool2d(heatmap, 3, stride=1, padding=1)
+    assert torch.equal(suppress_neighbours(heatmap), torch.where(window == heatmap, heatmap, 0))
+
+
 def test_small_maps_give_as_many_rows_as_they_have_cells() -> None:
     outputs = maps(2, 3, 8, 8)
     assert [len(detections.scores) for detections in detector().decode([outputs], (32, 32), limit=1000)] == [192, 192]
