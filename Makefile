@@ -24,6 +24,7 @@ fast: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "aweigh needs Python 3.11 or 3.12; install one, or name it: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
+	@echo "installing the pinned packages into $(VENV), about 2 GB: some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
 	touch $@
@@ -36,5 +37,6 @@ lock:
 	  $(VENV)-lock/bin/python -m pip freeze | sed 's/+cpu//'; } > requirements.txt
 	rm -rf $(VENV)-lock
 
+# Runs stay: they hold checkpoints.
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) demo

@@ -5,9 +5,8 @@
         weights.safetensors     fp32 parameters and buffers, usable alone
         optimizer.safetensors   "parameter|state"
         per_rank.safetensors    "rank|buffer"
-        state.json              step, epoch, samples seen, class list, manifest digest, recipe, MLflow run, …
+        state.json              step, epoch, score, samples seen, class list, manifest digest, recipe, MLflow run, …
         checkpoint.json         size and sha256 of the files above, written last
-      best                      the name of the best so far
 
 A folder is written under another name, flushed to disk, and made current in one rename; a torn one has no
 `checkpoint.json`, or one that does not fit, and is never chosen.
@@ -59,12 +58,16 @@ class Checkpoint:
         return load_file(self.path / f"{name}.safetensors")
 
 
+class HarmedCheckpointError(ClusterError):
+    """A checkpoint that is incomplete or not what was written; the one before it may be whole."""
+
+
 class CheckpointFolder:
     """The checkpoints of one run, in a folder that every node sees.
 
     Args:
         folder: made when the first checkpoint is written.
-        keep: how many of the newest stay; the one marked best stays beside them.
+        keep: how many of the newest stay; the one of the highest score stays beside them.
         warn: told, in one line, about a checkpoint that is passed over.
     """
 
@@ -73,19 +76,20 @@ class CheckpointFolder:
         self.keep = keep
         self._warn = warn
 
-    def save(self, state: TrainingState, facts: Mapping[str, Any], best: bool = False) -> Checkpoint:
+    def save(self, state: TrainingState, facts: Mapping[str, Any], score: float | None = None) -> Checkpoint:
         """Write one checkpoint, make it current in one rename, then drop those no longer kept.
 
         Args:
             state: as `Engine.state` gives it to rank 0.
             facts: JSON-able; "step" names the folder.
-            best: remember this one as the best so far.
+            score: how good these weights are, where that was measured; more is better.
 
         Raises:
             ClusterError: the folder cannot be written; the checkpoints there before are untouched.
         """
         from safetensors.torch import save_file
 
+        facts = {**facts, "score": score}
         name = f"step-{int(facts['step']):08d}"
         partial = self.folder / f".{name}.partial"
         try:
@@ -95,19 +99,18 @@ class CheckpointFolder:
             for file in _TENSOR_FILES:
                 tensors = {key: value.contiguous() for key, value in getattr(state, file).items()}
                 save_file(tensors, partial / f"{file}.safetensors")
-            (partial / "state.json").write_text(json.dumps(dict(facts), indent=1, sort_keys=True))
+            (partial / "state.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
             files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
             seal = {"format": FORMAT_VERSION, "files": files}
             (partial / _SEAL).write_text(json.dumps(seal, indent=1))
             for path in (*partial.iterdir(), partial):
                 _flush(path)
             final = self.folder / name
-            if final.exists():  # a harmed one of the same step, passed over when this attempt began
-                shutil.rmtree(self.folder / f".{name}.harmed", ignore_errors=True)
-                final.rename(self.folder / f".{name}.harmed")
+            for later in self._folders():
+                # Of this step or a later one, yet training came from before: they were harmed and passed over.
+                if later.name >= name:
+                    later.rename(self.folder / f".{later.name}.harmed")
             partial.rename(final)
-            if best:
-                self._mark_best(name)
             _flush(self.folder)
         except OSError as error:
             raise ClusterError(
@@ -118,35 +121,51 @@ class CheckpointFolder:
         return Checkpoint(final, dict(facts))
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is complete and unharmed, or None where there is none.
+        """The newest checkpoint that is complete and unharmed, or None where there is none at all.
 
-        A damaged one is passed over with a warning, and the one before it is taken.
+        A harmed one is passed over with a warning, and the one before it is taken.
+
+        Raises:
+            ClusterError: there are checkpoints, but none of them is whole, or one is of a later format.
         """
-        for path in sorted(self._folders(), reverse=True):
+        folders = sorted(self._folders(), reverse=True)
+        found = self._first_whole(folders)
+        if folders and found is None:
+            raise ClusterError(
+                f"none of the {len(folders)} checkpoints in {self.folder} is whole. Restore one from a copy, or delete "
+                f"the folder to begin at step 0."
+            )
+        return found
+
+    def best(self) -> Checkpoint | None:
+        """The unharmed checkpoint of the highest score, or None where none was scored."""
+        return self._first_whole(self._by_score())
+
+    def _first_whole(self, folders: list[Path]) -> Checkpoint | None:
+        for path in folders:
             try:
                 return open_checkpoint(path)
-            except ClusterError as error:
+            except HarmedCheckpointError as error:
                 self._warn(f"passed over: {error}")
         return None
 
-    def best(self) -> Checkpoint | None:
-        """The checkpoint marked best, if it is there and unharmed."""
-        pointer = self.folder / "best"
-        return open_checkpoint(self.folder / pointer.read_text().strip()) if pointer.exists() else None
+    def _by_score(self) -> list[Path]:
+        """Scored checkpoints, the best and then the newest first."""
+        scored = []
+        for path in self._folders():
+            try:
+                score = json.loads((path / "state.json").read_text())["score"]
+            except (OSError, ValueError, KeyError):
+                continue  # harmed: whoever opens it is told
+            if score is not None:
+                scored.append((score, path))
+        return [path for _, path in sorted(scored, reverse=True)]
 
     def _folders(self) -> list[Path]:
         return list(self.folder.glob("step-*")) if self.folder.is_dir() else []
 
-    def _mark_best(self, name: str) -> None:
-        temporary = self.folder / ".best.partial"
-        temporary.write_text(name + "\n")
-        _flush(temporary)
-        os.replace(temporary, self.folder / "best")
-
     def _collect(self) -> None:
-        best = self.folder / "best"
-        kept = {best.read_text().strip()} if best.exists() else set()
-        kept |= {path.name for path in sorted(self._folders())[-self.keep :]}
+        kept = {path.name for path in [*sorted(self._folders())[-self.keep :], *self._by_score()[:1]]}
         for path in self._folders():
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
@@ -162,16 +181,17 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         verify: False where another rank has compared the files just now.
 
     Raises:
-        ClusterError: it is no checkpoint, of a later format, incomplete, or harmed.
+        HarmedCheckpointError: it is no checkpoint, incomplete, or harmed.
+        ClusterError: it is of a later format.
     """
     try:
         seal = json.loads((path / _SEAL).read_text())
     except FileNotFoundError:
-        raise ClusterError(
+        raise HarmedCheckpointError(
             f"{path} is not a complete checkpoint: {_SEAL} is missing. Choose another, or delete it."
         ) from None
     except (OSError, ValueError) as error:
-        raise ClusterError(f"{path / _SEAL} cannot be read: {error}. Choose another checkpoint.") from error
+        raise HarmedCheckpointError(f"{path / _SEAL} cannot be read: {error}. Choose another checkpoint.") from error
     if seal.get("format") != FORMAT_VERSION:
         raise ClusterError(
             f"{path} has checkpoint format {seal.get('format')}, this aweigh reads {FORMAT_VERSION}; update aweigh."
@@ -180,7 +200,7 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         found = _fingerprint(path / name) if (path / name).is_file() else None
         if found != expected:
             state = "missing" if found is None else f"{found['bytes']:,} bytes with another sha256"
-            raise ClusterError(
+            raise HarmedCheckpointError(
                 f"{path / name} is {state}, expected {expected['bytes']:,} bytes with sha256 "
                 f"{expected['sha256'][:12]}…. Delete {path.name} and use an earlier checkpoint."
             )

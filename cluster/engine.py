@@ -67,14 +67,14 @@ def split_batch(global_size: int, world_size: int, microbatch_limit: int) -> Bat
     return BatchSplit(global_size, per_rank // accumulation, accumulation, world_size)
 
 
-def bootstrap() -> None:
-    """Prepare this process for DeepSpeed; call it before anything else of DeepSpeed is touched.
+def bootstrap(device: torch.device) -> None:
+    """Prepare this process for DeepSpeed on a device; call it before anything else of DeepSpeed is touched.
 
     Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use, a minute for every fresh home
     directory; gloo does the same work.
     """
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed would take a GPU that the machine has, although this worker computes on the CPU.
+    os.environ["DS_ACCELERATOR"] = device.type
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
     import logging
 
@@ -110,6 +110,31 @@ def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: Lit
     if precision == "bf16":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return _merged(config, settings.deepspeed)
+
+
+def check_deepspeed(settings: EngineSettings) -> None:
+    """Let DeepSpeed itself judge the keys of `zero_optimization`, before a worker meets them.
+
+    Raises:
+        ClusterError: names the first key that it refuses.
+    """
+    zero = settings.deepspeed.get("zero_optimization", {})
+    if not zero:
+        return
+    import pydantic
+
+    bootstrap(torch.device("cpu"))
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except (pydantic.ValidationError, TypeError) as error:
+        loc: tuple[int | str, ...] = ()
+        message = str(error)
+        if isinstance(error, pydantic.ValidationError):
+            loc, message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        name = ".".join(["engine.deepspeed.zero_optimization", *map(str, loc)])
+        raise ClusterError(f"{name} is refused by DeepSpeed: {message.lower()}.") from error
 
 
 @dataclass
@@ -163,7 +188,6 @@ class Engine:
         if state is not None:
             # Loaded before DeepSpeed flattens and shares out the parameters, so every stage starts from them.
             model.load_state_dict(state.weights)
-        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._optimizer_class = optimizer_class
         optimizer = optimizer_class(parameter_groups)  # type: ignore[call-arg]
         self.config = deepspeed_config(settings, split, self.precision)
@@ -275,11 +299,11 @@ class Engine:
     def _full_optimizer(self) -> dict[str, Tensor]:
         self._link_optimizer_state()
         state = self._torch_optimizer().state
-        share = self._shares()[0]
-        if share not in state or not state[share]:
+        started = [state[share] for share in self._shares() if state.get(share)]
+        if not started:
             return {}
-        # One count serves all parameters: every step updates every one of them.
-        step = state[share].get("step")
+        # One count serves all parameters: every step updates every one that has a gradient.
+        step = started[0].get("step")
         full = {} if step is None else {"step": torch.as_tensor(step, dtype=torch.float32).cpu().clone()}
         for name, parameter in self._parameters():
             if not parameter.requires_grad:

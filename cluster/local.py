@@ -15,7 +15,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray starts workers at niceness 15; training is what the machine is there for.
     "RAY_worker_niceness": "0",
     # Ceph and other S3 servers refuse the trailing checksums that newer clients send by default.

@@ -53,7 +53,7 @@ class ClusterSettings:
         for name, least in (("workers", 1), ("max_failures", 0), ("timeout_seconds", 1)):
             if getattr(self, name) < least:
                 raise ClusterError(f"cluster.{name} is {getattr(self, name)}; it must be {least} or more.")
-        if self.cpus_per_worker <= 0:
+        if not self.cpus_per_worker > 0:
             raise ClusterError(f"cluster.cpus_per_worker is {self.cpus_per_worker:g}; it must be above 0.")
 
 
@@ -76,8 +76,10 @@ class EngineSettings:
     """Keys of DeepSpeed's JSON to set or override, such as zero_optimization.overlap_comm."""
 
     def __post_init__(self) -> None:
-        if self.clip_norm < 0:
+        if not self.clip_norm >= 0:
             raise ClusterError(f"engine.clip_norm is {self.clip_norm:g}; it must be 0 (off) or more.")
+        if "stage" in self.deepspeed.get("zero_optimization", {}):
+            raise ClusterError("engine.deepspeed.zero_optimization.stage is derived by aweigh; set engine.zero_stage.")
         for key in self.deepspeed:
             if key in _DERIVED_KEYS:
                 raise ClusterError(f"engine.deepspeed.{key} is derived by aweigh; set {_DERIVED_KEYS[key]} instead.")
@@ -100,7 +102,7 @@ class CheckpointSettings:
     """Steps between more checkpoints inside the epochs; 0 writes none."""
 
     keep: int = 2
-    """How many of the newest stay; the best by AP stays beside them."""
+    """How many of the newest stay; the one of the highest AP stays beside them."""
 
     def __post_init__(self) -> None:
         if self.every_epochs < 1:

@@ -120,20 +120,24 @@ def _worker(arguments: dict[str, Any]) -> None:
             context = _joined(train_context, folder, arguments["settings"])
             with _sole_writer(folder, rank):
                 arguments["loop"](context, arguments["config"])
-        except UnrecoverableError as error:
-            _write_atomically(failure, json.dumps({"rank": rank, "message": str(error)}))
-            raise
-        except Exception:
-            logger.error("rank %d failed:\n%s", rank, traceback.format_exc())
+        except Exception as error:
+            with (folder / "logs" / f"rank-{rank}-errors.log").open("a") as errors:
+                errors.write(traceback.format_exc())
+            if isinstance(error, UnrecoverableError):
+                _write_atomically(failure, json.dumps({"rank": rank, "message": str(error)}))
+            else:
+                last = str(error).strip().splitlines() or [type(error).__name__]
+                logger.error("worker %d stops: %s", rank, last[-1])
             raise
 
 
 def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> WorkerContext:
-    bootstrap()
-    import deepspeed
     import ray.train.torch
 
     device = ray.train.torch.get_device()
+    bootstrap(device)
+    import deepspeed
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

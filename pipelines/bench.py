@@ -29,7 +29,9 @@ def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:
     check(recipe)
     console.say("bench", f"{recipe.recipe}, {recipe.detector.name} at {list(recipe.data.input_size)}, {steps} steps")
     console.say("batch", f"{recipe.batch.global_size} over {recipe.cluster.workers} workers")
-    with tempfile.TemporaryDirectory(prefix="aweigh-bench-") as folder:
+    # Below the runs, which every node sees.
+    Path(recipe.run.folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=recipe.run.folder) as folder:
         run_workers(
             train_worker,
             Job(recipe=recipe, run="bench", attempt=1, tracking_uri="", tracking_run="", measured_steps=steps),

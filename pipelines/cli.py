@@ -40,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
             known = [str(choice) for choice in action.choices]
             close = difflib.get_close_matches(str(value), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-            self.error(f"unknown command {value!r}; {hint}")
+            what = f"{action.option_strings[0]}" if action.option_strings else "command"
+            self.error(f"unknown {what} {value!r}; {hint}")
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -51,8 +52,10 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command."""
-    parser = command_line()
-    known, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    known, rest = command_line().parse_known_args(words)
+    if getattr(known, "takes_flags", False) and any("." in word for word in words[:2] if word.startswith("--")):
+        fail(f"{words[0]} takes its argument first and fields after it: aweigh {words[0]} NAME --field.subfield VALUE")
     if rest and not getattr(known, "takes_flags", False):
         fail(f"unknown argument {rest[0]!r}; `aweigh {known.command} --help` lists them.")
     known.rest = rest
@@ -67,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         known.run(known)
     except KeyboardInterrupt:
-        fail("stopped with Ctrl-C; the same command goes on from the last checkpoint.", 130)
+        resumes = known.command in ("train", "demo")
+        fail("stopped with Ctrl-C" + ("; the same command goes on from the last checkpoint." if resumes else "."), 130)
     except BrokenPipeError:
         # The reader (head, less) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+import torch.utils._pytree
 from torch import Tensor
 
 from data_shards.augment import augment
@@ -130,9 +131,7 @@ def _add_batch(
     detections = detector.decode(outputs, (height, width), settings.limit)
     _synchronize(images.device)
     share.seconds += time.perf_counter() - start
-    losses = detector.losses(outputs, detector.encode(batch.boxes, batch.labels, (height, width)))
-    for name, value in losses.items():
-        share.losses[name] = share.losses.get(name, 0.0) + float(value) * len(images)
+    _add_losses(share, detector, batch, outputs)
     share.num_images += len(images)
     class_ids = [item.id for item in manifest.classes]
     for row, found in enumerate(detections):
@@ -147,6 +146,16 @@ def _add_batch(
         )
         if image_id in pictured:
             share.pictures.append(_picture(batch, row, found, pictured[image_id]))
+
+
+def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -> None:
+    """Losses of one image at a time: a batch's are divided by its objects, and would depend on who shares it."""
+    for row in range(len(batch.images)):
+        own = slice(row, row + 1)
+        targets = detector.encode(batch.boxes[own], batch.labels[own], batch.input_size)
+        one = torch.utils._pytree.tree_map(lambda maps, own=own: maps[own], outputs)
+        for name, value in detector.losses(one, targets).items():
+            share.losses[name] = share.losses.get(name, 0.0) + float(value)
 
 
 def boxes_in_image(boxes_in_input: Tensor, transform: Tensor) -> Tensor:

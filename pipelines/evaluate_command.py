@@ -16,8 +16,9 @@ from pipelines.errors import ConfigError
 from pipelines.evaluate import evaluate
 from pipelines.loop import build_detector, check_classes
 from pipelines.pictures import prediction_page
-from pipelines.recipe import from_dict, with_flags
+from pipelines.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.report import figures
+from pipelines.train import check_input_size
 
 
 def evaluate_run(
@@ -37,7 +38,10 @@ def evaluate_run(
         ConfigError: there is no checkpoint, or the shards have other classes.
     """
     checkpoint = _checkpoint(path, newest)
-    recipe = with_flags(from_dict(checkpoint.facts["recipe"]), flags)
+    recorded = from_dict(checkpoint.facts["recipe"])
+    recipe = with_flags(recorded, flags)
+    if fixed := [line for line in differences(to_dict(recorded), to_dict(recipe)) if not line.startswith("data.")]:
+        raise ConfigError(f"{fixed[0]} belongs to the trained weights; only data.* and evaluation.* can be set here.")
     location = data or recipe.data.validation
     if not location:
         raise ConfigError(f"{path} was trained without data.validation; give --data LOCATION/SPLIT.")
@@ -47,6 +51,9 @@ def evaluate_run(
     console.say("weights", f"{checkpoint.path}, step {checkpoint.step:,}")
     console.say("data", f"{location}, {manifest.num_samples:,} images, manifest {manifest.digest[:6]}")
     detector = build_detector(recipe, manifest, initial=False).to(device)
+    check_input_size(recipe, detector)
+    if pictures:
+        pictures.parent.mkdir(parents=True, exist_ok=True)
     detector.load_state_dict(checkpoint.weights())
     wanted = recipe.evaluation.pictures if pictures else 0
     began = time.monotonic()

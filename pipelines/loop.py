@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -17,7 +17,7 @@ from torch import Tensor
 import detectors
 import detectors.published
 from cluster.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
-from cluster.engine import BatchSplit, Engine, split_batch
+from cluster.engine import BatchSplit, Engine, resolve_precision, split_batch
 from cluster.errors import ClusterError
 from cluster.workers import UnrecoverableError, WorkerContext
 from data_shards.augment import augment
@@ -36,6 +36,7 @@ from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_me
 logger = logging.getLogger("aweigh")
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_CALMER = "lower optimizer.learning_rate or set engine.clip_norm, under another --run.name."
 PHASES = ("data", "augment", "encode", "forward", "backward", "optimizer")
 
 
@@ -114,11 +115,12 @@ class _Training:
         self.facts: dict[str, Any] = checkpoint.facts if checkpoint else {}
         self.step: int = int(self.facts.get("step", 0))
         self.detector = build_detector(recipe, self.manifest, initial=checkpoint is None)
+        precision = self._agreed_precision()
         self.engine = Engine(
             self.detector,
             _OPTIMIZERS[recipe.optimizer.name],
             _parameter_groups(self.detector, recipe),
-            recipe.engine,
+            dataclasses.replace(recipe.engine, precision=precision),
             self.split,
             context.device,
             checkpoint.training_state() if checkpoint else None,
@@ -237,8 +239,8 @@ class _Training:
         if not torch.isfinite(values).all():
             shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
             raise UnrecoverableError(
-                f"the loss is not finite at step {self.step:,} ({shown}). The last checkpoint is from before it; "
-                f"lower optimizer.learning_rate or set engine.clip_norm, under another --run.name."
+                f"the loss is not finite at step {self.step:,} ({shown}). "
+                f"The last checkpoint is from before it; {_CALMER}"
             )
         seconds = time.perf_counter() - self.interval.began
         phases, steps = self.stopwatch.take(), self.interval.steps
@@ -286,18 +288,17 @@ class _Training:
             write_report(
                 self.evaluation, self.manifest.class_names, self.job.run, self.step, self.tracker, self.context.folder
             )
-        self.interval = _Interval()
-        self.stopwatch.take()
+        self._begin_interval()
 
     def _checkpoint(self) -> None:
         if self.saved_step == self.step:
             return
-        began = time.perf_counter()
         state = self.engine.state()
         if state is not None:
-            score = self.evaluation.coco.AP if self.evaluation else math.nan
-            best = score >= self.facts.get("best_AP", 0.0)  # false where nothing was evaluated
-            best_so_far = score if best else self.facts.get("best_AP")
+            if broken := [name for name, value in state.weights.items() if not torch.isfinite(value).all()]:
+                raise UnrecoverableError(
+                    f"{broken[0]} is not finite after step {self.step:,}, so no checkpoint of it is kept; {_CALMER}"
+                )
             self.facts = {
                 "step": self.step,
                 "epoch": self.step // self.plan.steps_per_epoch,
@@ -314,12 +315,20 @@ class _Training:
                 "world_size": self.context.world_size,
                 "zero_stage": self.recipe.engine.zero_stage,
                 "precision": self.engine.precision,
-                **({} if best_so_far is None else {"best_AP": best_so_far}),
             }
-            self.checkpoints.save(state, self.facts, best=best)
+            self.checkpoints.save(state, self.facts, score=self._score())
             self.evaluation = None
-            logger.debug("checkpoint at step %d took %.1f s", self.step, time.perf_counter() - began)
         self.saved_step = self.step
+        self._begin_interval()
+
+    def _score(self) -> float | None:
+        """AP of the weights as they are; None where they were not evaluated, or nothing was there to be found."""
+        return None if self.evaluation is None or math.isnan(self.evaluation.coco.AP) else self.evaluation.coco.AP
+
+    def _begin_interval(self) -> None:
+        """Leave what was not training out of the pace."""
+        self.interval = _Interval()
+        self.stopwatch.take()
 
     def _finish(self) -> None:
         """Say that the run is complete: its last evaluation came before its last checkpoint."""
@@ -344,7 +353,7 @@ class _Training:
                 if self.step == warm_up:
                     self.stopwatch.take()
                     began = time.perf_counter()
-        seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began
         if self.first_rank:
             console.write_json(
                 self.context.folder / "measured.json",
@@ -372,6 +381,12 @@ class _Training:
         check_fits(checkpoint, self.recipe, self.manifest)
         return checkpoint
 
+    def _agreed_precision(self) -> Literal["fp32", "bf16"]:
+        """One precision for all ranks and attempts, though their devices may differ in what "auto" would mean."""
+        chosen = [self.facts.get("precision") or resolve_precision(self.recipe.engine.precision, self.context.device)]
+        torch.distributed.broadcast_object_list(chosen)
+        return chosen[0]
+
     def _digests(self) -> dict[str, str]:
         validation = self.recipe.data.validation
         return {
@@ -380,9 +395,10 @@ class _Training:
         }
 
     def _standing(self) -> str:
+        where = f"{self.context.world_size} workers on {self.context.device.type}, {self.engine.precision}"
         if not self.facts:
-            return "start     at step 0"
-        return console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)
+            return f"start     at step 0, {where}"
+        return f"{console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)}; {where}"
 
 
 def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Detector:

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -118,8 +119,16 @@ class OptimizerSettings:
     """Of sgd."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        # Written so that NaN fails, too.
+        if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"optimizer.learning_rate is {self.learning_rate:g}; it must be above 0.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"optimizer.weight_decay is {self.weight_decay:g}; it must be 0 or more.")
+        for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
+            if not all(0 <= value < 1 for value in values):
+                raise ConfigError(
+                    f"optimizer.{name} is {', '.join(map(str, values))}; it must be 0 or more and below 1."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +159,8 @@ class Schedule:
             )
         if list(self.drops_at) != sorted(set(self.drops_at)) or any(epoch < 1 for epoch in self.drops_at):
             raise ConfigError(f"schedule.drops_at is {list(self.drops_at)}; it must rise, from 1 on.")
+        if not 0 < self.drop_factor <= 1:
+            raise ConfigError(f"schedule.drop_factor is {self.drop_factor:g}; it must be above 0 and at most 1.")
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more.")
 
@@ -188,6 +199,8 @@ class EvaluationSettings:
         for name in ("every_epochs", "batch_size", "limit"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.pictures < 0:
+            raise ConfigError(f"evaluation.pictures is {self.pictures}; it must be 0 (none) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +224,8 @@ class TrackingSettings:
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise ConfigError(f"tracking.every_steps is {self.every_steps}; it must be 1 or more.")
+        if not 0 <= self.system_seconds < math.inf:
+            raise ConfigError(f"tracking.system_seconds is {self.system_seconds:g}; it must be 0 (none) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +270,8 @@ class Recipe:
     run: RunSettings = field(default_factory=RunSettings)
 
 
-# What may change between two attempts of one run: none of it changes what is learnt.
+# What may change between two attempts of one run: none of it is meant to change what is learnt. (Another number of
+# workers groups the images of BatchNorm anew; samples, schedule and global batch stay.)
 _FREE_TO_CHANGE = (
     "purpose",
     "data.train",
@@ -263,9 +279,7 @@ _FREE_TO_CHANGE = (
     "data.threads",
     "data.prefetch",
     "data.cache_folder",
-    "batch.microbatch_limit",
     "engine.zero_stage",
-    "engine.deepspeed",
     "cluster",
     "evaluation",
     "checkpoint",

@@ -2,7 +2,7 @@
 
 from pipelines.console import say
 from pipelines.recipe import Recipe
-from pipelines.train import TrainingResult
+from pipelines.train import TrainingResult, tracking_uri
 
 
 def show_result(result: TrainingResult, recipe: Recipe) -> None:
@@ -10,11 +10,13 @@ def show_result(result: TrainingResult, recipe: Recipe) -> None:
     if result.evaluation is not None:
         print((result.folder / "evaluation" / "ap.txt").read_text(), end="")
     say("done", f"run {result.run}, {result.step:,} steps")
-    if result.evaluation is not None:
-        say("pictures", str(result.folder / "evaluation" / "predictions.png"))
+    if (pictures := result.folder / "evaluation" / "predictions.png").exists():
+        say("pictures", str(pictures))
     say("weights", str(result.folder / "checkpoints"))
     say("logs", str(result.folder / "logs"))
-    say("next", f"aweigh ui --folder {recipe.run.folder}    curves, pictures and comparison of runs in MLflow")
+    tracked = tracking_uri(recipe)
+    ui = f"aweigh ui --folder {recipe.run.folder}" if tracked.startswith("sqlite") else tracked
+    say("next", f"{ui}    curves, pictures and comparison of runs in MLflow")
     if result.evaluation is not None:
         say("", f"aweigh evaluate {result.folder}    AP of the best checkpoint, on any shards with --data")
     say("", f"aweigh recipe show {recipe.recipe}    everything that can be set")

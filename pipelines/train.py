@@ -8,19 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from cluster.checkpoint import CheckpointFolder
-from cluster.engine import deepspeed_config, resolve_precision, split_batch
+from cluster.checkpoint import Checkpoint, CheckpointFolder
+from cluster.engine import check_deepspeed, deepspeed_config, split_batch
 from cluster.workers import exclusive_run, run_workers
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.plan import Plan, make_plan
 from data_shards.shards import Shards
 from data_shards.store import open_store
+from detectors import Detector
 from pipelines import console, tracking
 from pipelines.errors import ConfigError
 from pipelines.loop import Job, build_detector, check_fits, train_worker
-from pipelines.recipe import Recipe, differences, flatten, run_name, to_dict, to_yaml
+from pipelines.recipe import Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,17 @@ def train(recipe: Recipe) -> TrainingResult:
     manifest, plan = check(recipe)
     _check_writable(folder)
     with exclusive_run(folder):
-        _agree_with_earlier_attempts(recipe, folder, name)
-        attempt = _next_attempt(folder)
         checkpoint = CheckpointFolder(folder / "checkpoints", warn=lambda line: console.say("warning", line)).latest()
         if checkpoint:
             check_fits(checkpoint, recipe, manifest)
+            _agree_with_earlier_attempts(recipe, checkpoint, name)
+        _record_recipe(recipe, folder)
         _say_what_will_happen(recipe, name, manifest, plan)
         last_step = plan.steps_per_epoch * recipe.schedule.epochs
         finished = (folder / "result.json").exists() and checkpoint is not None and checkpoint.step == last_step
         if finished:
             console.say("done", f"run {name} ended before, at step {last_step:,}")
+            tracking.deliver_spool(folder / "tracking")  # what a server that was down has not been told
         else:
             known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
             with _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
@@ -66,7 +66,13 @@ def train(recipe: Recipe) -> TrainingResult:
                 )
                 run_workers(
                     train_worker,
-                    Job(recipe=recipe, run=name, attempt=attempt, tracking_uri=uri, tracking_run=mlflow_run),
+                    Job(
+                        recipe=recipe,
+                        run=name,
+                        attempt=_next_attempt(folder),
+                        tracking_uri=uri,
+                        tracking_run=mlflow_run,
+                    ),
                     run_name=name,
                     folder=folder,
                     settings=recipe.cluster,
@@ -109,6 +115,7 @@ def check(recipe: Recipe) -> tuple[Manifest, Plan]:
             "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
         )
     split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
+    check_deepspeed(recipe.engine)
     manifest = load_manifest(recipe.data.train)
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
     for location, found in _locations(recipe, manifest):
@@ -118,15 +125,24 @@ def check(recipe: Recipe) -> tuple[Manifest, Plan]:
                 f"{_shown(found.class_names)} instead of {_shown(manifest.class_names)}. "
                 f"Build both from one class list."
             )
-        _check_shards(location, found, recipe)
-    divisor = build_detector(recipe, manifest, initial=True).stride_divisor
+        _check_shards(location, found)
+    check_input_size(recipe, build_detector(recipe, manifest, initial=True))
+    return manifest, plan
+
+
+def check_input_size(recipe: Recipe, detector: Detector) -> None:
+    """Refuse an input that the network cannot halve as often as it does.
+
+    Raises:
+        ConfigError: with the nearest size that it can.
+    """
+    divisor = detector.stride_divisor
     if any(side % divisor for side in recipe.data.input_size):
         height, width = (max(divisor, round(side / divisor) * divisor) for side in recipe.data.input_size)
         raise ConfigError(
             f"data.input_size is {list(recipe.data.input_size)}; {recipe.detector.name} needs multiples of {divisor}, "
             f"such as {height} {width}."
         )
-    return manifest, plan
 
 
 def _locations(recipe: Recipe, manifest: Manifest) -> list[tuple[str, Manifest]]:
@@ -134,7 +150,7 @@ def _locations(recipe: Recipe, manifest: Manifest) -> list[tuple[str, Manifest]]
     return [(recipe.data.train, manifest), *([(validation, load_manifest(validation))] if validation else [])]
 
 
-def _check_shards(location: str, manifest: Manifest, recipe: Recipe) -> None:
+def _check_shards(location: str, manifest: Manifest) -> None:
     """Compare shards in a folder with their manifest; those of S3 are compared when a node fetches them."""
     if open_store(location).local_path("manifest.json") is None:
         return
@@ -151,25 +167,28 @@ def _check_writable(folder: Path) -> None:
         raise ConfigError(f"run folder {folder} cannot be written: {error.strerror}; set --run.folder.") from error
 
 
-def _agree_with_earlier_attempts(recipe: Recipe, folder: Path, name: str) -> None:
-    """Record the recipe; refuse one that would train something else under the name of an earlier attempt."""
+def _agree_with_earlier_attempts(recipe: Recipe, checkpoint: Checkpoint, name: str) -> None:
+    """Refuse to go on from a checkpoint with settings that would train something else."""
+    # Read as a recipe first: a field that came with a later aweigh takes its default.
+    changed = differences(to_dict(from_dict(checkpoint.facts["recipe"])), to_dict(recipe))
+    if changed:
+        raise ConfigError(
+            f"run {name} was started with other settings ({'; '.join(changed)}). Give the earlier ones, or another "
+            f"--run.name."
+        )
+
+
+def _record_recipe(recipe: Recipe, folder: Path) -> None:
     recorded = folder / "recipe.yaml"
-    if recorded.exists():
-        changed = differences(yaml.safe_load(recorded.read_text()), to_dict(recipe))
-        if changed:
-            raise ConfigError(
-                f"run {name} was started with other settings ({'; '.join(changed)}). Give the earlier ones, or another "
-                f"--run.name."
-            )
     temporary = recorded.with_suffix(".partial")
     temporary.write_text(to_yaml(recipe))
     os.replace(temporary, recorded)
 
 
 def _next_attempt(folder: Path) -> int:
-    counter = folder / "attempt"
-    attempt = 1 + (int(counter.read_text()) if counter.exists() else 0)
-    counter.write_text(str(attempt))
+    counter = folder / "attempt.json"
+    attempt = 1 + (json.loads(counter.read_text()) if counter.exists() else 0)
+    console.write_json(counter, attempt)
     return attempt
 
 
@@ -199,8 +218,6 @@ def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterato
 
 
 def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: Plan) -> None:
-    import torch
-
     split = split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
     schedule = recipe.schedule
     steps = plan.steps_per_epoch
@@ -209,8 +226,6 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
         if schedule.drops_at
         else ""
     )
-    device = torch.device("cuda" if torch.cuda.is_available() and recipe.cluster.device != "cpu" else "cpu")
-    precision = resolve_precision(recipe.engine.precision, device)
     console.say("run", f"{name}, recipe {recipe.recipe}, seed {recipe.seed}, in {Path(recipe.run.folder) / name}")
     console.say(
         "data",
@@ -223,8 +238,8 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
         f"{steps:,} steps × {schedule.epochs:,} epochs = {steps * schedule.epochs:,} steps; "
         f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g}{drops}",
     )
-    derived = json.dumps(deepspeed_config(recipe.engine, split, precision))
-    console.say("engine", f"ZeRO {recipe.engine.zero_stage}, {precision}, DeepSpeed {derived}")
+    derived = json.dumps(deepspeed_config(recipe.engine, split, "fp32"))
+    console.say("engine", f"ZeRO {recipe.engine.zero_stage}, precision {recipe.engine.precision}, DeepSpeed {derived}")
 
 
 def _shown(names: tuple[str, ...]) -> str:

@@ -25,7 +25,7 @@ def _join(
     from cluster.engine import bootstrap
 
     torch.set_num_threads(1)
-    bootstrap()
+    bootstrap(torch.device("cpu"))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     import deepspeed

@@ -37,12 +37,12 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_the_newest_stay_and_the_best_beside_them(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     for step in (10, 20, 30, 40):
-        folder.save(_state(step), {"step": step}, best=step == 10)
+        folder.save(_state(step), {"step": step}, score={10: 0.5, 20: 0.3}.get(step))
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000010", "step-00000030", "step-00000040"]
     best = folder.best()
     assert best is not None
     assert best.step == 10
-    folder.save(_state(50), {"step": 50}, best=True)
+    folder.save(_state(50), {"step": 50}, score=0.6)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000040", "step-00000050"]
 
 
@@ -73,6 +73,31 @@ def test_a_harmed_checkpoint_is_named_and_the_one_before_is_chosen(harm: str, tm
     replaced = folder.latest()
     assert replaced is not None
     assert torch.equal(replaced.weights()["layer.weight"], torch.full((3, 2), 3.0))
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_harmed_checkpoints_never_push_out_the_one_just_written(keep: int, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=9)
+    for step in (10, 20, 30):
+        folder.save(_state(step), {"step": step}, score=step / 100)
+    for step in (20, 30):
+        (tmp_path / f"step-000000{step}" / "weights.safetensors").unlink()
+    folder = CheckpointFolder(tmp_path, keep=keep)
+    best = folder.best()
+    assert best is not None
+    assert best.step == 10  # the harmed ones scored higher
+    folder.save(_state(15), {"step": 15})
+    found = folder.latest()
+    assert found is not None
+    assert found.step == 15
+
+
+def test_a_folder_without_a_whole_checkpoint_is_not_taken_for_a_fresh_start(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    path = folder.save(_state(1.0), {"step": 1}).path
+    (path / "checkpoint.json").unlink()
+    with pytest.raises(ClusterError, match=r"none of the 1 checkpoints in .* is whole"):
+        folder.latest()
 
 
 def test_a_process_killed_while_it_writes_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
@@ -108,5 +133,6 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path) -> None:
     path = CheckpointFolder(tmp_path).save(_state(1.0), {"step": 1}).path
     seal = json.loads((path / "checkpoint.json").read_text())
     (path / "checkpoint.json").write_text(json.dumps({**seal, "format": 99}))
-    with pytest.raises(ClusterError, match="checkpoint format 99, this aweigh reads 1; update aweigh"):
-        open_checkpoint(path)
+    for read in (lambda: open_checkpoint(path), CheckpointFolder(tmp_path).latest):
+        with pytest.raises(ClusterError, match="checkpoint format 99, this aweigh reads 1; update aweigh"):
+            read()

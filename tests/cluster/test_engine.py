@@ -1,4 +1,4 @@
-"""The engine: the same training at every ZeRO stage, and a state that goes on anywhere."""
+"""The engine: the training that plain torch does, at every ZeRO stage, and a state that goes on anywhere."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.checkpoint import CheckpointFolder
-from cluster.engine import Engine, TrainingState, deepspeed_config, split_batch
+from cluster.engine import Engine, TrainingState, check_deepspeed, deepspeed_config, split_batch
 from cluster.errors import ClusterError
 from cluster.settings import EngineSettings
 from tests.cluster.processes import run_processes
@@ -59,8 +59,10 @@ def _train(
     return engine
 
 
-def _save_whole_and_resumed(rank: int, folder: str, stage: int, optimizer: type[torch.optim.Optimizer]) -> None:
-    settings = EngineSettings(zero_stage=stage, clip_norm=0.5)  # type: ignore[arg-type]
+def _save_whole_and_resumed(
+    rank: int, folder: str, stage: int, optimizer: type[torch.optim.Optimizer], precision: str
+) -> None:
+    settings = EngineSettings(zero_stage=stage, clip_norm=0.5, precision=precision)  # type: ignore[arg-type]
     checkpoints = CheckpointFolder(Path(folder), keep=9)
     half = _train(rank, 2, settings, optimizer, range(3), None).state()
     if rank == 0:
@@ -82,18 +84,23 @@ def _save_whole_and_resumed(rank: int, folder: str, stage: int, optimizer: type[
                 assert torch.equal(value, found[name]), f"{part} {name}"
 
 
-CASES = [(stage, optimizer) for optimizer in (torch.optim.Adam, torch.optim.SGD) for stage in (0, 1, 2, 3)]
+CASES = [
+    (stage, optimizer, precision)
+    for optimizer, precision in ((torch.optim.Adam, "fp32"), (torch.optim.SGD, "fp32"), (torch.optim.Adam, "bf16"))
+    for stage in (0, 1, 2, 3)
+]
 
 
 def _each_case(rank: int, folder: str) -> None:
-    for stage, optimizer in CASES:
-        _save_whole_and_resumed(rank, f"{folder}/{optimizer.__name__}-{stage}", stage, optimizer)
+    for stage, optimizer, precision in CASES:
+        place = f"{folder}/{optimizer.__name__}-{precision}-{stage}"
+        _save_whole_and_resumed(rank, place, stage, optimizer, precision)
 
 
 def test_a_resumed_run_is_bitwise_the_run_never_interrupted_at_every_zero_stage(tmp_path: Path) -> None:
     run_processes(_each_case, 2, str(tmp_path))
-    for stage, optimizer in CASES:
-        saved = CheckpointFolder(tmp_path / f"{optimizer.__name__}-{stage}").latest()
+    for stage, optimizer, precision in CASES:
+        saved = CheckpointFolder(tmp_path / f"{optimizer.__name__}-{precision}-{stage}").latest()
         assert saved is not None
         assert saved.step == 6
         state = saved.training_state()
@@ -105,6 +112,49 @@ def test_a_resumed_run_is_bitwise_the_run_never_interrupted_at_every_zero_stage(
         assert state.optimizer[f"convolution.weight|{moment}"].shape == (5, 3, 3, 3)
         if optimizer is torch.optim.Adam:
             assert state.optimizer["step"].item() == 6
+
+
+def _train_plainly(steps: range) -> Toy:
+    """The same training by torch alone: each half of the batch in two microbatches, gradients averaged."""
+    torch.manual_seed(3)
+    models = [Toy() for _ in range(2)]  # one for each rank: BatchNorm sees that rank's images only
+    models[1].load_state_dict(models[0].state_dict())
+    momenta = [torch.zeros_like(parameter) for parameter in models[0].parameters()]
+    for step in steps:
+        images, wanted = _batch(step)
+        for rank, model in enumerate(models):
+            model.zero_grad()
+            for part in range(2):
+                rows = slice(4 * rank + 2 * part, 4 * rank + 2 * part + 2)
+                (0.5 * (model(images[rows]) - wanted[rows]).square().mean()).backward()
+        with torch.no_grad():
+            for momentum, *copies in zip(momenta, *(model.parameters() for model in models), strict=True):
+                if copies[0].grad is None:
+                    continue
+                is_decayed = copies[0].ndim > 1
+                gradient = (copies[0].grad + copies[1].grad) / 2 + (0.1 * copies[0] if is_decayed else 0)
+                momentum.mul_(0.9).add_(gradient)
+                for copy in copies:
+                    copy.sub_(0.01 / (1 + step) * (1.0 if is_decayed else 2.0) * momentum)
+    for (_, first), (_, second) in zip(models[0].named_buffers(), models[1].named_buffers(), strict=True):
+        if first.is_floating_point():
+            first.copy_((first + second) / 2)
+    return models[0]
+
+
+def _train_as_torch_does(rank: int) -> None:
+    expected = _train_plainly(range(4)).state_dict()
+    for stage in (0, 1, 2, 3):
+        settings = EngineSettings(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
+        state = _train(rank, 2, settings, torch.optim.SGD, range(4), None).state()
+        if rank == 0:
+            assert state is not None
+            for name, value in expected.items():
+                torch.testing.assert_close(state.weights[name], value, rtol=1e-5, atol=1e-6, msg=f"{stage} {name}")
+
+
+def test_every_zero_stage_trains_what_plain_torch_trains() -> None:
+    run_processes(_train_as_torch_does, 2)
 
 
 def _continue_on_one(rank: int, folder: str, stage: int) -> None:
@@ -119,6 +169,13 @@ def _continue_on_one(rank: int, folder: str, stage: int) -> None:
         assert torch.equal(value, loaded.weights[name]), name
     for name, value in state.optimizer.items():
         assert torch.equal(value, loaded.optimizer[name]), name
+    # And it trains on: one more step at the new stage is the step that stage 0 takes from here.
+    one_more = _train(rank, 1, settings, torch.optim.Adam, range(3, 4), state).state()
+    reference = _train(rank, 1, EngineSettings(zero_stage=0), torch.optim.Adam, range(3, 4), state).state()
+    assert one_more is not None
+    assert reference is not None
+    for name, value in reference.weights.items():
+        torch.testing.assert_close(one_more.weights[name], value, rtol=1e-6, atol=1e-7)
 
 
 def _save_on_two(rank: int, folder: str, stage: int) -> None:
@@ -170,3 +227,11 @@ def test_deepspeed_keys_override_one_by_one_and_unknown_ones_are_refused() -> No
         EngineSettings(deepspeed={"zero_optimisation": {}})
     with pytest.raises(ClusterError, match=r"set engine\.clip_norm instead"):
         EngineSettings(deepspeed={"gradient_clipping": 1.0})
+    with pytest.raises(ClusterError, match=r"stage is derived by aweigh; set engine\.zero_stage"):
+        EngineSettings(deepspeed={"zero_optimization": {"stage": 3}})
+
+
+def test_deepspeed_judges_its_own_keys_before_a_worker_does() -> None:
+    check_deepspeed(EngineSettings(deepspeed={"zero_optimization": {"overlap_comm": True}}))
+    with pytest.raises(ClusterError, match=r"zero_optimization\.nonsense is refused by DeepSpeed: extra inputs"):
+        check_deepspeed(EngineSettings(deepspeed={"zero_optimization": {"nonsense": 1}}))

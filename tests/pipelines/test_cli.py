@@ -65,6 +65,11 @@ def test_recipe_show_prints_yaml_that_train_takes_back(capsys: pytest.CaptureFix
         (["train", "demoo"], "unknown recipe 'demoo'; did you mean 'demo'?"),
         (["train", "demo", "--schedule.epoch", "3"], "did you mean --schedule.epochs?"),
         (["train", "centernet_resnet18_1x"], "data.train is empty: give --data.train LOCATION/SPLIT"),
+        (["train", "--cluster.workers", "1", "demo"], "train takes its argument first and fields after it"),
+        (
+            [*"shards build --annotations a --images b --output c --split d --degenerate-boxes foo".split()],
+            "unknown --degenerate-boxes 'foo'; known are drop, refuse.",
+        ),
         (["recipes", "--surplus"], "unknown argument '--surplus'"),
         (["shards", "verify", "nowhere/train"], "there are no shards at"),
         (["evaluate", "nowhere"], "nowhere has no checkpoint."),
@@ -86,6 +91,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
         (["--detector.settings.widht", "8"], "did you mean 'width'?"),
         (["--detector.weights", "nowhere.pth"], "nowhere.pth"),
         (["--tracking.uri", "ftp://somewhere"], "ftp"),
+        (["--engine.deepspeed.zero_optimization.nonsense", "1"], "nonsense is refused by DeepSpeed"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_before_anything_starts(
@@ -165,5 +171,8 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     assert "was trained on shards 000000000000, data.train is" in _refused(
         capsys, *_train(small_shards, tmp_path / "c")
     )
+    line = _refused(capsys, "evaluate", run, "--detector.settings.width", "16")
+    assert "detector.settings.width: 8 → 16 belongs to the trained weights" in line
+    assert "needs multiples of 32" in _refused(capsys, "evaluate", run, "--data.input_size", "64", "100")
     main(["evaluate", str(run), "--json"])  # the right shards are judged
     assert '"AP":' in capsys.readouterr().out

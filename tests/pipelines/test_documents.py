@@ -34,6 +34,11 @@ def test_a_command_of_the_readme_is_understood(command: str) -> None:
         with_flags(recipes.get(getattr(known, "recipe", None) or "demo"), rest)
 
 
+def test_no_document_has_a_gap_left_to_fill() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert re.findall(r"\b(?:DEMO|FIGURE)_[A-Z]+|TODO", path.read_text()) == [], path.name
+
+
 def test_the_readme_names_every_recipe_of_the_published_schedules() -> None:
     text = (ROOT / "README.md").read_text()
     for name in recipes.names():

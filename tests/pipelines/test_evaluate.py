@@ -1,0 +1,107 @@
+"""Evaluation: boxes brought back to the image, every image judged once, losses that do not depend on the batch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from data_shards.augment import augment
+from data_shards.loader import EvaluationLoader
+from data_shards.manifest import load_manifest
+from data_shards.plan import World
+from detectors import Detections, Detector, Preprocessing
+from pipelines.evaluate import Evaluation, boxes_in_image, evaluate
+from pipelines.recipe import EvaluationSettings
+
+PLAIN = Preprocessing("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), scale=1.0)
+
+
+class Oracle(Detector):
+    """Knows the truth of every image of a set by its pixels; its loss is the number of objects."""
+
+    preprocessing = PLAIN
+    stride_divisor = 32
+    num_classes = 3
+
+    def __init__(self, location: str, geometry: str, input_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.truth: dict[float, tuple[Tensor, Tensor]] = {}
+        with EvaluationLoader(location, World(1, 0), geometry=geometry, input_size=input_size) as batches:  # type: ignore[arg-type]
+            for batch in batches:
+                real = batch.labels[0] >= 0
+                key = float(augment(batch, PLAIN).double().sum())
+                self.truth[key] = (batch.boxes[0][real], batch.labels[0][real])
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        return [{"sums": images.double().sum(dim=(1, 2, 3))}]
+
+    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> Tensor:
+        return labels
+
+    def losses(self, outputs: list[dict[str, Tensor]], targets: Tensor) -> dict[str, Tensor]:
+        assert len(targets) == len(outputs[0]["sums"]) == 1  # one image at a time
+        return {"loss": (targets >= 0).sum().float()}
+
+    def decode(
+        self, outputs: list[dict[str, Tensor]], input_size: tuple[int, int], limit: int = 100
+    ) -> list[Detections]:
+        found = [self.truth[float(value)] for value in outputs[0]["sums"]]
+        return [Detections(boxes, torch.ones(len(boxes)), labels) for boxes, labels in found]
+
+
+def _evaluate(location: str, geometry: str, batch_size: int) -> Evaluation:
+    found = evaluate(
+        Oracle(location, geometry, (64, 96)),
+        location,
+        load_manifest(location),
+        replace(EvaluationSettings(), geometry=geometry, batch_size=batch_size, pictures=2),  # type: ignore[arg-type]
+        input_size=(64, 96),
+        max_objects=8,
+        cache_folder=None,
+        threads=1,
+        device=torch.device("cpu"),
+        world=World(1, 0),
+    )
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("geometry", ["fixed", "keep"])
+def test_who_knows_the_truth_has_an_ap_of_one(small_shards: Path, geometry: str, batch_size: int) -> None:
+    found = _evaluate(str(small_shards / "train"), geometry, batch_size)
+    # Boxes went from the image to the input and back; a wrong frame would cost every strict IoU.
+    assert pytest.approx(1.0) == found.coco.AP
+    assert found.num_images == 12
+    # Images have 0, 1, 2, 3, 0, … objects: 18 on 12 images, whatever the batch.
+    assert found.losses == {"loss": 1.5}
+    assert found.metrics()["val/loss"] == 1.5
+    assert [picture.image_id for picture in found.pictures] == [100, 107]
+
+
+def test_a_picture_is_the_photograph_without_the_letterbox(small_shards: Path) -> None:
+    with_one_box = _evaluate(str(small_shards / "train"), "fixed", 1).pictures[1]
+    # Image 107 is 64 high and 48 wide; its longer side fills the input's width of 96, 1.5 times larger.
+    # The input is only 64 high, so 16 rows of 96 are cut off at the top and the bottom.
+    assert with_one_box.image.shape == (64, 72, 3)
+    assert_close(torch.tensor(with_one_box.truth_boxes[0]), torch.tensor(with_one_box.predicted_boxes[0]))
+    assert list(with_one_box.truth_crowd) == [False]
+
+
+def test_boxes_go_back_to_the_image_corner_by_corner() -> None:
+    # x' = 2 x + 10, y' = 2 y - 4, so (30, 16) is (10, 10) in the image, and (50, 36) is (20, 20).
+    transform = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -4.0]])
+    assert_close(
+        boxes_in_image(torch.tensor([[30.0, 16.0, 50.0, 36.0]]), transform), torch.tensor([[10.0, 10, 20, 20]])
+    )
+    assert boxes_in_image(torch.zeros(0, 4), transform).shape == (0, 4)
+
+
+def test_boxes_of_a_mirrored_input_keep_their_corners() -> None:
+    # x' = 99 - x takes the left edge 20 to 79; the published code maps each corner and leaves them in order.
+    transform = torch.tensor([[-1.0, 0.0, 99.0], [0.0, 1.0, 0.0]])
+    assert_close(boxes_in_image(torch.tensor([[79.0, 5.0, 59.0, 9.0]]), transform), torch.tensor([[20.0, 5, 40, 9]]))
