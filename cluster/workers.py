@@ -196,7 +196,7 @@ def exclusive_run(folder: Path) -> Iterator[None]:
 def _logging_to(path: Path) -> Iterator[None]:
     """Send what this process logs to a file: all that aweigh says, and other libraries' warnings."""
     handler = logging.FileHandler(path)
-    handler.setLevel(logging.INFO)
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(logger.name))
     root = logging.getLogger()
     root.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -29,7 +29,7 @@ def run_demo(folder: Path, flags: Sequence[str]) -> None:
     console.say("demo", "2 of 3: its WebDataset shards and their manifest")
     for split, annotations in (("train", written.train_annotations), ("val", written.val_annotations)):
         report = build_shards(annotations, written.images, str(shards), split=split, shard_bytes=1_000_000)
-        console.say("shards", " ".join(report.describe().split("\n")))
+        console.say("shards", "; ".join(report.describe().split("\n")))
     console.say(
         "demo", f"3 of 3: train and evaluate, as `aweigh train demo` does; Ray starts {recipe.cluster.workers} workers"
     )

@@ -3,38 +3,16 @@
 Real processes all the way: the command, Ray, its workers, DeepSpeed, MLflow on SQLite.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from data_shards.build import build_shards
-from data_shards.demo import write_demo
 from data_shards.store import open_store
 from tests.system.commands import Command, final_weights, logged, train
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    written = write_demo(folder, train_images=40, val_images=8)
-    for split, annotations in (("train", written.train_annotations), ("val", written.val_annotations)):
-        build_shards(annotations, written.images, str(folder / "shards"), split=split, shard_bytes=200_000)
-    return folder / "shards"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def whole(shards: Path, runs: Path) -> Path:
-    """A run that nothing interrupts: 40 images in batches of 8, 8 epochs, 40 steps."""
-    train(shards, runs, "whole").finish()
-    return runs
 
 
 def _same_as_whole(runs: Path, name: str) -> None:
@@ -135,7 +113,6 @@ def test_other_settings_under_the_same_name_are_refused(shards: Path, whole: Pat
 
 def test_evaluate_reads_the_run(whole: Path) -> None:
     out = Command("evaluate", whole / "whole", "--newest", "--json").finish()
-    import json
 
     figures = json.loads(out)
     recorded = json.loads((whole / "whole" / "evaluation" / "metrics.json").read_text())

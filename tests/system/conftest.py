@@ -1,0 +1,30 @@
+"""A small demo set, and one whole run on it that other runs are held against."""
+
+from pathlib import Path
+
+import pytest
+
+from data_shards.build import build_shards
+from data_shards.demo import write_demo
+from tests.system.commands import train
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    written = write_demo(folder, train_images=40, val_images=8)
+    for split, annotations in (("train", written.train_annotations), ("val", written.val_annotations)):
+        build_shards(annotations, written.images, str(folder / "shards"), split=split, shard_bytes=200_000)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def whole(shards: Path, runs: Path) -> Path:
+    """A run that nothing interrupts: 40 images in batches of 8, 8 epochs, 40 steps."""
+    train(shards, runs, "whole").finish()
+    return runs
