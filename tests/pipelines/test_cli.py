@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
+from tests.conftest import reset_auth
+from tests.data_shards.samples import document, write_coco
 
 # A network and schedule so small that only the checks before training take time.
 SMALL = shlex.split(
@@ -67,7 +69,7 @@ def test_recipe_show_prints_yaml_that_train_takes_back(capsys: pytest.CaptureFix
         (["train", "centernet_resnet18_1x"], "data.train is empty: give --data.train LOCATION/SPLIT"),
         (["train", "--cluster.workers", "1", "demo"], "train takes its argument first and fields after it"),
         (
-            [*"shards build --annotations a --images b --output c --split d --degenerate-boxes foo".split()],
+            shlex.split("shards build --annotations a --images b --output c --split d --degenerate-boxes foo"),
             "unknown --degenerate-boxes 'foo'; known are drop, refuse.",
         ),
         (["recipes", "--surplus"], "unknown argument '--surplus'"),
@@ -112,6 +114,40 @@ def test_shards_that_are_not_what_was_built_are_refused(
     shard.write_bytes(content)
     assert "train-000000.tar does not match the manifest" in _refused(capsys, *_train(harmed, tmp_path))
     assert "train-000000.tar does not match the manifest" in _refused(capsys, "shards", "verify", harmed / "train")
+
+
+def test_a_bucket_that_is_missing_or_refuses_is_one_line(
+    s3: str, s3_endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refused(capsys, "train", "demo", "--data.train", "s3://nowhere/train", "--run.folder", tmp_path)
+    assert "bucket" in line
+    assert "nowhere" in line
+    reset_auth(s3_endpoint, "0")
+    line = _refused(capsys, "train", "demo", "--data.train", f"{s3}/train", "--run.folder", tmp_path)
+    assert "credentials" in line
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [("missing", "instances.json"), ("cut", "is cut short"), ("image", "100.jpg: neither a JPEG nor a PNG"), ("category", "category")],
+)
+def test_annotations_and_images_that_cannot_be_used_build_nothing(
+    harm: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = document(6)
+    if harm == "category":
+        content["annotations"][0]["category_id"] = 999
+    annotations, images = write_coco(tmp_path, content)
+    if harm == "missing":
+        annotations.unlink()
+    elif harm == "cut":
+        annotations.write_text(annotations.read_text()[:200])
+    elif harm == "image":
+        (images / "100.jpg").write_bytes(b"not an image")
+    words = ("shards", "build", "--annotations", annotations, "--images", images)
+    line = _refused(capsys, *words, "--output", tmp_path / "out", "--split", "train", "--processes", "1")
+    assert message in line
+    assert not list(tmp_path.glob("out/**/manifest.json"))
 
 
 def test_validation_shards_of_other_classes_are_refused(
