@@ -20,6 +20,9 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
         centernet.centernet_resdcn18_2x,
         centernet.centernet_resdcn101_1x,
         centernet.centernet_resdcn101_2x,
+        centernet.centernet_dla34_1x,
+        centernet.centernet_dla34_2x,
+        centernet.centernet_hourglass104,
     )
 }
 

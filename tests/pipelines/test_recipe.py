@@ -28,6 +28,9 @@ from pipelines.recipe import (
         ("centernet_resdcn18_2x", 114, 5e-4, 230, (180, 210)),
         ("centernet_resdcn101_1x", 96, 3.75e-4, 140, (90, 120)),
         ("centernet_resdcn101_2x", 96, 3.75e-4, 230, (180, 210)),
+        ("centernet_dla34_1x", 128, 5e-4, 140, (90, 120)),
+        ("centernet_dla34_2x", 128, 5e-4, 230, (180, 210)),
+        ("centernet_hourglass104", 24, 2.5e-4, 50, (40,)),
         ("centernet_resnet18_1x", 128, 5e-4, 140, (90, 120)),
         ("centernet_resnet101_2x", 128, 5e-4, 230, (180, 210)),
     ],
@@ -54,6 +57,18 @@ def test_the_learning_rate_falls_after_the_epochs_named() -> None:
 def test_warm_up_rises_from_the_first_step_to_the_whole_rate() -> None:
     schedule = Schedule(epochs=2, drops_at=(), warmup_steps=4)
     assert [schedule.factor(step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_names_a_detector_that_exists_with_settings_it_knows(name: str) -> None:
+    import torch
+
+    import detectors
+
+    recipe = recipes.get(name)
+    with torch.device("meta"):
+        detector = detectors.build(recipe.detector.name, 3, **recipe.detector.settings)
+    assert all(side % detector.stride_divisor == 0 for side in recipe.data.input_size)
 
 
 @pytest.mark.parametrize("name", recipes.names())
