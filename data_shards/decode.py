@@ -53,6 +53,34 @@ def image_extension(data: bytes) -> str | None:
     return "png" if data.startswith(_PNG_START) else None
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the upright image, in pixels, read from the header alone.
+
+    Raises:
+        ValueError: the bytes are neither a JPEG nor a PNG, or the header is damaged.
+    """
+    if data.startswith(_JPEG_START):
+        height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
+        return (height, width) if exif_orientation(data) >= 5 else (width, height)
+    if data.startswith(_PNG_START) and data[12:16] == b"IHDR":
+        width, height = struct.unpack_from(">II", data, 16)
+        return width, height
+    raise ValueError(f"neither a JPEG nor a PNG (it begins with {data[:8].hex(' ') or 'nothing'})")
+
+
+def colour_space(data: bytes) -> str:
+    """How the file keeps its colours: `RGB` (YCbCr counts as it), `Gray` or `CMYK`.
+
+    Raises:
+        ValueError: as `image_size`.
+    """
+    if data.startswith(_JPEG_START):
+        found = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+        return {"Gray": "Gray", "CMYK": "CMYK", "YCCK": "CMYK"}.get(found, "RGB")
+    image_size(data)
+    return "Gray" if data[25] in (0, 4) else "RGB"
+
+
 def exif_orientation(data: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 to 8; 1 (upright) where there is none or it is damaged.
 

@@ -124,6 +124,22 @@ class Plan:
         rows = sample_ids - (self._shard_ends[shards] - self._shard_sizes[shards])
         return shards.astype(np.int64), rows
 
+    def shards_of_slots(self, first: int, size: int) -> Int64:
+        """The shards that fill some places of every global batch, the same in each epoch.
+
+        Args:
+            first: the first place within the batch, such as `rank * size` of a rank.
+            size: how many places.
+
+        Returns:
+            int64, ascending indexes into the manifest's shards. A batch is cut at places, not at streams, so a
+            stream that two nodes share is read by both.
+        """
+        per_stream = self.global_batch_size // self.streams
+        _, first_samples, stream = self._pieces
+        mine = (stream >= first // per_stream) & (stream <= (first + size - 1) // per_stream)
+        return np.unique(self.locate(first_samples[mine])[0])
+
     def describe(self) -> str:
         """Two lines for people: the arithmetic of an epoch, and how it is shuffled."""
         dropped = self.samples_dropped_per_epoch

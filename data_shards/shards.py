@@ -90,8 +90,12 @@ class Shards:
             DataError: names the first that is not what was built.
         """
         for shard in range(len(self.manifest.shards)):
-            self.index(shard)
-            self._read(shard, 0, 0)
+            self.verify_shard(shard)
+
+    def verify_shard(self, shard: int) -> None:
+        """The same for one shard and its index; the shard is read even if this process found it whole before."""
+        self.index(shard)
+        os.close(self._open(shard, again=True))
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         file = self._open(shard)
@@ -103,13 +107,13 @@ class Shards:
             raise DataError(f"{self._where(shard)} ends inside a sample. Build or fetch it again.")
         return data
 
-    def _open(self, shard: int) -> int:
+    def _open(self, shard: int, *, again: bool = False) -> int:
         """A descriptor of the shard's verified file."""
         record = self.manifest.shards[shard]
         in_place = self.store.local_path(record.name)
         file = self._descriptor(shard, in_place or self._cached(record))
         try:
-            self._verify(shard, file)
+            self._verify(shard, file, again=again)
         except DataError:
             damaged = os.fstat(file).st_ino
             os.close(file)
@@ -131,14 +135,14 @@ class Shards:
                 f"{self._where(shard)} cannot be opened ({os.strerror(error.errno or 0)}). Build or fetch it again."
             ) from error
 
-    def _verify(self, shard: int, file: int) -> None:
+    def _verify(self, shard: int, file: int, *, again: bool = False) -> None:
         status = os.fstat(file)
         record = self.manifest.shards[shard]
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        if (identity, record.sha256) in _verified:
+        if not again and (identity, record.sha256) in _verified:
             return
         with self._locks[shard]:
-            if (identity, record.sha256) in _verified:
+            if not again and (identity, record.sha256) in _verified:
                 return
             self._check(record, file)
             with _verifying:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pipelines.shards_commands import add_shards_commands
+
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
 
@@ -122,26 +124,7 @@ def command_line() -> argparse.ArgumentParser:
     show.add_argument("recipe")
     _flags(show, _recipe_show)
 
-    shards = commands.add_parser("shards", help="build and check WebDataset shards")
-    actions = shards.add_subparsers(dest="action", metavar="build|verify", required=True, parser_class=_Parser)
-    build = actions.add_parser("build", help="turn COCO annotations and images into shards")
-    build.add_argument("--annotations", required=True, help="COCO instances or person keypoints JSON")
-    build.add_argument("--images", required=True, help="folder of the images")
-    build.add_argument("--output", required=True, help="folder or s3://bucket/prefix")
-    build.add_argument("--split", required=True, help="name of the split: the folder below the output")
-    build.add_argument("--shard-megabytes", type=float, default=96, help="size of a shard (default: 96)")
-    build.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one for each core")
-    build.add_argument(
-        "--degenerate-boxes",
-        choices=("drop", "refuse"),
-        default="drop",
-        help="boxes of zero size or outside their image: drop and count them (default), or refuse the file",
-    )
-    build.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
-    build.set_defaults(run=_shards_build)
-    verify = actions.add_parser("verify", help="compare shards with their manifest, byte for byte")
-    verify.add_argument("location", help="LOCATION/SPLIT: a folder or s3:// prefix with manifest.json")
-    verify.set_defaults(run=_shards_verify)
+    add_shards_commands(commands)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     actions = bench.add_subparsers(dest="action", metavar="train", required=True, parser_class=_Parser)
@@ -211,41 +194,6 @@ def _recipe_show(known: argparse.Namespace) -> None:
     from pipelines.recipe import to_yaml
 
     print(to_yaml(_resolved(known.recipe, known.rest)), end="")
-
-
-def _shards_build(known: argparse.Namespace) -> None:
-    from data_shards.build import Progress, build_shards
-    from pipelines.console import progress_line, say
-
-    def show(progress: Progress) -> None:
-        progress_line("shards", progress.images, progress.total_images, "images")
-
-    say("build", f"{known.annotations} → {known.output}/{known.split} with {known.processes} processes")
-    report = build_shards(
-        known.annotations,
-        known.images,
-        known.output,
-        split=known.split,
-        shard_bytes=int(known.shard_megabytes * 1_000_000),
-        degenerate_boxes=known.degenerate_boxes,
-        processes=known.processes,
-        progress=show,
-        overwrite=known.overwrite,
-    )
-    print(report.describe())
-    print(f"train on them with --data.train {report.location}")
-
-
-def _shards_verify(known: argparse.Namespace) -> None:
-    from data_shards.manifest import load_manifest
-    from data_shards.shards import Shards
-
-    manifest = load_manifest(known.location)
-    Shards(known.location, manifest).verify()
-    print(
-        f"{known.location}: {len(manifest.shards):,} shards with {manifest.num_samples:,} images match "
-        f"manifest {manifest.digest[:6]}"
-    )
 
 
 def _bench_train(known: argparse.Namespace) -> None:

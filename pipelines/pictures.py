@@ -85,9 +85,9 @@ def prediction_page(
     widths = [sum(pair.shape[1] + _GAP for pair in row) - _GAP for row in rows]
     height = _HEADER + sum(heights) + _GAP // 2 * len(rows) + _MARGIN
     page = np.full((height, 2 * _MARGIN + max([_NARROWEST, *widths]), 3), _BACKGROUND, dtype=np.uint8)
-    _write(page, header or "Predictions", (_MARGIN, 34), _INK, _HEADER_SIZE, weight=600)
+    write_text(page, header or "Predictions", (_MARGIN, 34), _INK, _HEADER_SIZE, weight=600)
     note = f"left: what is there, crowds hatched     right: predictions of score {score_threshold:g} and more"
-    _write(page, note, (_MARGIN, 54), _PALE_INK, _CAPTION_SIZE)
+    write_text(page, note, (_MARGIN, 54), _PALE_INK, _CAPTION_SIZE)
     top = _HEADER
     for row, row_height in zip(rows, heights, strict=True):
         left = _MARGIN
@@ -95,7 +95,7 @@ def prediction_page(
             page[top : top + pair.shape[0], left : left + pair.shape[1]] = pair
             left += pair.shape[1] + _GAP
         top += row_height + _GAP // 2
-    _save(page, path)
+    save_png(page, path)
 
 
 def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -> NDArray[np.uint8]:
@@ -104,10 +104,10 @@ def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -
     order = np.argsort(sample.predicted_scores[shown], kind="stable")  # the surest on top
     boxes, labels = sample.predicted_boxes[shown][order], sample.predicted_labels[shown][order]
     scores = sample.predicted_scores[shown][order]
-    truth = _Panel(sample.image)
+    truth = Panel(sample.image)
     for box, label, crowd in zip(sample.truth_boxes, sample.truth_labels, sample.truth_crowd, strict=True):
         truth.add(box, class_names[int(label)], class_color(int(label)), hatched=bool(crowd))
-    found = _Panel(sample.image)
+    found = Panel(sample.image)
     for box, label, score in zip(boxes, labels, scores, strict=True):
         found.add(box, f"{class_names[int(label)]} {score:.2f}", class_color(int(label)))
     left, right = truth.drawn(), found.drawn()
@@ -117,13 +117,13 @@ def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -
     pair[: right.shape[0], start:] = right
     baseline = left.shape[0] + 19
     name = sample.file_name or f"image {sample.image_id}"
-    _write(pair, f"{name}   {_count(len(sample.truth_labels), 'object')}", (0, baseline), _INK, _CAPTION_SIZE)
-    _write(pair, _count(len(boxes), "prediction"), (start, baseline), _INK, _CAPTION_SIZE)
+    write_text(pair, f"{name}   {_count(len(sample.truth_labels), 'object')}", (0, baseline), _INK, _CAPTION_SIZE)
+    write_text(pair, _count(len(boxes), "prediction"), (start, baseline), _INK, _CAPTION_SIZE)
     return pair
 
 
 @dataclass
-class _Panel:
+class Panel:
     """One photograph at its size on the page; boxes first, their labels over all of them."""
 
     photograph: NDArray[np.uint8]
@@ -141,6 +141,7 @@ class _Panel:
         )
 
     def add(self, box: NDArray[np.floating], text: str, color: Color, hatched: bool = False) -> None:
+        """Draw a box, `(4,)` in pixels of the photograph; its label comes with `drawn`."""
         height, width = self.canvas.shape[:2]
         corners = np.asarray(box, dtype=np.float64) * self.scale
         # A box that leaves the photograph is drawn along its border: its line must be seen.
@@ -149,6 +150,7 @@ class _Panel:
         self.labels.append((corners, text, color))
 
     def drawn(self) -> NDArray[np.uint8]:
+        """The canvas, (height, width, 3) RGB, with the labels of all boxes."""
         taken: list[Rectangle] = []
         for corners, text, color in reversed(self.labels):  # the surest choose their place first
             taken.append(self._label(corners, text, color, taken))
@@ -206,7 +208,7 @@ class _Panel:
         best = min(rectangles, key=covered)
         left, top, right, bottom = best
         cv2.rectangle(self.canvas, (left, top), (right - 1, bottom - 1), color, cv2.FILLED)
-        _write(self.canvas, text, (left + 3, bottom - 4), _ink_on(color), _LABEL_SIZE, weight=500)
+        write_text(self.canvas, text, (left + 3, bottom - 4), _ink_on(color), _LABEL_SIZE, weight=500)
         return best
 
     def _within(self, left: int, top: int, width: int, height: int) -> Rectangle:
@@ -247,9 +249,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _write(
+def write_text(
     canvas: NDArray[np.uint8], text: str, baseline: tuple[int, int], color: Color, size: int, weight: int = 400
 ) -> None:
+    """Write a line of text; `baseline` is where it begins, x and y in pixels of the canvas."""
     import cv2
 
     cv2.putText(canvas, text, baseline, color, cv2.FontFace("sans"), size, weight)
@@ -262,7 +265,8 @@ def _text_width(text: str, size: int, weight: int) -> int:
     return int(width)
 
 
-def _save(page: NDArray[np.uint8], path: Path) -> None:
+def save_png(page: NDArray[np.uint8], path: Path) -> None:
+    """Write an RGB page; raises OSError where the path cannot be written."""
     import cv2
 
     encoded, content = cv2.imencode(".png", cv2.cvtColor(page, cv2.COLOR_RGB2BGR))

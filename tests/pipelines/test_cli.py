@@ -129,7 +129,12 @@ def test_a_bucket_that_is_missing_or_refuses_is_one_line(
 
 @pytest.mark.parametrize(
     ("harm", "message"),
-    [("missing", "instances.json"), ("cut", "is cut short"), ("image", "100.jpg: neither a JPEG nor a PNG"), ("category", "category")],
+    [
+        ("missing", "instances.json"),
+        ("cut", "is cut short"),
+        ("image", "100.jpg: neither a JPEG nor a PNG"),
+        ("category", "category"),
+    ],
 )
 def test_annotations_and_images_that_cannot_be_used_build_nothing(
     harm: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,273 @@
+"""`aweigh shards …`: bringing data in, building, moving, checking and looking at it.
+
+Results go to stdout, progress to stderr. Nothing heavy is imported before a command runs.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+LOCATION = "LOCATION/SPLIT: a folder or s3:// prefix with manifest.json"
+
+
+def add_shards_commands(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Add `shards` and its actions to the command line."""
+    shards = commands.add_parser("shards", help="build, examine, move and check WebDataset shards")
+    actions = shards.add_subparsers(dest="action", metavar="action", required=True)
+    _add_building(actions)
+    _add_looking(actions)
+    _add_moving(actions)
+
+
+def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
+    cores = os.cpu_count() or 1
+    build = actions.add_parser("build", help="turn COCO annotations and images into shards")
+    build.add_argument("--annotations", required=True, help="COCO instances or person keypoints JSON")
+    build.add_argument("--images", required=True, help="folder of the images")
+    build.add_argument("--output", required=True, help="folder or s3://bucket/prefix")
+    build.add_argument("--split", required=True, help="name of the split: the folder below the output")
+    build.add_argument("--shard-megabytes", type=float, default=96, help="size of a shard (default: 96)")
+    build.add_argument("--processes", type=int, default=cores, help="default: one for each core")
+    build.add_argument(
+        "--degenerate-boxes",
+        choices=("drop", "refuse"),
+        default="drop",
+        help="boxes of zero size or outside their image: drop and count them (default), or refuse the file",
+    )
+    build.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
+    build.set_defaults(run=_build)
+
+    voc = actions.add_parser(
+        "import-voc",
+        help="turn Pascal VOC XML into COCO annotations",
+        description="Corners are continuous edges, as today's tools write them: x = xmin, width = xmax - xmin, nothing "
+        "is shifted. --one-based reads the challenges' own files.",
+    )
+    voc.add_argument("--annotations", required=True, help="folder of the .xml files")
+    voc.add_argument("--images", required=True, help="folder of the images")
+    voc.add_argument("--output", required=True, help="the COCO JSON to write")
+    voc.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        help="names in the order of their ids, or a file of them (default: by alphabet)",
+    )
+    voc.add_argument("--image-set", help="text file with the names to take, such as ImageSets/Main/train.txt")
+    voc.add_argument("--difficult", choices=("keep", "drop"), default="keep", help="objects marked difficult")
+    voc.add_argument("--one-based", action="store_true", help="pixels are counted from 1, the last one included")
+    voc.add_argument("--overwrite", action="store_true", help="replace the output")
+    voc.set_defaults(run=_import_voc)
+
+    yolo = actions.add_parser("import-yolo", help="turn YOLO text files into COCO annotations")
+    yolo.add_argument("--images", required=True, help="folder of the images")
+    yolo.add_argument("--labels", help="folder of the .txt files (default: `labels` beside `images`)")
+    yolo.add_argument("--names", required=True, help="data.yaml, or a text file with a class on each line")
+    yolo.add_argument("--output", required=True, help="the COCO JSON to write")
+    yolo.add_argument("--overwrite", action="store_true", help="replace the output")
+    yolo.set_defaults(run=_import_yolo)
+
+
+def _add_looking(actions: "argparse._SubParsersAction[Any]") -> None:
+    cores = os.cpu_count() or 1
+    verify = actions.add_parser("verify", help="compare shards with their manifest, byte for byte")
+    verify.add_argument("location", help=LOCATION)
+    verify.add_argument("--decode", action="store_true", help="decode every image, too")
+    verify.add_argument("--threads", type=int, default=cores, help="default: one for each core")
+    verify.set_defaults(run=_verify)
+
+    examine = actions.add_parser("examine", help="the data set doctor: what would spoil a training, and the fix")
+    examine.add_argument("location", help=LOCATION)
+    examine.add_argument("--against", metavar="LOCATION", help="another split: images that stand in both are found")
+    examine.add_argument("--stride", type=int, default=4, help="of the detector's finest output (default: 4)")
+    examine.add_argument(
+        "--input-size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"), help="default: 512 512"
+    )
+    examine.add_argument("--max-objects", type=int, default=128, help="data.max_objects (default: 128)")
+    examine.add_argument("--examples", type=int, default=3, help="findings shown of each kind (default: 3)")
+    examine.add_argument("--threads", type=int, default=cores, help="default: one for each core")
+    examine.add_argument("--json", action="store_true", help="print everything as JSON")
+    examine.set_defaults(run=_examine)
+
+    show = actions.add_parser("show", help="draw samples: labels, what the network receives, its targets")
+    show.add_argument("location", help=LOCATION)
+    show.add_argument("--output", required=True, type=Path, metavar="PNG", help="the contact sheet to write")
+    show.add_argument("--recipe", default="demo", help="whose input size, augmentation and detector (default: demo)")
+    show.add_argument("--samples", type=int, default=8, help="the first ones of the epoch (default: 8)")
+    show.add_argument("--key", action="append", default=[], help="a sample to draw instead; may be repeated")
+    show.add_argument("--epoch", type=int, default=0, help="whose augmentation (default: 0)")
+    show.set_defaults(run=_show, takes_flags=True)
+    show.allow_abbrev = False
+
+    plan = actions.add_parser("plan", help="what an epoch takes: steps, shards and bytes of each node, cache")
+    plan.add_argument("location", help=LOCATION)
+    plan.add_argument("--batch", type=int, required=True, metavar="N", help="the global batch size")
+    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
+    plan.add_argument("--workers", type=int, metavar="N", help="over all nodes (default: one for each node)")
+    plan.add_argument("--cache", type=float, metavar="GB", help="room on each node")
+    plan.add_argument("--seed", type=int, default=0, help="the run's (default: 0)")
+    plan.add_argument("--json", action="store_true", help="print the figures as JSON")
+    plan.set_defaults(run=_plan)
+
+
+def _add_moving(actions: "argparse._SubParsersAction[Any]") -> None:
+    pull = actions.add_parser("pull", help="copy shards from S3 into a folder, every byte compared")
+    pull.add_argument("location", help="s3://bucket/prefix/SPLIT")
+    pull.add_argument("folder", help="where the split will lie")
+    push = actions.add_parser("push", help="copy shards from a folder to S3, every byte read back and compared")
+    push.add_argument("folder", help="the folder with manifest.json")
+    push.add_argument("location", help="s3://bucket/prefix/SPLIT")
+    for parser, run in ((pull, _pull), (push, _push)):
+        parser.add_argument("--threads", type=int, default=4, help="shards at the same time (default: 4)")
+        parser.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
+        parser.set_defaults(run=run)
+
+
+def _build(known: argparse.Namespace) -> None:
+    from data_shards.build import Progress, build_shards
+    from pipelines.console import progress_line, say
+
+    def show(progress: Progress) -> None:
+        progress_line("shards", progress.images, progress.total_images, "images")
+
+    say("build", f"{known.annotations} → {known.output}/{known.split} with {known.processes} processes")
+    report = build_shards(
+        known.annotations,
+        known.images,
+        known.output,
+        split=known.split,
+        shard_bytes=int(known.shard_megabytes * 1_000_000),
+        degenerate_boxes=known.degenerate_boxes,
+        processes=known.processes,
+        progress=show,
+        overwrite=known.overwrite,
+    )
+    print(report.describe())
+    print(f"train on them with --data.train {report.location}")
+
+
+def _import_voc(known: argparse.Namespace) -> None:
+    from data_shards.importers import class_list, import_voc
+    from pipelines.console import progress_line
+
+    report = import_voc(
+        known.annotations,
+        known.images,
+        known.output,
+        classes=class_list(known.classes),
+        image_set=known.image_set,
+        difficult=known.difficult,
+        one_based=known.one_based,
+        overwrite=known.overwrite,
+        progress=lambda done, total: progress_line("import", done, total, "images"),
+    )
+    print(report.describe())
+    print(f"next: aweigh shards build --annotations {report.annotations} --images {report.images} --output … --split …")
+
+
+def _import_yolo(known: argparse.Namespace) -> None:
+    from data_shards.importers import import_yolo
+    from pipelines.console import progress_line
+
+    report = import_yolo(
+        known.labels,
+        known.images,
+        known.output,
+        names=known.names,
+        overwrite=known.overwrite,
+        progress=lambda done, total: progress_line("import", done, total, "images"),
+    )
+    print(report.describe())
+    print(f"next: aweigh shards build --annotations {report.annotations} --images {report.images} --output … --split …")
+
+
+def _verify(known: argparse.Namespace) -> None:
+    from data_shards.errors import DataError
+    from data_shards.verify import verify_shards
+    from pipelines.console import progress_line
+
+    report = verify_shards(
+        known.location,
+        decode=known.decode,
+        threads=known.threads,
+        progress=lambda at: progress_line("verify", at.images, at.total_images, "images"),
+    )
+    if report.problems:
+        for problem in report.problems[1:]:
+            print(problem, file=sys.stderr)
+        more = f" {len(report.problems) - 1:,} more shards are wrong, see above." if report.problems[1:] else ""
+        raise DataError(report.problems[0] + more)
+    print(report.describe())
+
+
+def _examine(known: argparse.Namespace) -> None:
+    from data_shards.examine import examine
+    from pipelines.console import progress_line
+
+    found = examine(
+        known.location,
+        against=known.against,
+        stride=known.stride,
+        input_size=(known.input_size[0], known.input_size[1]),
+        max_objects=known.max_objects,
+        threads=known.threads,
+        progress=lambda done, total: progress_line("examine", done, total, "images"),
+    )
+    print(json.dumps(found.as_json()) if known.json else found.describe(max(0, known.examples)))
+
+
+def _show(known: argparse.Namespace) -> None:
+    from pipelines import recipes
+    from pipelines.contact_sheet import write_contact_sheet
+    from pipelines.recipe import with_flags
+
+    recipe = with_flags(recipes.get(known.recipe), known.rest)
+    keys = write_contact_sheet(
+        known.location, recipe, known.output, samples=known.samples, keys=known.key, epoch=known.epoch
+    )
+    print(f"{known.output}: {len(keys):,} samples of {known.location} as recipe {recipe.recipe} trains on them")
+
+
+def _plan(known: argparse.Namespace) -> None:
+    from data_shards.footprint import footprint
+    from data_shards.manifest import load_manifest
+
+    found = footprint(
+        load_manifest(known.location),
+        global_batch_size=known.batch,
+        nodes=known.nodes,
+        workers=known.workers,
+        cache_bytes=None if known.cache is None else int(known.cache * 1e9),
+        seed=known.seed,
+    )
+    print(json.dumps(found.as_json()) if known.json else found.describe())
+
+
+def _pull(known: argparse.Namespace) -> None:
+    from data_shards.transfer import pull_shards
+
+    report = pull_shards(
+        known.location, known.folder, threads=known.threads, overwrite=known.overwrite, progress=_moved("pull")
+    )
+    print(report.describe())
+
+
+def _push(known: argparse.Namespace) -> None:
+    from data_shards.transfer import push_shards
+
+    report = push_shards(
+        known.folder, known.location, threads=known.threads, overwrite=known.overwrite, progress=_moved("push")
+    )
+    print(report.describe())
+
+
+def _moved(topic: str) -> Any:
+    from data_shards.transfer import TransferProgress
+    from pipelines.console import progress_line
+
+    def show(at: TransferProgress) -> None:
+        progress_line(topic, at.shards, at.total_shards, f"shards, {at.bytes / 1e6:,.1f} MB")
+
+    return show
