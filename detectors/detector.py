@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from detectors.file_layouts import FileLayout
+
 
 class DetectorError(ValueError):
     """A detector, setting or weights file that cannot be used: one line with what, where and what to do."""
@@ -58,6 +60,8 @@ class Detector(nn.Module, ABC):
     """What stands before the keys of an ImageNet file in the state dict."""
     class_layers: tuple[str, ...] = ()
     """Layers whose first dimension counts classes: the ones a file for other classes does not fit."""
+    file_layouts: tuple[FileLayout, ...] = ()
+    """How files of other libraries keep this detector; without one that fits, keys are taken as they are."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
@@ -135,4 +139,4 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _import_detectors() -> None:
-    from detectors import centernet, centernet_3d, centernet_pose  # noqa: F401
+    from detectors import centernet, centernet_3d, centernet_pose, fcos  # noqa: F401

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detectors.detector import Detector, DetectorError
+from detectors.file_layouts import FileLayout
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -33,7 +34,9 @@ class Receipt:
     skipped: dict[str, str] = field(default_factory=dict)
     """Key in the file to the reason why it was not used."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Key in the detector, which keeps the value it had, to the reason."""
+    """Key in the detector, which keeps the value it had (unless the reason says otherwise), to the reason."""
+    adjusted: dict[str, str] = field(default_factory=dict)
+    """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to what was done."""
 
     def summary(self) -> str:
         """Some lines for a person: the counts, then what was skipped and what is missing, by reason."""
@@ -41,7 +44,7 @@ class Receipt:
             f"{self.path}: {len(self.loaded) + len(self.renamed)} loaded ({len(self.renamed)} of them under "
             f"another name), {len(self.skipped)} skipped, {len(self.missing)} missing"
         ]
-        for what, keys in (("skipped", self.skipped), ("missing", self.missing)):
+        for what, keys in (("adjusted", self.adjusted), ("skipped", self.skipped), ("missing", self.missing)):
             for reason in dict.fromkeys(keys.values()):
                 lines.append(f"{what}  {_some([key for key in keys if keys[key] == reason])}: {reason}")
         return "\n".join(lines)
@@ -52,7 +55,8 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
 
     Takes what the authors' code, torchvision and PyTorch's ImageNet files hold: a state dict, plain or under
     "state_dict" or "model", with or without the prefix "module." and the counters of batch norm. A file of the
-    backbone alone loads into the backbone. Nothing is changed unless all of it fits.
+    backbone alone loads into the backbone. What other libraries call and keep otherwise is renamed and adjusted as
+    the detector's `file_layouts` say. Nothing is changed unless all of it fits.
 
     Args:
         detector: receives the weights; what the file does not have keeps its value.
@@ -61,16 +65,21 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
 
     Raises:
         DetectorError: the file is missing, is no checkpoint, or holds code; no key fits the detector; a shape
-            differs and `skip_mismatched` is not set.
+            differs and `skip_mismatched` is not set; the file is of a kin that computes something else.
     """
     path = Path(path)
     receipt = Receipt(path)
     entries = _unwrap(read(path), receipt)
     own = detector.state_dict()
+    layout = _layout(detector, entries, path)
     matched: dict[str, Tensor] = {}
     mismatched: list[tuple[str, Tensor]] = []
     for key, value in entries.items():
-        name = _own_name(key, own, detector.backbone_prefix)
+        name = _own_name(key, own, detector.backbone_prefix, layout)
+        if name is not None and isinstance(value, Tensor):
+            value, adjustment = _adjusted(detector, layout, name, value, own[name])
+        else:
+            adjustment = None
         if not isinstance(value, Tensor):
             receipt.skipped[key] = "no tensor"
         elif name is None:
@@ -82,6 +91,8 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
             receipt.skipped[key] = f"shape {_shape(value)}, the detector's is {_shape(own[name])}"
         else:
             matched[name] = value
+            if adjustment is not None:
+                receipt.adjusted[name] = adjustment
             if name == key:
                 receipt.loaded.append(key)
             else:
@@ -94,16 +105,20 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
             f"{_some(list(own))}. Choose the detector that the file was saved from."
         )
     of_other_shape = {name for name, _ in mismatched}
+    absent: dict[str, Tensor] = {}
     for name in own:
         if name in matched:
             continue
         if name in of_other_shape:
             receipt.missing[name] = "another shape in the file"
+        elif layout is not None and layout.absent_is_zero and re.fullmatch(layout.absent_is_zero, name):
+            receipt.missing[name] = f"{layout.library} does without it; set to 0"
+            absent[name] = torch.zeros_like(own[name])
         elif name.endswith("num_batches_tracked"):
             receipt.missing[name] = "not in the file, which may be older than this counter of batch norm"
         else:
             receipt.missing[name] = "not in the file"
-    detector.load_state_dict(matched, strict=False)
+    detector.load_state_dict({**matched, **absent}, strict=False)
     return receipt
 
 
@@ -151,9 +166,41 @@ def _unwrap(content: Mapping[str, Any], receipt: Receipt) -> Mapping[str, Any]:
     return content
 
 
-def _own_name(key: str, own: Mapping[str, Tensor], backbone_prefix: str) -> str | None:
+def _layout(detector: Detector, entries: Mapping[str, Any], path: Path) -> FileLayout | None:
+    bare = [str(key).removeprefix("module.") for key in entries]
+    for layout in detector.file_layouts:
+        if any(key.startswith(layout.marker) for key in bare):
+            if layout.refusal is not None:
+                raise DetectorError(
+                    f"{path} does not fit this {detector.name}: it is of {layout.library}; {layout.refusal}."
+                )
+            return layout
+    return None
+
+
+def _own_name(key: str, own: Mapping[str, Tensor], backbone_prefix: str, layout: FileLayout | None) -> str | None:
     bare = key.removeprefix("module.")
-    return next((name for name in (key, bare, backbone_prefix + bare) if name in own), None)
+    translated = bare if layout is None else layout.own_name(bare)
+    return next((name for name in (key, bare, translated, backbone_prefix + bare) if name in own), None)
+
+
+def _adjusted(
+    detector: Detector, layout: FileLayout | None, name: str, value: Tensor, own: Tensor
+) -> tuple[Tensor, str | None]:
+    """A file's tensor as the detector needs it, and what was done to it, if anything."""
+    if layout is None:
+        return value, None
+    if value.shape != own.shape and value.numel() == own.numel() == 1:
+        return value.reshape(own.shape), f"{_shape(value)} in the file, {_shape(own)} in the detector"
+    rows = layout.class_rows.get(detector.num_classes)
+    if rows and name.rpartition(".")[0] in detector.class_layers and value.shape[0] > max(rows):
+        return value[list(rows)], f"{len(rows)} of the file's {value.shape[0]} rows: the classes in use"
+    if name.endswith(".running_var") and layout.norm_eps is not None:
+        norm: Any = detector.get_submodule(name.rpartition(".")[0])
+        difference = layout.norm_eps - norm.eps
+        if difference:
+            return value + difference, f"{difference:+g}: the file's batch norm has another epsilon"
+    return value, None
 
 
 def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatched: list[tuple[str, Tensor]]) -> str:

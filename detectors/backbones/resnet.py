@@ -1,10 +1,13 @@
 """ResNet trunks whose parameters carry torchvision's names, so that its ImageNet files load by name.
 
-The stride of a bottleneck sits in its 3x3 convolution (as in torchvision, not as in the paper), and there is no
-classifier: `forward` gives the four stages.
+The stride of a bottleneck sits in its 3x3 convolution (as in torchvision, not as in the paper), but for
+`CaffeResNet`, where it sits in the first 1x1. There is no classifier: `forward` gives the four stages.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,6 +21,9 @@ _BLOCKS: dict[int, tuple[int, int, int, int]] = {
     152: (3, 8, 36, 3),
 }
 
+Norm = Callable[[int], nn.Module]
+"""Makes the normalisation of so many channels."""
+
 
 class ResNet(nn.Module):
     """The convolutional part of a residual network.
@@ -28,6 +34,7 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50, 101 or 152 layers; from 50 on, blocks are bottlenecks with 4 times the channels.
         width: channels of the first stage, which the three later ones double; 64 is the published network.
+        norm: makes the normalisation behind each convolution.
 
     Raises:
         DetectorError: there is no network of this depth.
@@ -38,33 +45,80 @@ class ResNet(nn.Module):
 
     channels: tuple[int, int, int, int]
     """Channels of the four stages, at strides 4, 8, 16 and 32."""
+    stride_in_1x1: ClassVar[bool] = False
 
-    def __init__(self, depth: int, width: int = 64) -> None:
+    def __init__(self, depth: int, width: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         if depth not in _BLOCKS:
             raise DetectorError(f"no ResNet has {depth} layers; known are {', '.join(map(str, _BLOCKS))}.")
         block: type[BasicBlock] | type[Bottleneck] = BasicBlock if depth < 50 else Bottleneck
         first, second, third, fourth = (width * block.expansion * 2**stage for stage in range(4))
         self.channels = (first, second, third, fourth)
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.add_stem(width, norm)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         blocks = _BLOCKS[depth]
-        self.layer1 = _stage(block, width, first, blocks[0], stride=1)
-        self.layer2 = _stage(block, first, second, blocks[1], stride=2)
-        self.layer3 = _stage(block, second, third, blocks[2], stride=2)
-        self.layer4 = _stage(block, third, fourth, blocks[3], stride=2)
+        make = partial(block, norm=norm, stride_in_1x1=self.stride_in_1x1)
+        self.layer1 = _stage(make, width, first, blocks[0], 1, norm)
+        self.layer2 = _stage(make, first, second, blocks[1], 2, norm)
+        self.layer3 = _stage(make, second, third, blocks[2], 2, norm)
+        self.layer4 = _stage(make, third, fourth, blocks[3], 2, norm)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                self.start(module)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features `(batch, channels[i], height / stride, width / stride)` at strides 4, 8, 16 and 32."""
-        stage1 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        return [stage1, stage2, stage3, self.layer4(stage3)]
+        return _run_stages(self, self.bn1(self.conv1(images)))
+
+    def add_stem(self, width: int, norm: Norm) -> None:
+        """Register the first convolution and its normalisation."""
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm(width)
+
+    def start(self, convolution: nn.Conv2d) -> None:
+        """Give a convolution its first weights."""
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+
+    def freeze_first_stages(self) -> None:
+        """Let the stem and the first stage keep their weights: what detectors do that start from ImageNet."""
+        for parameter in itertools.chain(self.stem_parameters(), self.layer1.parameters()):
+            parameter.requires_grad_(False)
+
+    def stem_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the first convolution and its normalisation."""
+        return itertools.chain(self.conv1.parameters(), self.bn1.parameters())
+
+
+class CaffeResNet(ResNet):
+    """The ResNet of the paper's own Caffe files, as Detectron and the authors of FCOS name it.
+
+    Strides sit in the first 1x1 convolution of a bottleneck, the first convolution is in a module `stem`, and weights
+    start from He's uniform initialisation for a linear layer. All else is `ResNet`.
+
+    Source:
+        tianzhi0549/FCOS, fcos_core/modeling/backbone/resnet.py, `STRIDE_IN_1X1`.
+    """
+
+    stride_in_1x1 = True
+
+    def add_stem(self, width: int, norm: Norm) -> None:
+        """Register the first convolution and its normalisation, as `stem.conv1` and `stem.bn1`."""
+        self.stem = nn.ModuleDict(
+            {"conv1": nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), "bn1": norm(width)}
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features `(batch, channels[i], height / stride, width / stride)` at strides 4, 8, 16 and 32."""
+        return _run_stages(self, self.stem["bn1"](self.stem["conv1"](images)))
+
+    def stem_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the first convolution and its normalisation."""
+        return self.stem.parameters()
+
+    def start(self, convolution: nn.Conv2d) -> None:
+        """Give a convolution its first weights."""
+        nn.init.kaiming_uniform_(convolution.weight, a=1)
 
 
 class BasicBlock(nn.Module):
@@ -72,13 +126,22 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        downsample: nn.Module | None,
+        norm: Norm = nn.BatchNorm2d,
+        stride_in_1x1: bool = False,
+    ) -> None:
         super().__init__()
+        assert not stride_in_1x1, "a basic block has no 1x1 convolution"
         self.conv1 = _conv3x3(in_channels, channels, stride)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = norm(channels)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = _conv3x3(channels, channels)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = norm(channels)
         self.downsample = downsample
 
     def forward(self, features: Tensor) -> Tensor:
@@ -93,15 +156,26 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        downsample: nn.Module | None,
+        norm: Norm = nn.BatchNorm2d,
+        stride_in_1x1: bool = False,
+    ) -> None:
         super().__init__()
+        if stride_in_1x1:
+            # Files of Caffe's descendants list the shortcut first.
+            self.downsample = downsample
         narrow = channels // self.expansion
-        self.conv1 = nn.Conv2d(in_channels, narrow, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(narrow)
-        self.conv2 = _conv3x3(narrow, narrow, stride)
-        self.bn2 = nn.BatchNorm2d(narrow)
+        self.conv1 = nn.Conv2d(in_channels, narrow, 1, stride=stride if stride_in_1x1 else 1, bias=False)
+        self.bn1 = norm(narrow)
+        self.conv2 = _conv3x3(narrow, narrow, 1 if stride_in_1x1 else stride)
+        self.bn2 = norm(narrow)
         self.conv3 = nn.Conv2d(narrow, channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels)
+        self.bn3 = norm(channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -119,14 +193,21 @@ def _stage(
     channels: int,
     blocks: int,
     stride: int,
+    norm: Norm,
 ) -> nn.Sequential:
     downsample = None
     if stride != 1 or in_channels != channels:
-        downsample = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-        )
+        downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), norm(channels))
     first = block(in_channels, channels, stride, downsample)
     return nn.Sequential(first, *(block(channels, channels, 1, None) for _ in range(blocks - 1)))
+
+
+def _run_stages(trunk: ResNet, first: Tensor) -> list[Tensor]:
+    """The four stages on what the stem gives; `trunk` may be a detector that took a trunk's parts for its own."""
+    stage1 = trunk.layer1(trunk.maxpool(trunk.relu(first)))
+    stage2 = trunk.layer2(stage1)
+    stage3 = trunk.layer3(stage2)
+    return [stage1, stage2, stage3, trunk.layer4(stage3)]
 
 
 def _conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:

@@ -6,7 +6,7 @@ import torch
 import detectors
 
 
-def test_names_are_sorted_and_hold_the_centernets() -> None:
+def test_names_are_sorted_and_hold_the_published_detectors() -> None:
     names = detectors.names()
     assert names == sorted(names)
     assert set(names) >= {
@@ -19,11 +19,14 @@ def test_names_are_sorted_and_hold_the_centernets() -> None:
         "centernet_resdcn18",
         "centernet_resnet101",
         "centernet_resnet18",
+        "fcos_resnet101",
+        "fcos_resnet50",
     }
 
 
 @pytest.mark.parametrize(
-    ("name", "num_classes"), [("centernet_resnet18", 80), ("centernet_dla34_pose", 1), ("centernet_dla34_3d", 3)]
+    ("name", "num_classes"),
+    [("centernet_resnet18", 80), ("centernet_dla34_pose", 1), ("centernet_dla34_3d", 3), ("fcos_resnet50", 80)],
 )
 def test_without_a_number_of_classes_it_is_the_publications(name: str, num_classes: int) -> None:
     with torch.device("meta"):

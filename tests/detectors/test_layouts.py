@@ -41,7 +41,7 @@ def test_keys_shapes_and_order_are_the_published_ones(name: str, layout_name: st
     assert sum(parameter.numel() for parameter in detector.parameters()) == num_parameters
 
 
-@pytest.mark.parametrize("depth", [18, 101])
+@pytest.mark.parametrize("depth", [18, 50, 101])
 def test_trunk_keys_are_torchvisions_without_the_classifier(depth: int) -> None:
     with torch.device("meta"):
         trunk = ResNet(depth)

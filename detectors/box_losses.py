@@ -1,0 +1,157 @@
+"""FCOS's losses: IoU and GIoU of distances to four sides, focal loss of classes, and what centerness should be.
+
+A box is given by the distances left, top, right, bottom from a point inside it to its sides. Everything computes in
+float32 (float64 stays) whatever the autocast state.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+def unitbox_iou_loss(distances: Tensor, targets: Tensor, plus: float = 0.0) -> Tensor:
+    """-ln IoU of two boxes around the same point, with the gradient of the paper's algorithm instead of autograd's.
+
+    The two differ in ties: where a predicted side is exactly the true one, the paper's intersection does not grow
+    with it, while autograd takes the half of either.
+
+    Args:
+        distances: `(..., 4)`, left, top, right, bottom as predicted, at least 0.
+        targets: `(..., 4)`, the true ones; rows of four zeros are points without a box and cost nothing.
+        plus: added to intersection and union: 1 in FCOS's own code, 0 in the paper, where boxes that do not
+            overlap cost infinity.
+
+    Returns:
+        `(...)`, one loss per point.
+
+    Source:
+        Yu et al., UnitBox, algorithm 1 (arXiv:1608.01471); tianzhi0549/FCOS, fcos_core/layers/iou_loss.py.
+    """
+    with torch.autocast(distances.device.type, enabled=False):
+        loss = _UnitBox.apply(_at_least_float(distances), _at_least_float(targets), plus)  # type: ignore[no-untyped-call]
+        return cast(Tensor, loss)
+
+
+class _UnitBox(torch.autograd.Function):
+    """Names are the paper's: X and X~ are areas, I the intersection, U the union."""
+
+    @staticmethod
+    def forward(ctx: Any, distances: Tensor, targets: Tensor, plus: float) -> Tensor:
+        area, intersection, _, _ = _areas(distances, targets)
+        union = area + _area(targets) - intersection
+        ctx.save_for_backward(distances, targets)
+        ctx.plus = plus
+        loss = -torch.log((intersection + plus) / (union + plus))
+        return torch.where(_is_box(targets), loss, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        distances, targets = ctx.saved_tensors
+        area, intersection, width, height = _areas(distances, targets)
+        union = area + _area(targets) - intersection
+        left, top, right, bottom = distances.unbind(dim=-1)
+        horizontal, vertical = left + right, top + bottom
+        d_area = torch.stack((vertical, horizontal, vertical, horizontal), dim=-1)
+        grows = torch.stack((height, width, height, width), dim=-1)
+        d_intersection = torch.where(distances < targets, grows, 0)
+        union, intersection = (union + ctx.plus)[..., None], (intersection + ctx.plus)[..., None]
+        # Without `plus` this is the paper's dX/U - dI (U + I) / (U I).
+        d_loss = (d_area - d_intersection) / union - d_intersection / intersection
+        return torch.where(_is_box(targets)[..., None], d_loss * gradient[..., None], 0), None, None
+
+
+def giou_loss(distances: Tensor, targets: Tensor, plus: float = 0.0, eps: float = 1e-7) -> Tensor:
+    """1 - GIoU of two boxes around the same point.
+
+    Args:
+        distances: `(..., 4)`, left, top, right, bottom as predicted, at least 0.
+        targets: `(..., 4)`, the true ones.
+        plus: added to intersection and union in the IoU, though not in the rest: 1 in FCOS's own code, which
+            measures in strides, where that is a lot; 0 elsewhere.
+        eps: added to the area of the enclosing box and, without `plus`, to the union.
+
+    Returns:
+        `(...)`, one loss per point, 0 to 2.
+
+    Source:
+        Rezatofighi et al., Generalized Intersection over Union (arXiv:1902.09630); tianzhi0549/FCOS,
+        fcos_core/layers/iou_loss.py; torchvision/ops/giou_loss.py.
+    """
+    with torch.autocast(distances.device.type, enabled=False):
+        distances, targets = _at_least_float(distances), _at_least_float(targets)
+        area, intersection, _, _ = _areas(distances, targets)
+        union = area + _area(targets) - intersection
+        enclosing = _area(torch.maximum(distances, targets))
+        iou = (intersection + plus) / (union + (plus or eps))
+        return 1 - (iou - (enclosing - union) / (enclosing + eps))
+
+
+def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss of independent classes, summed over all points and classes.
+
+    Args:
+        logits: `(points, classes)`, before the sigmoid.
+        labels: int64 `(points,)`; below 0 is background.
+        alpha: weight of a point's own class; the others have 1 - alpha.
+        gamma: power by which easy examples count less.
+
+    Returns:
+        Scalar float32.
+
+    Source:
+        Lin et al., Focal Loss, eq. 5 (arXiv:1708.02002).
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        is_own = (labels[:, None] == torch.arange(logits.shape[1], device=logits.device)).float()
+        probabilities = logits.sigmoid()
+        wrong = probabilities * (1 - is_own) + (1 - probabilities) * is_own
+        weight = alpha * is_own + (1 - alpha) * (1 - is_own)
+        entropy = functional.binary_cross_entropy_with_logits(logits, is_own, reduction="none")
+        return (weight * wrong**gamma * entropy).sum()
+
+
+def centerness_of(distances: Tensor) -> Tensor:
+    """How central a point is in its box: 1 at the centre, 0 on a side.
+
+    Points near a side predict poor boxes; at test time this score multiplies the class score, so NMS ranks them last.
+
+    Args:
+        distances: `(..., 4)`, left, top, right, bottom distance to the sides of the box, in any unit, at least 0.
+
+    Returns:
+        `(...)`; a box without width or height scores 0, not NaN.
+
+    Source:
+        Tian et al., FCOS, section 3.3, eq. 3 (arXiv:1904.01355).
+    """
+    left, top, right, bottom = distances.unbind(dim=-1)
+    # The floor acts only on boxes of zero size, where 0 / 0 would poison the whole loss.
+    tiny = torch.finfo(distances.dtype).tiny
+    horizontal = torch.minimum(left, right) / torch.maximum(left, right).clamp_min(tiny)
+    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp_min(tiny)
+    return (horizontal * vertical).sqrt()
+
+
+def _areas(distances: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Predicted area X, intersection I, and its width and height."""
+    left, top, right, bottom = torch.minimum(distances, targets).unbind(dim=-1)
+    width, height = left + right, top + bottom
+    return _area(distances), width * height, width, height
+
+
+def _area(distances: Tensor) -> Tensor:
+    left, top, right, bottom = distances.unbind(dim=-1)
+    return (left + right) * (top + bottom)
+
+
+def _is_box(targets: Tensor) -> Tensor:
+    return (targets != 0).any(dim=-1)
+
+
+def _at_least_float(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,174 @@
+"""Non-maximum suppression, hard and soft, as the greedy algorithms give it, computed block by block.
+
+Greedy suppression looks at one box after the other; here a block of boxes settles its own quarrels at once and then
+silences the rest. The result is the greedy one, to the last box.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_BLOCK = 256
+
+
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None = None,
+    *,
+    threshold: float,
+    plus_one: bool = False,
+    limit: int | None = None,
+) -> Tensor:
+    """Keep a box unless it overlaps a kept box of its class with a better score.
+
+    Args:
+        boxes: `(boxes, 4)`, x1, y1, x2, y2; computed in float32.
+        scores: `(boxes,)`. Of equal scores the first in the list counts as better.
+        labels: int64 `(boxes,)`; boxes of different labels never meet. Without it all are of one class.
+        threshold: IoU above which (not at which) the worse box goes.
+        plus_one: measure boxes as if x2 and y2 were their last pixels: sides are x2 - x1 + 1.
+        limit: stop once so many are kept.
+
+    Returns:
+        int64 `(kept,)`, rows of `boxes`, best score first. A box without area overlaps nothing (without `plus_one`).
+
+    Source:
+        facebookresearch/maskrcnn-benchmark, csrc/cuda/nms.cu and ml_nms.cu; torchvision/ops/boxes.py.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    boxes = boxes[order].float()
+    labels = None if labels is None else labels[order]
+    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    kept: list[Tensor] = []
+    num_kept = 0
+    for start in range(0, len(boxes), _BLOCK):
+        block = start + alive[start : start + _BLOCK].nonzero().squeeze(1)
+        block = block[_settle(_overlaps(boxes, labels, block, block, plus_one) > threshold)]
+        kept.append(block)
+        num_kept += len(block)
+        if limit is not None and num_kept >= limit:
+            break
+        rest = start + _BLOCK + alive[start + _BLOCK :].nonzero().squeeze(1)
+        alive[rest] = ~(_overlaps(boxes, labels, block, rest, plus_one) > threshold).any(dim=0)
+    if not kept:
+        return order
+    return order[torch.cat(kept)[:limit]]
+
+
+class SoftNMS(NamedTuple):
+    """What soft-NMS leaves in each place of the list.
+
+    `rows` int64 `(boxes,)`, the row whose box stands there; `scores` float32 `(boxes,)`, the decayed score;
+    `num_kept`, how many places count. Places behind them hold what the published code leaves there: copies of rows
+    that were moved ahead, with the score from before that round.
+    """
+
+    rows: Tensor
+    scores: Tensor
+    num_kept: int
+
+
+def soft_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None = None, *, sigma: float = 0.5, threshold: float = 0.001
+) -> SoftNMS:
+    """Lower the scores of boxes that overlap better ones by a Gaussian of the IoU, instead of dropping them.
+
+    Round by round the best of the rest is swapped to the front and the scores behind it fall by
+    `exp(-IoU² / sigma)`; a box that overlaps it and falls below `threshold` is overwritten by the last box of the
+    list, which gets shorter. CenterNet ignores how many are left and goes on with the whole list (`rows` and
+    `scores` uncut), stale rows included; everybody else cuts at `num_kept`.
+
+    Args:
+        boxes: `(boxes, 4)`, x1, y1, x2, y2; sides are x2 - x1 + 1, as published.
+        scores: `(boxes,)`. Of equal scores the first in the list, as it then stands, counts as better.
+        labels: int64 `(boxes,)`; every class has a list of its own. The places that count come first, class after
+            class, then the stale ones, class after class. Without it all boxes are of one class.
+        sigma: width of the Gaussian.
+        threshold: score below which an overlapping box is dropped.
+
+    Source:
+        Bodla et al., Soft-NMS, section 3 (arXiv:1704.04503); xingyizhou/CenterNet, src/lib/external/nms.pyx.
+    """
+    if labels is not None:
+        return _soft_nms_by_class(boxes, scores, labels, sigma, threshold)
+    index = torch.arange(len(boxes), device=boxes.device)
+    boxes, scores = boxes.float(), scores.float().clone()
+    end = len(boxes)
+    current = 0
+    while current < end:
+        best = current + scores[current:end].argmax()
+        swap = torch.stack((best, torch.full_like(best, current)))
+        index[swap.flip(0)], scores[swap.flip(0)] = index[swap], scores[swap]
+        behind = index[current + 1 : end]
+        overlap = _overlaps(boxes, None, index[current : current + 1], behind, plus_one=True)[0]
+        falling = scores[current + 1 : end] * torch.exp(-(overlap**2) / sigma)
+        decayed = torch.where(overlap > 0, falling, scores[current + 1 : end])
+        dropped = (overlap > 0) & (decayed < threshold)
+        end = _close_gaps(index, scores, decayed, dropped, current + 1)
+        current += 1
+    return SoftNMS(index, scores, end)
+
+
+def _soft_nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, threshold: float) -> SoftNMS:
+    kept: list[tuple[Tensor, Tensor]] = []
+    stale: list[tuple[Tensor, Tensor]] = []
+    for label in torch.unique(labels):
+        rows = (labels == label).nonzero().squeeze(1)
+        one = soft_nms(boxes[rows], scores[rows], sigma=sigma, threshold=threshold)
+        kept.append((rows[one.rows[: one.num_kept]], one.scores[: one.num_kept]))
+        stale.append((rows[one.rows[one.num_kept :]], one.scores[one.num_kept :]))
+    if not kept:
+        return SoftNMS(labels, scores.float(), 0)
+    index, decayed = (torch.cat(parts) for parts in zip(*kept, *stale, strict=True))
+    return SoftNMS(index, decayed, sum(len(rows) for rows, _ in kept))
+
+
+def _settle(beats: Tensor) -> Tensor:
+    """Which boxes of a block stay; `beats[i, j]`, for i before j, says that i would remove j if it stays itself.
+
+    Each round is right about at least one box more than the one before, from the front on.
+    """
+    beats = beats.triu(diagonal=1)
+    stays = torch.ones(len(beats), dtype=torch.bool, device=beats.device)
+    while True:
+        now = ~(beats & stays[:, None]).any(dim=0)
+        if torch.equal(now, stays):
+            return stays
+        stays = now
+
+
+def _overlaps(boxes: Tensor, labels: Tensor | None, first: Tensor, second: Tensor, plus_one: bool) -> Tensor:
+    """IoU `(first, second)` of rows of `boxes`; 0 between labels, NaN between two boxes without area."""
+    one = 1.0 if plus_one else 0.0
+    a, b = boxes[first, None], boxes[None, second]
+    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + one).clamp_min(0)
+    intersection = sides.prod(dim=-1)
+    areas = (boxes[:, 2:] - boxes[:, :2] + one).prod(dim=-1)
+    overlaps = intersection / (areas[first, None] + areas[None, second] - intersection)
+    if labels is not None:
+        overlaps = torch.where(labels[first, None] == labels[None, second], overlaps, 0)
+    return overlaps
+
+
+def _close_gaps(index: Tensor, scores: Tensor, decayed: Tensor, dropped: Tensor, start: int) -> int:
+    """Write a round's scores and fill the places of dropped rows from the list's end, in place; its new end.
+
+    The published loop takes the last row for a dropped one and judges it there, and so on, until a row stays. So
+    the gaps in front are filled, from the left, by rows that stay, from the right. Rows behind the new end keep what
+    they held before the round, but for the first of them when the loop's last act was to drop it there.
+    """
+    num_left = int((~dropped).sum())
+    end, old_end = start + num_left, start + len(dropped)
+    gaps = dropped[:num_left].nonzero().squeeze(1)
+    fillers = num_left + (~dropped[num_left:]).nonzero().squeeze(1).flip(0)
+    # Rows from here to where the last filler came from are dropped at the list's end, one moving onto the next.
+    last_taken = int(fillers[-1]) if len(fillers) else len(dropped)
+    rows = index[start:old_end].clone()
+    scores[start:end] = decayed[:num_left]
+    index[start + gaps], scores[start + gaps] = rows[fillers], decayed[fillers]
+    if last_taken > num_left:
+        moved = min(num_left + 1, last_taken - 1)
+        index[end], scores[end] = rows[moved], decayed[moved]
+    return end
