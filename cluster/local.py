@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,9 +37,14 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     carried = _worker_environment(settings)
+    if address and _has_token():
+        # Ray 2.60 protects every cluster with a token, and its client sends it only when told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not address:
         # Handed down by inheritance: with a runtime environment, Ray would discard the workers it starts ahead.
         os.environ.update(carried)
+    if address:
+        _knock(address)
     import ray
 
     if ray.is_initialized():
@@ -57,14 +63,33 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     except Exception as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(
-            f"{where} did not answer: {str(error).strip().splitlines()[-1]}. Check that it runs and that RAY_AUTH_MODE "
-            f"is the same on both sides."
+            f"{where} did not answer: {str(error).strip().splitlines()[-1]}. Check that it runs, and that this machine "
+            f"has its token (RAY_AUTH_TOKEN, or ~/.ray/auth_token from the head)."
         ) from error
     try:
         _check_resources(ray, settings, address)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("/")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return  # "auto" and the like: Ray finds its own way
+    try:
+        socket.create_connection((host, int(port)), timeout=20).close()
+    except OSError as error:
+        raise ClusterError(
+            f"the Ray cluster at RAY_ADDRESS={address} did not answer: {error.strerror or error}. Start it, or unset "
+            f"RAY_ADDRESS to train on this machine."
+        ) from error
+
+
+def _has_token() -> bool:
+    named = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(name in os.environ for name in named) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _cores_needed(settings: ClusterSettings) -> int:
