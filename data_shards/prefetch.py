@@ -1,6 +1,7 @@
 """Work ahead: batches in order, each filled by threads while the trainer is busy with earlier ones."""
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from data_shards.errors import DataError
 _Item = TypeVar("_Item")
 
 
-class Prefetcher(Generic[_Item]):
+class Prefetcher(ABC, Generic[_Item]):
     """Batches in order, made ahead by threads: subclasses say which, and how one row is filled."""
 
     def __init__(self, *, threads: int, prefetch: int) -> None:
@@ -32,11 +33,13 @@ class Prefetcher(Generic[_Item]):
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="aweigh-decode")
         self._items = self._schedule()
 
+    @abstractmethod
     def _schedule(self) -> Iterator[_Item]:
-        raise NotImplementedError
+        """What each batch is made from, in order."""
 
+    @abstractmethod
     def _start(self, item: _Item) -> tuple[Batch, list[Future[None]]]:
-        raise NotImplementedError
+        """A batch's arrays, and the work that fills them."""
 
     def __iter__(self) -> Self:
         return self

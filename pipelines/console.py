@@ -1,10 +1,7 @@
 """What a person reads: one line for one thing, the same columns every time; progress to stderr, results to stdout."""
 
-import json
-import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipelines.evaluate import Evaluation
@@ -56,14 +53,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} m {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
 
 
 def _figure(value: float) -> str:

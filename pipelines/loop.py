@@ -29,6 +29,7 @@ from detectors import Detector, DetectorError
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.evaluate import Evaluation, evaluate
+from pipelines.files import write_json
 from pipelines.recipe import Recipe, to_dict, to_yaml
 from pipelines.report import write_report
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
@@ -334,7 +335,7 @@ class _Training:
         """Say that the run is complete: its last evaluation came before its last checkpoint."""
         if self.first_rank:
             facts = {"step": self.step, "epochs": self.recipe.schedule.epochs, "run": self.job.run}
-            console.write_json(self.context.folder / "result.json", facts)
+            write_json(self.context.folder / "result.json", facts)
 
     def _measure(self) -> None:
         """The benchmark: the same steps with exact phases, the first ones left out as warm-up."""
@@ -355,7 +356,7 @@ class _Training:
                     began = time.perf_counter()
             seconds = time.perf_counter() - began
         if self.first_rank:
-            console.write_json(
+            write_json(
                 self.context.folder / "measured.json",
                 {
                     "steps": self.last_step - warm_up,

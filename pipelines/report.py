@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import console
 from pipelines.coco_metrics import FIGURES, precision_recall_figure
 from pipelines.evaluate import Evaluation
+from pipelines.files import write_json
 from pipelines.pictures import prediction_page
 from pipelines.tracking import Tracker
 
@@ -33,7 +33,7 @@ def write_report(
         if evaluation.pictures:
             tracker.log_artifact(page, "evaluation")
             tracker.log_image("predictions", step, page)
-    console.write_json(out / "metrics.json", figures(evaluation, step))
+    write_json(out / "metrics.json", figures(evaluation, step))
 
 
 def figures(evaluation: Evaluation, step: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from data_shards.store import open_store
 from detectors import Detector
 from pipelines import console, tracking
 from pipelines.errors import ConfigError
+from pipelines.files import write_json
 from pipelines.loop import Job, build_detector, check_fits, train_worker
 from pipelines.recipe import Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
 
@@ -188,7 +189,7 @@ def _record_recipe(recipe: Recipe, folder: Path) -> None:
 def _next_attempt(folder: Path) -> int:
     counter = folder / "attempt.json"
     attempt = 1 + (json.loads(counter.read_text()) if counter.exists() else 0)
-    console.write_json(counter, attempt)
+    write_json(counter, attempt)
     return attempt
 
 

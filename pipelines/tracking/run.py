@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
 from pipelines.errors import ConfigError
+from pipelines.files import read_json, write_json
 from pipelines.tracking.access import (
     LONGEST_NAME,
     LONGEST_PARAM,
@@ -26,7 +27,7 @@ from pipelines.tracking.access import (
     quiet_retries,
     shown,
 )
-from pipelines.tracking.spool import now_ms, read_json, write_json
+from pipelines.tracking.spool import now_ms
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,23 @@
+"""Small JSON files that are whole at any moment."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace `path` in one rename: a reader sees the old file or the new one, never half of it."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, or an empty one where the file is missing or was torn by a dying machine."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
