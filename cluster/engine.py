@@ -6,7 +6,7 @@ same for every world size and ZeRO stage.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -260,15 +260,12 @@ class Engine:
         }
         return TrainingState(weights, optimizer, flat)
 
-    def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        return ((name, parameter) for name, parameter in self.model.named_parameters())
-
     def _full_parameters(self) -> dict[str, Tensor]:
         if self.zero_stage < 3:
-            return {name: parameter.detach() for name, parameter in self._parameters()}
+            return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(parameter).detach() for name, parameter in self._parameters()}
+        return {name: safe_get_full_fp32_param(parameter).detach() for name, parameter in self.model.named_parameters()}
 
     def _shares(self) -> list[Tensor]:
         """The tensors that torch's optimizer keeps state for: parameters, or this rank's flat partitions."""
@@ -305,7 +302,7 @@ class Engine:
         # One count serves all parameters: every step updates every one that has a gradient.
         step = started[0].get("step")
         full = {} if step is None else {"step": torch.as_tensor(step, dtype=torch.float32).cpu().clone()}
-        for name, parameter in self._parameters():
+        for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
                 continue
             for key in _STATE_KEYS[self._optimizer_class]:
@@ -332,7 +329,7 @@ class Engine:
             if "step" in saved:
                 state[share]["step"] = saved["step"].clone()
         self._link_optimizer_state()
-        for name, parameter in self._parameters():
+        for name, parameter in self.model.named_parameters():
             for key in keys:
                 value = saved.get(f"{name}|{key}")
                 if value is None:

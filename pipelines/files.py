@@ -1,4 +1,4 @@
-"""Small JSON files that are whole at any moment."""
+"""Small files that are whole at any moment."""
 
 import json
 import os
@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, content: object) -> None:
+def write_text(path: Path, text: str) -> None:
     """Replace `path` in one rename: a reader sees the old file or the new one, never half of it."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace `path` likewise by a value as JSON."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -187,13 +187,7 @@ class _Training:
 
     def _one_step(self, source: Iterator[Batch]) -> None:
         rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.factor(self.step, self.plan.steps_per_epoch)
-        self.engine.set_learning_rate(rate)
-        parts: list[dict[str, Tensor]] = []
-        for _ in range(self.split.accumulation_steps):
-            with self.stopwatch.phase("data"):
-                batch = next(source)
-            parts.append(self._microbatch(batch))
-        self.step += 1
+        parts = self._optimizer_step(source, rate)
         self.interval.steps += 1
         evaluate_now, save_now = self._due()
         if self.step % self.recipe.tracking.every_steps == 0 or save_now:
@@ -202,6 +196,17 @@ class _Training:
             self._evaluate()
         if save_now:
             self._checkpoint()
+
+    def _optimizer_step(self, source: Iterator[Batch], rate: float) -> list[dict[str, Tensor]]:
+        """Every microbatch of one step; gives the losses of each."""
+        self.engine.set_learning_rate(rate)
+        parts = []
+        for _ in range(self.split.accumulation_steps):
+            with self.stopwatch.phase("data"):
+                batch = next(source)
+            parts.append(self._microbatch(batch))
+        self.step += 1
+        return parts
 
     def _microbatch(self, batch: Batch) -> dict[str, Tensor]:
         phase = self.stopwatch.phase
@@ -344,13 +349,7 @@ class _Training:
             source = iter(batches)
             began = time.perf_counter()
             while self.step < self.last_step:
-                rate = self.recipe.optimizer.learning_rate
-                self.engine.set_learning_rate(rate)
-                for _ in range(self.split.accumulation_steps):
-                    with self.stopwatch.phase("data"):
-                        batch = next(source)
-                    self._microbatch(batch)
-                self.step += 1
+                self._optimizer_step(source, self.recipe.optimizer.learning_rate)
                 if self.step == warm_up:
                     self.stopwatch.take()
                     began = time.perf_counter()

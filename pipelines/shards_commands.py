@@ -8,7 +8,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_shards.importers import ImportReport
 
 LOCATION = "LOCATION/SPLIT: a folder or s3:// prefix with manifest.json"
 
@@ -163,8 +166,7 @@ def _import_voc(known: argparse.Namespace) -> None:
         overwrite=known.overwrite,
         progress=lambda done, total: progress_line("import", done, total, "images"),
     )
-    print(report.describe())
-    print(f"next: aweigh shards build --annotations {report.annotations} --images {report.images} --output … --split …")
+    _print_imported(report)
 
 
 def _import_yolo(known: argparse.Namespace) -> None:
@@ -179,6 +181,10 @@ def _import_yolo(known: argparse.Namespace) -> None:
         overwrite=known.overwrite,
         progress=lambda done, total: progress_line("import", done, total, "images"),
     )
+    _print_imported(report)
+
+
+def _print_imported(report: "ImportReport") -> None:
     print(report.describe())
     print(f"next: aweigh shards build --annotations {report.annotations} --images {report.images} --output … --split …")
 

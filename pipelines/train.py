@@ -18,7 +18,7 @@ from data_shards.store import open_store
 from detectors import Detector
 from pipelines import console, tracking
 from pipelines.errors import ConfigError
-from pipelines.files import write_json
+from pipelines.files import write_json, write_text
 from pipelines.loop import Job, build_detector, check_fits, train_worker
 from pipelines.recipe import Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
 
@@ -51,7 +51,7 @@ def train(recipe: Recipe) -> TrainingResult:
         if checkpoint:
             check_fits(checkpoint, recipe, manifest)
             _agree_with_earlier_attempts(recipe, checkpoint, name)
-        _record_recipe(recipe, folder)
+        write_text(folder / "recipe.yaml", to_yaml(recipe))
         _say_what_will_happen(recipe, name, manifest, plan)
         last_step = plan.steps_per_epoch * recipe.schedule.epochs
         finished = (folder / "result.json").exists() and checkpoint is not None and checkpoint.step == last_step
@@ -177,13 +177,6 @@ def _agree_with_earlier_attempts(recipe: Recipe, checkpoint: Checkpoint, name: s
             f"run {name} was started with other settings ({'; '.join(changed)}). Give the earlier ones, or another "
             f"--run.name."
         )
-
-
-def _record_recipe(recipe: Recipe, folder: Path) -> None:
-    recorded = folder / "recipe.yaml"
-    temporary = recorded.with_suffix(".partial")
-    temporary.write_text(to_yaml(recipe))
-    os.replace(temporary, recorded)
 
 
 def _next_attempt(folder: Path) -> int:
