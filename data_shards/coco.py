@@ -3,19 +3,23 @@
 COCO's `x, y, width, height` boxes and its category ids with gaps live here and in the shards' JSON only.
 """
 
+import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from data_shards.decode import image_size
 from data_shards.errors import DataError
-from data_shards.manifest import CocoClass
+from data_shards.labels import find_labels, is_calibration
+from data_shards.manifest import CocoClass, IgnoredCategory
 
 Json = dict[str, Any]
 DegenerateBoxes = Literal["drop", "refuse"]
+EmptyImages = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,15 @@ class CocoImage:
     width: int
     height: int
     annotations: tuple[Json, ...]
+    dropped_boxes: int = 0
+    """Degenerate ones that stood in the file."""
+    calibration: list[list[float]] | None = None
+    """The camera's projection matrix, three rows of four; in KITTI's files `calib`."""
 
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """A checked annotation file. Crowds and images without boxes are in it."""
+    """A checked annotation file. Crowds are in it, and images without boxes unless they were to be dropped."""
 
     path: Path
     classes: tuple[CocoClass, ...]
@@ -42,6 +50,14 @@ class CocoDataset:
     """Boxes without width or height that were dropped."""
     outside_boxes: int
     """Boxes that touch no pixel of their image and were dropped."""
+    dropped_images: int = 0
+    """Images without an object that were dropped."""
+    labels: tuple[str, ...] = ()
+    """What is known of objects beside their boxes; see `labels.find_labels`."""
+    ignored: tuple[IgnoredCategory, ...] = ()
+    """Categories that are no classes, whose boxes are kept to be ignored."""
+    unnamed_joints: int = 0
+    """Annotations with keypoints of a category that does not list its joints: they stay in the JSON alone."""
 
     @property
     def num_boxes(self) -> int:
@@ -54,6 +70,9 @@ def read_coco(
     images: str | Path | None = None,
     *,
     degenerate_boxes: DegenerateBoxes = "drop",
+    empty_images: EmptyImages = "keep",
+    ignore: Mapping[str, str] | None = None,
+    leave_out: Sequence[str] = (),
 ) -> CocoDataset:
     """Read and check an instances JSON.
 
@@ -62,6 +81,11 @@ def read_coco(
         images: the folder its file names start from; None leaves out the check that the files are there.
         degenerate_boxes: boxes of zero width or height, or wholly outside their image, are dropped and
             counted ("drop") or make the file unusable ("refuse"). Boxes partly outside are kept as they are.
+        empty_images: "drop" leaves out images without a box of a class that is more than a pixel wide and high, as
+            the published FCOS does for training; crowds count as boxes.
+        ignore: categories that are not learnt, by name, with the class they may be taken for, or "*" for all: KITTI's
+            {"Van": "Car"}. Their boxes stay, with the labels that `detectors` takes for something to be ignored.
+        leave_out: categories whose annotations are left out.
 
     Raises:
         DataError: the file is missing, cut short or no COCO file; an id is there twice; an annotation names
@@ -79,14 +103,23 @@ def read_coco(
                 f"{path} has no list {name!r}: it is no COCO instances file. Give the JSON with "
                 "images, annotations and categories."
             )
-    classes = _read_classes(path, document["categories"])
-    _check_images(path, document["images"], None if images is None else Path(images))
-    _check_annotations(path, document, {item.id for item in classes})
+    if empty_images not in get_args(EmptyImages):
+        raise DataError(f"empty_images is {empty_images!r}; set it to 'keep' or 'drop'.")
+    categories = _read_classes(path, document["categories"])
+    classes, ignored = _roles(path, categories, ignore or {}, leave_out)
+    folder = None if images is None else Path(images)
+    if folder is not None:
+        _complete_sizes(document["images"], folder)
+    _check_images(path, document["images"], folder)
+    _check_annotations(path, document, {item.id for item in categories})
+    left_out = {item.id for item in categories if item.name in leave_out}
+    annotations = [item for item in document["annotations"] if item["category_id"] not in left_out]
+    class_of = {item.id: item for item in classes}
 
     kept: dict[int, list[Json]] = {image["id"]: [] for image in document["images"]}
     size_of = {image["id"]: (image["width"], image["height"]) for image in document["images"]}
     degenerate: list[tuple[Json, str]] = []
-    for annotation in document["annotations"]:
+    for annotation in annotations:
         width, height = size_of[annotation["image_id"]]
         if problem := _degenerate(annotation["bbox"], width, height):
             degenerate.append((annotation, problem))
@@ -101,16 +134,74 @@ def read_coco(
             "Correct it, or set degenerate_boxes to 'drop'."
         )
     counts = Counter(problem for _, problem in degenerate)
+    dropped_of = Counter(annotation["image_id"] for annotation, _ in degenerate)
+    all_images = [
+        CocoImage(
+            image["id"],
+            image["file_name"],
+            image["width"],
+            image["height"],
+            tuple(kept[image["id"]]),
+            dropped_of[image["id"]],
+            image.get("calib"),
+        )
+        for image in document["images"]
+    ]
+    used = [image for image in all_images if empty_images == "keep" or _has_object(image, class_of)]
+    if not used:
+        raise DataError(f"{path} has no image with an object; there is nothing to train on.")
     return CocoDataset(
         path=path,
         classes=classes,
-        images=tuple(
-            CocoImage(image["id"], image["file_name"], image["width"], image["height"], tuple(kept[image["id"]]))
-            for image in document["images"]
-        ),
+        images=tuple(used),
         zero_size_boxes=counts[_ZERO_SIZE],
         outside_boxes=counts[_OUTSIDE],
+        dropped_images=len(all_images) - len(used),
+        labels=find_labels(path, [item for image in used for item in image.annotations], class_of),
+        ignored=ignored,
+        unnamed_joints=sum(
+            "keypoints" in item and item["category_id"] in class_of and not class_of[item["category_id"]].keypoints
+            for image in used
+            for item in image.annotations
+        ),
     )
+
+
+def _roles(
+    path: Path, categories: tuple[CocoClass, ...], ignore: Mapping[str, str], leave_out: Sequence[str]
+) -> tuple[tuple[CocoClass, ...], tuple[IgnoredCategory, ...]]:
+    """The categories that are learnt, and those that are ignored."""
+    names = [item.name for item in categories]
+    for name in (*ignore, *leave_out, *(name for name in ignore.values() if name != "*")):
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {_shortened(names)}."
+            raise DataError(f"{path} has no category {name!r}; {hint}")
+    classes = tuple(item for item in categories if item.name not in ignore and item.name not in leave_out)
+    place = {item.name: label for label, item in enumerate(classes)} | {"*": -1}
+    if not classes:
+        raise DataError(f"{path}: all its categories are ignored or left out; there is nothing to detect.")
+    if lost := [name for name in ignore.values() if name not in place]:
+        raise DataError(f"category {lost[0]!r} is ignored or left out itself; name a class that is learnt, or '*'.")
+    return classes, tuple(
+        IgnoredCategory(item.id, item.name, place[ignore[item.name]])
+        for item in categories
+        if item.name in ignore and item.name not in leave_out
+    )
+
+
+def _complete_sizes(images: list[Json], folder: Path) -> None:
+    """Read sizes that the file does not give from the images, as for KITTI's converted files."""
+    for image in images:
+        if isinstance(image, dict) and not image.keys() & {"width", "height"} and "file_name" in image:
+            try:
+                image["width"], image["height"] = image_size((folder / str(image["file_name"])).read_bytes())
+            except (OSError, ValueError):
+                continue  # the checks that follow say what is wrong
+
+
+def _has_object(image: CocoImage, class_of: Mapping[int, CocoClass]) -> bool:
+    return any(item["category_id"] in class_of and min(item["bbox"][2:]) > 1 for item in image.annotations)
 
 
 _ZERO_SIZE = "has no area"
@@ -159,7 +250,28 @@ def _read_classes(path: Path, categories: list[Json]) -> tuple[CocoClass, ...]:
     _check_unique(path, "category", categories)
     if not categories:
         raise DataError(f"{path} has no categories; there is nothing to detect. List them under 'categories'.")
-    return tuple(CocoClass(item["id"], item["name"]) for item in sorted(categories, key=lambda item: item["id"]))
+    for item in categories:
+        joints, lines = item.get("keypoints", []), item.get("skeleton", [])
+        if not (isinstance(joints, list) and all(isinstance(name, str) for name in joints)):
+            raise DataError(f"{path}: category {item['id']} has keypoints {joints!r}; they are a list of names.")
+        if not (isinstance(lines, list) and all(_is_line(line, len(joints)) for line in lines)):
+            raise DataError(
+                f"{path}: category {item['id']} has the skeleton {lines!r}; it is a list of pairs of its joints, "
+                "counted from 1."
+            )
+    return tuple(
+        CocoClass(
+            item["id"],
+            item["name"],
+            tuple(item.get("keypoints", ())),
+            tuple((one, other) for one, other in item.get("skeleton", ())),
+        )
+        for item in sorted(categories, key=lambda item: item["id"])
+    )
+
+
+def _is_line(line: Any, joints: int) -> bool:
+    return isinstance(line, list) and len(line) == 2 and all(isinstance(end, int) and 1 <= end <= joints for end in line)
 
 
 def _check_images(path: Path, images: list[Json], folder: Path | None) -> None:
@@ -169,6 +281,11 @@ def _check_images(path: Path, images: list[Json], folder: Path | None) -> None:
         raise DataError(f"{path} has no images; there is nothing to train on.")
     if negative := [image for image in images if image["id"] < 0]:
         raise DataError(f"{path}: image id {negative[0]['id']} is negative{_others(negative)}; ids start at 0.")
+    if odd := [image for image in images if image.get("calib") is not None and not is_calibration(image["calib"])]:
+        raise DataError(
+            f"{path}: image {odd[0]['id']} has the calib {odd[0]['calib']!r}{_others(odd)}; it takes three rows of four "
+            "numbers, the camera's projection matrix."
+        )
     if folder is None:
         return
     if not folder.is_dir():
@@ -243,6 +360,6 @@ def _others(found: list[Any]) -> str:
     return f" ({len(found) - 1:,} more like it)" if len(found) > 1 else ""
 
 
-def _shortened(numbers: Iterable[int]) -> str:
+def _shortened(numbers: Iterable[int | str]) -> str:
     texts = [str(number) for number in numbers]
     return ", ".join(texts if len(texts) <= 12 else [*texts[:11], "…", texts[-1]])

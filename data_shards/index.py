@@ -5,7 +5,7 @@ With it a sample is one `pread`, and no JSON is parsed while training.
 
 import io
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,13 +42,32 @@ class ShardIndex:
     iscrowd: NDArray[np.bool_]
     """`(boxes,)`."""
 
+    keypoints: NDArray[np.float32] | None = None
+    """`(boxes, joints, 3)`: x, y in the image frame and COCO's visibility. These and the following are there where the
+    data set has such labels; see `labels.label_arrays`."""
+    depth: NDArray[np.float32] | None = None
+    """`(boxes,)`: of the object's middle, in metres."""
+    dimensions: NDArray[np.float32] | None = None
+    """`(boxes, 3)`: height, width and length, in metres."""
+    alpha: NDArray[np.float32] | None = None
+    """`(boxes,)`: observation angle, in radians."""
+    rotation_y: NDArray[np.float32] | None = None
+    """`(boxes,)`: around the camera's vertical axis, in radians."""
+    location: NDArray[np.float32] | None = None
+    """`(boxes, 3)`: middle of the underside in the camera's frame, in metres."""
+    calibration: NDArray[np.float32] | None = None
+    """`(samples, 3, 4)`: the camera's projection matrix."""
+    dropped_boxes: NDArray[np.int64] | None = None
+    """`(samples,)`: degenerate boxes that were dropped at building; there where any was."""
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def to_bytes(self) -> bytes:
         """An `.npz` file; the same index always gives the same bytes."""
         buffer = io.BytesIO()
-        np.savez(buffer, **{item.name: getattr(self, item.name) for item in fields(self)})
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
         return buffer.getvalue()
 
     @classmethod
@@ -60,6 +79,8 @@ class ShardIndex:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return cls(**{item.name: arrays[item.name] for item in fields(cls)})
+                return cls(
+                    **{item.name: arrays[item.name] for item in fields(cls) if item.default is MISSING or item.name in arrays}
+                )
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{where} is no index of a shard ({error}): build the shards again.") from error

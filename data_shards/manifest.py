@@ -11,7 +11,7 @@ The manifest is written last, so a folder without one holds no data set, only th
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,8 @@ from data_shards.errors import DataError
 from data_shards.store import Store, open_store
 
 FORMAT = "aweigh-shards"
-VERSION = 1
+VERSIONS = (1, 2)
+"""What is read. Written is 1, and 2 where something stands in it that 1 does not have."""
 MANIFEST_NAME = "manifest.json"
 
 
@@ -29,6 +30,20 @@ class CocoClass:
 
     id: int
     name: str
+    keypoints: tuple[str, ...] = ()
+    """Names of its joints, in the order of the annotations; empty where the file lists none."""
+    skeleton: tuple[tuple[int, int], ...] = ()
+    """Pairs of joints that a line connects, counted from 1 as COCO does."""
+
+
+@dataclass(frozen=True)
+class IgnoredCategory:
+    """A category that is no class: its boxes say where a class, or any, is neither to be found nor to be missed."""
+
+    id: int
+    name: str
+    label: int
+    """Index of the class it may be taken for; -1 for every class."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,14 @@ class Source:
     degenerate_boxes: str
     boxes: int
     dropped_boxes: int
+    empty_images: str = "keep"
+    dropped_images: int = 0
+    left_out: tuple[str, ...] = ()
+    """Categories whose annotations were left out."""
+    max_size: int = 0
+    """Longer side, in pixels, to which larger images were encoded again; 0 where all bytes are the original ones."""
+    jpeg_quality: int = 0
+    """Of those that were."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,19 @@ class Manifest:
     classes: tuple[CocoClass, ...]
     shards: tuple[Shard, ...]
     source: Source
+    labels: tuple[str, ...] = ()
+    """What the indexes hold beside boxes: "keypoints", "3d"."""
+    ignored: tuple[IgnoredCategory, ...] = ()
+
+    @property
+    def joints(self) -> int:
+        """Joints that each object has room for; 0 where none are labelled."""
+        return max(len(item.keypoints) for item in self.classes) if "keypoints" in self.labels else 0
+
+    @property
+    def in_3d(self) -> bool:
+        """Whether depth, dimensions and orientation are known."""
+        return "3d" in self.labels
 
     @cached_property
     def num_samples(self) -> int:
@@ -86,14 +122,21 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """What `manifest.json` holds, as plain dictionaries and lists."""
-        return {
+        document: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 1,
             "split": self.split,
-            "classes": [vars(item) for item in self.classes],
+            "classes": [_compact(item) for item in self.classes],
             "shards": [vars(shard) for shard in self.shards],
-            "source": vars(self.source),
+            "source": _compact(self.source),
         }
+        if self.labels:
+            document["labels"] = self.labels
+        if self.ignored:
+            document["ignored"] = [vars(item) for item in self.ignored]
+        if any(_is_of_version_2(item) for item in (self, self.source, *self.classes)):
+            document["version"] = 2
+        return document
 
 
 def load_manifest(location: str | Store, split: str | None = None) -> Manifest:
@@ -123,16 +166,38 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         document = json.loads(text)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise DataError(f"{where} is no manifest of shards; give the folder that `aweigh shards build` made.")
-        if document["version"] != VERSION:
+        if document["version"] not in VERSIONS:
             raise DataError(
-                f"{where} is of version {document['version']}, this aweigh reads version {VERSION}: "
+                f"{where} is of version {document['version']}, this aweigh reads versions up to {VERSIONS[-1]}: "
                 "build the shards again."
             )
         return Manifest(
             split=document["split"],
-            classes=tuple(CocoClass(**item) for item in document["classes"]),
+            classes=tuple(CocoClass(**_tuples(item)) for item in document["classes"]),
             shards=tuple(Shard(**item) for item in document["shards"]),
-            source=Source(**document["source"]),
+            source=Source(**_tuples(document["source"])),
+            labels=tuple(document.get("labels", ())),
+            ignored=tuple(IgnoredCategory(**item) for item in document.get("ignored", ())),
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{where} is damaged ({error}): build the shards again.") from error
+
+
+def _compact(item: Any) -> dict[str, Any]:
+    """Fields by name, without those that have their default: what version 1 did not know is written where it matters."""
+    return {
+        field.name: getattr(item, field.name)
+        for field in fields(item)
+        if field.default is MISSING or getattr(item, field.name) != field.default
+    }
+
+
+def _is_of_version_2(item: Any) -> bool:
+    return any(field.default is not MISSING and field.name in _compact(item) for field in fields(item))
+
+
+def _tuples(value: Any) -> Any:
+    """The same with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -309,7 +309,7 @@ def test_the_digest_names_the_content(built: BuildReport, copied: Path) -> None:
     [
         ('{"format": "aweigh-shards", "ver', r"manifest\.json is damaged \(Unterminated string"),
         ('{"format": "aweigh-shards", "version": 1}', r"manifest\.json is damaged \('split'\): build the shards again"),
-        ('{"format": "aweigh-shards", "version": 2}', "is of version 2, this aweigh reads version 1"),
+        ('{"format": "aweigh-shards", "version": 3}', "is of version 3, this aweigh reads versions up to 2"),
         ('{"some": "json"}', "is no manifest of shards; give the folder"),
     ],
 )
