@@ -106,23 +106,31 @@ def exif_orientation(data: bytes) -> int:
     return 1
 
 
-def crop_matrix(centre: tuple[float, float], scale: float, input_size: tuple[int, int]) -> NDArray[np.float64]:
+def crop_matrix(
+    centre: tuple[float, float], scale: float, input_size: tuple[int, int], degrees: float = 0.0
+) -> NDArray[np.float64]:
     """The published crop: the centre goes to the middle of the input, `scale` pixels fill its width.
 
     Args:
         centre: x, y in the image frame, in pixels.
         scale: width of the crop in image pixels.
         input_size: height and width of the input, in pixels.
+        degrees: how far the crop is turned clockwise in the image; what is shown turns the other way.
 
     Returns:
         float64 `(2, 3)`, taking pixel indexes x, y, 1 of the image to those of the input. There is no
         half-pixel correction, as in the publication.
 
     Source:
-        CenterNet, src/lib/utils/image.py get_affine_transform without rotation, in closed form.
+        CenterNet, src/lib/utils/image.py get_affine_transform, in closed form.
     """
     height, width = input_size
     zoom = width / scale
+    if degrees:
+        cosine, sine = zoom * np.cos(np.radians(degrees)), zoom * np.sin(np.radians(degrees))
+        linear = np.array([[cosine, sine], [-sine, cosine]])
+        shift = np.array([width / 2, height / 2]) - linear @ np.array(centre)
+        return np.concatenate([linear, shift[:, None]], axis=1)
     return np.array(
         [[zoom, 0.0, width / 2 - zoom * centre[0]], [0.0, zoom, height / 2 - zoom * centre[1]]],
         dtype=np.float64,
@@ -144,11 +152,43 @@ def warp(image: Image, matrix: NDArray[np.float64], input_size: tuple[int, int])
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
 
+def without_rotation(
+    matrix: NDArray[np.float64], input_size: tuple[int, int], *, mirrored: bool
+) -> NDArray[np.float64]:
+    """The crop of `matrix` as it would be unturned: what the publication takes boxes through.
+
+    Args:
+        matrix: float64 `(2, 3)`, a crop, as `Draws.matrix` gives it.
+        input_size: height and width of the input.
+        mirrored: the input is still to be mirrored, so the crop's centre lies a pixel beside the middle.
+    """
+    zoom = float(np.hypot(*matrix[0, :2]))
+    middle = np.array([input_size[1] / 2 - mirrored, input_size[0] / 2])
+    centre = np.linalg.solve(matrix[:, :2], middle - matrix[:, 2])
+    return np.concatenate([zoom * np.eye(2), (middle - zoom * centre)[:, None]], axis=1)
+
+
+def transform_points(points: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Points `(..., 2)` as x, y through an image-to-input matrix: float32, same shape."""
+    return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+
+
 def transform_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
     """Boxes in the image frame to the input frame, unclipped: float32 `(objects, 4)` to the same."""
     zoom_x, zoom_y = matrix[0, 0], matrix[1, 1]
     shift = np.array([matrix[0, 2], matrix[1, 2]] * 2)
     return (boxes * np.array([zoom_x, zoom_y] * 2) + shift).astype(np.float32)
+
+
+def ends_on_last_pixel(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Boxes that end on their last pixel, within the image of height and width `size`; see `BoxRules.box_ends`.
+
+    Source:
+        tianzhi0549/FCOS, fcos_core/structures/bounding_box.py, `convert` and `clip_to_image`.
+    """
+    ends = np.maximum(boxes[:, 2:] - 1, boxes[:, :2])
+    last = np.array([size[1] - 1, size[0] - 1] * 2, dtype=np.float32)
+    return np.clip(np.concatenate([boxes[:, :2], ends], axis=1), 0, last).astype(np.float32)
 
 
 def _ends_early(data: bytes) -> bool:

@@ -3,34 +3,41 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_shards.batch import Batch, Int64, Slot, check_input_size
 from data_shards.decode import crop_matrix
+from data_shards.draws import resized
 from data_shards.errors import DataError
 from data_shards.manifest import load_manifest
 from data_shards.plan import World
 from data_shards.prefetch import Prefetcher
+from data_shards.settings import BoxRules
 from data_shards.shards import Shards
 
-Geometry = Literal["fixed", "keep"]
+Geometry = Literal["fixed", "width", "keep", "shorter_side"]
 
 
 class EvaluationLoader(Prefetcher[Int64]):
     """This rank's share of a data set's images, each exactly once, in the published test geometry.
 
     "fixed": the whole image in the middle of `input_size`, its longer side filling the width. "keep": at its own
-    resolution in the middle of the next multiple of `size_divisor` that is greater than each side; batches
-    then hold only images that share that size.
+    resolution in the middle of the next multiple of `size_divisor` that is greater than each side. "width": as
+    "fixed", but the image's width fills the input's (KITTI). "shorter_side": resized whole to that shorter side, less
+    where the longer one would exceed its limit, and padded on the right and below to multiples of `size_divisor`
+    (FCOS). Where inputs differ in size, batches hold only images that share it.
 
     Args:
         location: `LOCATION/SPLIT`.
         world: this rank's place.
-        geometry: "fixed" or "keep".
-        input_size: height and width of the input, for "fixed".
-        size_divisor: a power of two, for "keep".
+        geometry: one of these four.
+        input_size: height and width of the input, for "fixed" and "width".
+        size_divisor: a power of two, for "keep" and "shorter_side".
+        shorter_side, longer_side_limit: in pixels, for "shorter_side".
+        boxes: which boxes count, and where they end.
         batch_size: at most so many images at a time.
         limit: only the first so many samples of the set, whatever the world.
         max_objects: annotations beyond so many are left out; None keeps all.
@@ -48,6 +55,9 @@ class EvaluationLoader(Prefetcher[Int64]):
         geometry: Geometry = "fixed",
         input_size: tuple[int, int] = (512, 512),
         size_divisor: int = 32,
+        shorter_side: int = 800,
+        longer_side_limit: int = 1333,
+        boxes: BoxRules | None = None,
         batch_size: int = 1,
         limit: int | None = None,
         max_objects: int | None = None,
@@ -55,8 +65,14 @@ class EvaluationLoader(Prefetcher[Int64]):
         prefetch: int = 2,
         cache_folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        if geometry not in ("fixed", "keep"):
-            raise DataError(f"geometry is {geometry!r}; set it to 'fixed' or 'keep'.")
+        if geometry not in get_args(Geometry):
+            known = ", ".join(repr(name) for name in get_args(Geometry)[:-1])
+            raise DataError(f"geometry is {geometry!r}; set it to {known} or {get_args(Geometry)[-1]!r}.")
+        if not 1 <= shorter_side <= longer_side_limit:
+            raise DataError(
+                f"shorter_side is {shorter_side} and longer_side_limit {longer_side_limit}; set both to 1 pixel or more, "
+                "the limit no smaller than the side."
+            )
         if size_divisor < 1 or size_divisor & (size_divisor - 1):
             raise DataError(f"size_divisor is {size_divisor}; set it to a power of two.")
         if batch_size < 1:
@@ -68,6 +84,8 @@ class EvaluationLoader(Prefetcher[Int64]):
         self._geometry = geometry
         self._input_size = input_size
         self._size_divisor = size_divisor
+        self._boxes = boxes if boxes is not None else BoxRules()
+        self._shorter_side, self._longer_side_limit = shorter_side, longer_side_limit
         self._batch_size = batch_size
         self._max_objects = max_objects
         self._samples = _SampleTable(self._shards, limit)
@@ -77,9 +95,9 @@ class EvaluationLoader(Prefetcher[Int64]):
         super().__init__(threads=threads, prefetch=prefetch)
 
     def _schedule(self) -> Iterator[Int64]:
-        sizes = self._padded_sizes()
+        sizes = self._input_sizes(np.arange(self.num_samples))
         order = np.arange(self.num_samples)
-        if self._geometry == "keep":
+        if self._geometry in ("keep", "shorter_side"):
             order = np.lexsort((order, sizes[:, 1], sizes[:, 0]))
         first, last = (self.num_samples * rank // self.world.ranks for rank in (self.world.rank, self.world.rank + 1))
         share = order[first:last]
@@ -90,31 +108,52 @@ class EvaluationLoader(Prefetcher[Int64]):
             yield share[:count]
             share = share[count:]
 
-    def _padded_sizes(self) -> Int64:
-        if self._geometry == "fixed":
-            return np.tile(np.array(self._input_size), (self.num_samples, 1))
-        return (self._samples.sizes | (self._size_divisor - 1)) + 1
+    def _input_sizes(self, samples: Int64) -> Int64:
+        """Height and width `(samples, 2)` of the input that each sample takes."""
+        divisor = self._size_divisor
+        if self._geometry == "keep":
+            return (self._samples.sizes[samples] | (divisor - 1)) + 1
+        if self._geometry == "shorter_side":
+            return -(-self._content_sizes(samples) // divisor) * divisor
+        return np.tile(np.array(self._input_size), (len(samples), 1))
+
+    def _content_sizes(self, samples: Int64) -> Int64:
+        return resized(self._samples.sizes[samples], self._shorter_side, self._longer_side_limit)
+
+    def _matrix(self, sample: int, input_size: tuple[int, int]) -> NDArray[np.float64]:
+        height, width = (int(side) for side in self._samples.sizes[sample])
+        if self._geometry == "keep":
+            return crop_matrix((width // 2, height // 2), input_size[1], input_size)
+        if self._geometry == "shorter_side":
+            ((to_height, to_width),) = self._content_sizes(np.array([sample]))
+            return np.array([[to_width / width, 0.0, 0.0], [0.0, to_height / height, 0.0]])
+        return crop_matrix(
+            (width / 2, height / 2), width if self._geometry == "width" else max(height, width), input_size
+        )
 
     def _start(self, item: Int64) -> tuple[Batch, list[Future[None]]]:
-        input_size = self._input_size
-        if self._geometry == "keep":
-            height, width = (self._samples.sizes[item[0]] | (self._size_divisor - 1)) + 1
-            input_size = (int(height), int(width))
+        height, width = self._input_sizes(item[:1])[0]
+        input_size = (int(height), int(width))
         shards, rows = self._samples.shards[item], self._samples.rows[item]
         most = max(1, int(self._samples.num_boxes[item].max()))
         if self._max_objects is not None:
             most = self._max_objects
-        slot = Slot.empty(item, input_size, most, augmented=False)
+        slot = Slot.empty(
+            item,
+            input_size,
+            most,
+            augmented=False,
+            manifest=self.manifest,
+            whole_images=self._geometry == "shorter_side",
+        )
+        if slot.content_sizes is not None:
+            slot.content_sizes[:] = self._content_sizes(item)
         number = self._next_batch
         self._next_batch += 1
 
         def fill(row: int) -> None:
-            height, width = self._samples.sizes[item[row]]
-            if self._geometry == "keep":
-                matrix = crop_matrix((width // 2, height // 2), input_size[1], input_size)
-            else:
-                matrix = crop_matrix((width / 2, height / 2), max(height, width), input_size)
-            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix)
+            matrix = self._matrix(int(item[row]), input_size)
+            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix, self._boxes)
 
         return slot.batch(-1, number), [self._pool.submit(fill, row) for row in range(len(item))]
 
@@ -124,8 +163,9 @@ def coco_ground_truth(
 ) -> dict[str, Any]:
     """COCO's images, annotations and categories, rebuilt from the shards, for pycocotools.
 
-    Annotations are those of the file, but for degenerate boxes that were dropped at building; a missing
-    `iscrowd` becomes 0 and a missing `area` that of the box.
+    Annotations are those of the file, but for those that were dropped or left out at building; a missing
+    `iscrowd` becomes 0 and a missing `area` that of the box. Boxes of an ignored category come last, as crowds of the
+    class they may be taken for, or of every class: what is found there counts neither way.
 
     Args:
         location: `LOCATION/SPLIT`.
@@ -136,19 +176,33 @@ def coco_ground_truth(
     shards = Shards(location, manifest, cache_folder)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    ignored: list[dict[str, Any]] = []
+    class_ids = [item.id for item in manifest.classes]
+    stands_for = {item.id: class_ids if item.label < 0 else [class_ids[item.label]] for item in manifest.ignored}
     remaining = manifest.num_samples if limit is None else limit
     for number, shard in enumerate(manifest.shards):
         for row in range(min(shard.samples, remaining)):
             sample = shards.read_json(number, row)
             for annotation in sample.pop("annotations"):
                 box = annotation["bbox"]
-                annotations.append({"iscrowd": 0, "area": box[2] * box[3]} | annotation)
+                annotation = {"iscrowd": 0, "area": box[2] * box[3]} | annotation
+                if annotation["category_id"] not in stands_for:
+                    annotations.append(annotation)
+                for category in stands_for.get(annotation["category_id"], ()):
+                    ignored.append(annotation | {"category_id": category, "iscrowd": 1})
             images.append({"id": sample.pop("image_id")} | sample)
         remaining -= min(shard.samples, remaining)
+    first_free = 1 + max((annotation["id"] for annotation in annotations), default=0)
+    ignored = [annotation | {"id": first_free + number} for number, annotation in enumerate(ignored)]
+    joints = {
+        item.id: {"keypoints": list(item.keypoints), "skeleton": list(map(list, item.skeleton))}
+        for item in manifest.classes
+        if item.keypoints
+    }
     return {
         "images": images,
-        "annotations": annotations,
-        "categories": [{"id": item.id, "name": item.name} for item in manifest.classes],
+        "annotations": [*annotations, *ignored],
+        "categories": [{"id": item.id, "name": item.name, **joints.get(item.id, {})} for item in manifest.classes],
     }
 
 

@@ -4,6 +4,7 @@ Joints are COCO's own (`keypoints`, three numbers each); 3D is what CenterNet's 
 `dim`, `alpha`, `location`, `rotation_y`, and `calib` of the image).
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +109,8 @@ def is_calibration(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(_numbers(row, 4) for row in value)
 
 
-def joint_partners(classes: Sequence[CocoClass]) -> NDArray[np.int64]:
+@functools.lru_cache(maxsize=8)
+def joint_partners(classes: tuple[CocoClass, ...]) -> NDArray[np.int64]:
     """Where each joint's values come from when an image is mirrored: its partner's of the other side, or its own.
 
     Partners are the joints whose names differ in `left` and `right`, as COCO's `left_eye` and `right_eye`.

@@ -12,12 +12,13 @@ import numpy as np
 
 from data_shards.augment import Draws, draw
 from data_shards.batch import Batch, Slot, check_input_size
+from data_shards.draws import padded_size
 from data_shards.errors import DataError
 from data_shards.evaluation import EvaluationLoader, coco_ground_truth
 from data_shards.manifest import load_manifest
 from data_shards.plan import Plan, World, check_divisible
 from data_shards.prefetch import Prefetcher
-from data_shards.settings import AugmentationSettings
+from data_shards.settings import AugmentationSettings, BoxRules
 from data_shards.shards import Shards
 
 __all__ = ["Batch", "EvaluationLoader", "TrainingLoader", "coco_ground_truth"]
@@ -35,9 +36,12 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         location: `LOCATION/SPLIT`.
         plan: made from the manifest that lies there.
         world: this rank's place.
-        input_size: height and width of the input, in pixels.
+        input_size: height and width of the input, in pixels; not used where images are resized by their shorter side.
         max_objects: annotations of an image beyond so many, in the order of the file, are left out.
         augmentation: what is drawn at random.
+        boxes: which boxes count, and where they end.
+        size_divisor: for images that are resized by their shorter side, each batch of which is padded to the next
+            multiple that holds its largest.
         start_step: the first step to give.
         stop_step: the step before which to stop.
         threads: how many decode at the same time.
@@ -60,6 +64,8 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         input_size: tuple[int, int],
         max_objects: int = 128,
         augmentation: AugmentationSettings | None = None,
+        boxes: BoxRules | None = None,
+        size_divisor: int = 32,
         start_step: int = 0,
         stop_step: int | None = None,
         threads: int = 2,
@@ -91,6 +97,8 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         self._input_size = input_size
         self._max_objects = max_objects
         self._augmentation = augmentation if augmentation is not None else AugmentationSettings()
+        self._boxes = boxes if boxes is not None else BoxRules()
+        self._size_divisor = size_divisor
         self._start_step, self._stop_step = start_step, stop_step
         self._microbatches = microbatches
         super().__init__(threads=threads, prefetch=prefetch)
@@ -108,21 +116,32 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         sample_ids = self.plan.rank_batch(epoch, step_in_epoch, self.world)
         size = len(sample_ids) // self._microbatches
         sample_ids = sample_ids[microbatch * size : (microbatch + 1) * size]
-        slot = Slot.empty(sample_ids, self._input_size, self._max_objects, augmented=True)
         shards, rows = self.plan.locate(sample_ids)
 
         def prepare() -> Draws:
             # Sizes stand in the indexes, which may have to come from S3: not in the trainer's time.
             sizes = np.array([self._shards.size(*place) for place in zip(shards, rows, strict=True)])
-            draws = draw(self._augmentation, self.plan.seed, epoch, sample_ids, sizes)
-            slot.take(draws)
-            return draws
+            return draw(self._augmentation, self.plan.seed, epoch, sample_ids, sizes)
 
-        # Submitted first, so a thread is at it, or done, before any row waits for it.
-        prepared = self._pool.submit(prepare)
+        whole = self._augmentation.geometry == "shorter_side"
+        input_size = self._input_size
+        prepared: Future[Draws]
+        if whole:
+            # The size of the input follows from what is drawn, so there is no slot before.
+            prepared = Future()
+            prepared.set_result(prepare())
+            input_size = padded_size(prepared.result().content_sizes, self._size_divisor)
+        else:
+            # Submitted first, so a thread is at it, or done, before any row waits for it.
+            prepared = self._pool.submit(prepare)
+        slot = Slot.empty(
+            sample_ids, input_size, self._max_objects, augmented=True, manifest=self.manifest, whole_images=whole
+        )
+        taken = self._pool.submit(lambda: slot.take(prepared.result()))
 
         def fill(row: int) -> None:
-            matrix = prepared.result().matrix(row, self._input_size)
-            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix)
+            taken.result()
+            matrix = prepared.result().matrix(row, input_size)
+            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix, self._boxes)
 
         return slot.batch(epoch, step), [self._pool.submit(fill, row) for row in range(len(sample_ids))]

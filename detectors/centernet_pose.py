@@ -28,6 +28,8 @@ from detectors.losses import (
 from detectors.peaks import suppress_neighbours
 from detectors.settings import configure, require_count, require_weight
 
+_NEARLY_A_CENTER = 0.9999
+"""Value of the whole heatmap of an image that was turned: nothing is learnt from it."""
 _SURE_ENOUGH = 0.1
 """Score from which a joint's peak may stand in for the regressed joint."""
 _NEAR_ENOUGH = 0.3
@@ -93,14 +95,16 @@ class CenterNetPose(CenterNet):
         """Targets of a batch; boxes as in `CenterNet.encode`.
 
         A joint counts if it is labelled and inside of the frame of cells (0 .. 128, not 127 as for boxes). The
-        Gaussian of a joint is as wide as that of its person.
+        Gaussian of a joint is as wide as that of its person. Of an image that was turned only the joints' heatmap
+        and offsets are learnt, whether or not the box, which is that of the unturned image, is in the frame.
 
         Args:
             boxes: float32 `(batch, objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame.
             labels: int64 `(batch, objects)`, -1 for padding.
             input_size: height and width of the input, in pixels.
             extra: `keypoints` float32 `(batch, objects, joints, 3)`: x and y in the input frame, and COCO's
-                visibility, 0 for a joint that is not labelled.
+                visibility, 0 for a joint that is not labelled; and, where there are any, `rotated` bool `(batch,)`,
+                images that augmentation has turned.
 
         Raises:
             DetectorError: as in `CenterNet.encode`, or `keypoints` are missing or have another shape.
@@ -114,7 +118,9 @@ class CenterNetPose(CenterNet):
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
         joints, labelled = keypoints[..., :2] / STRIDE, keypoints[..., 2] > 0
         inside = ((joints >= 0) & (joints < joints.new_tensor([width, height]))).all(dim=-1)
-        joint_mask = people.object_mask[..., None] & labelled & inside
+        rotated = extra.get("rotated", torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device))[:, None]
+        is_person = people.object_mask | (rotated & (self.in_slots(labels, fill=-1) >= 0))
+        joint_mask = is_person[..., None] & labelled & inside
         joints = torch.where(joint_mask[..., None], joints, 0)
         cell = joints.long()
         center_cell = torch.stack((people.center_index % width, people.center_index // width), dim=-1)
@@ -125,14 +131,14 @@ class CenterNetPose(CenterNet):
             plane.flatten(1), cell.flatten(1, 2), extent.flatten(1, 2), joint_mask.flatten(1), num_joints, input_size
         )
         return CenterNetPoseTargets(
-            heatmap=people.heatmap,
+            heatmap=torch.where(rotated[..., None, None], _NEARLY_A_CENTER, people.heatmap),
             size=people.size,
             offset=people.offset,
             center_index=people.center_index,
             labels=people.labels,
-            object_mask=people.object_mask & (keypoints[..., 2].sum(dim=-1) != 0),
+            object_mask=people.object_mask & (keypoints[..., 2].sum(dim=-1) != 0) & ~rotated,
             displacement=displacement.flatten(2),
-            displacement_mask=joint_mask.repeat_interleave(2, dim=-1),
+            displacement_mask=joint_mask.repeat_interleave(2, dim=-1) & ~rotated[..., None],
             joint_heatmap=joint_heatmap,
             joint_offset=(joints - cell).flatten(1, 2),
             joint_index=(cell[..., 1] * width + cell[..., 0]).flatten(1),

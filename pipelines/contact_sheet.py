@@ -16,8 +16,9 @@ from data_shards.augment import augment, draw
 from data_shards.batch import Slot
 from data_shards.build import sample_key
 from data_shards.decode import decode_jpeg
+from data_shards.draws import padded_size
 from data_shards.errors import DataError
-from data_shards.manifest import Manifest, load_manifest
+from data_shards.manifest import CocoClass, Manifest, load_manifest
 from data_shards.plan import make_plan
 from data_shards.shards import Shards
 from detectors import Preprocessing
@@ -38,10 +39,13 @@ class _Row:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     iscrowd: NDArray[np.bool_]
+    joints: NDArray[np.float32] | None
+    """(objects, joints, 3) x, y and visibility; None where the data has none."""
     received: NDArray[np.uint8]
     """(height, width, 3) RGB of the input, the normalisation taken back."""
     input_boxes: NDArray[np.float32]
     input_labels: NDArray[np.int64]
+    input_joints: NDArray[np.float32] | None
     heatmap: NDArray[np.float32] | None
     """(classes, height, width) in cells; None where the detector's targets have none."""
 
@@ -82,7 +86,7 @@ def write_contact_sheet(
     header = f"{location}   recipe {recipe.recipe}, epoch {epoch}, seed {recipe.seed}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_png(_page(rows, manifest.class_names, header), output)
+        save_png(_page(rows, manifest.classes, header), output)
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}. Choose another --output.") from error
     return [row.key for row in rows]
@@ -118,33 +122,40 @@ def _find(shards: Shards, keys: Sequence[str]) -> NDArray[np.int64]:
 def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArray[np.int64], epoch: int) -> list[_Row]:
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=1)
     places = [(int(shard), int(row)) for shard, row in zip(*plan.locate(sample_ids), strict=True)]
-    input_size = recipe.data.input_size
-    slot = Slot.empty(sample_ids, input_size, recipe.data.max_objects, augmented=True)
     sizes = np.array([shards.size(*place) for place in places])
     draws = draw(recipe.augmentation, recipe.seed, epoch, sample_ids, sizes)
-    slot.take(draws)
-    for row, (shard, place) in enumerate(places):
-        slot.fill(row, shards, shard, place, draws.matrix(row, input_size))
-    batch = slot.batch(epoch, 0)
     with torch.random.fork_rng(devices=[]):
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
+    whole = recipe.augmentation.geometry == "shorter_side"
+    divisor = detector.preprocessing.size_divisor
+    input_size = padded_size(draws.content_sizes, divisor) if whole else recipe.data.input_size
+    slot = Slot.empty(
+        sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole
+    )
+    slot.take(draws)
+    for row, (shard, place) in enumerate(places):
+        slot.fill(row, shards, shard, place, draws.matrix(row, input_size), recipe.data.box_rules)
+    batch = slot.batch(epoch, 0)
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)
-    heatmaps = _heatmaps(detector.encode(batch.boxes, batch.labels, input_size))
+    heatmaps = _heatmaps(detector.encode(batch.boxes, batch.labels, input_size, **batch.extra))
     rows = []
     for row, (shard, place) in enumerate(places):
         index = shards.index(shard)
         first, last = index.row_splits[place : place + 2]
         real = batch.labels[row] >= 0
+        is_class = index.labels[first:last] >= 0  # what is to be ignored has no name to draw
         rows.append(
             _Row(
                 key=sample_key(int(index.image_ids[place])),
                 photograph=decode_jpeg(shards.read_image(shard, place)),
-                boxes=index.boxes[first:last],
-                labels=index.labels[first:last],
-                iscrowd=index.iscrowd[first:last],
+                boxes=index.boxes[first:last][is_class],
+                labels=index.labels[first:last][is_class],
+                iscrowd=index.iscrowd[first:last][is_class],
+                joints=None if index.keypoints is None else index.keypoints[first:last][is_class],
                 received=received[row],
                 input_boxes=batch.boxes[row][real].numpy(),
                 input_labels=batch.labels[row][real].numpy(),
+                input_joints=None if batch.keypoints is None else batch.keypoints[row][real].numpy(),
                 heatmap=None if heatmaps is None else heatmaps[row],
             )
         )
@@ -164,8 +175,8 @@ def _heatmaps(targets: Any) -> NDArray[np.float32] | None:
     return heatmap.float().numpy() if isinstance(heatmap, Tensor) and heatmap.ndim == 4 else None
 
 
-def _page(rows: Sequence[_Row], class_names: Sequence[str], header: str) -> NDArray[np.uint8]:
-    panels = [_panels(row, class_names) for row in rows]
+def _page(rows: Sequence[_Row], classes: Sequence[CocoClass], header: str) -> NDArray[np.uint8]:
+    panels = [_panels(row, classes) for row in rows]
     columns = [max(row[column][0].shape[1] for row in panels) for column in range(len(panels[0]))]
     strips = [_strip(row, columns) for row in panels]
     width = 2 * _MARGIN + max(900, *(strip.shape[1] for strip in strips))
@@ -180,17 +191,20 @@ def _page(rows: Sequence[_Row], class_names: Sequence[str], header: str) -> NDAr
     return page
 
 
-def _panels(row: _Row, class_names: Sequence[str]) -> list[tuple[NDArray[np.uint8], str]]:
+def _panels(row: _Row, classes: Sequence[CocoClass]) -> list[tuple[NDArray[np.uint8], str]]:
     """The panels of one sample with their captions; every row of a page has as many."""
     file, network = Panel(row.photograph), Panel(row.received)
     for box, label, crowd in zip(row.boxes, row.labels, row.iscrowd, strict=True):
-        file.add(box, class_names[int(label)], class_color(int(label)), hatched=bool(crowd))
+        file.add(box, classes[int(label)].name, class_color(int(label)), hatched=bool(crowd))
+    for panel, joints, labels in ((file, row.joints, row.labels), (network, row.input_joints, row.input_labels)):
+        for points, label in zip(joints if joints is not None else (), labels, strict=joints is not None):
+            panel.add_joints(points, classes[int(label)].skeleton, class_color(int(label)))
     height, width = row.received.shape[:2]
     inside = 0
     for box, label in zip(row.input_boxes, row.input_labels, strict=True):
         # A crop may leave an object out altogether.
         if box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0:
-            network.add(box, class_names[int(label)], class_color(int(label)))
+            network.add(box, classes[int(label)].name, class_color(int(label)))
             inside += 1
     size = f"{row.photograph.shape[1]} x {row.photograph.shape[0]}"
     panels = [

@@ -15,6 +15,7 @@ from data_shards.augment import augment
 from data_shards.loader import Batch, EvaluationLoader, coco_ground_truth
 from data_shards.manifest import Manifest
 from data_shards.plan import World
+from data_shards.settings import BoxRules
 from detectors import Detections, Detector
 from pipelines.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.pictures import Picture
@@ -63,6 +64,7 @@ def evaluate(
     threads: int,
     device: torch.device,
     world: World,
+    boxes: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
     progress: Callable[[int], None] = lambda num_images: None,
 ) -> Evaluation | None:
     """Measure a detector on validation shards; every rank calls it, and rank 0 is given the result.
@@ -78,12 +80,13 @@ def evaluate(
         threads: decoding threads.
         device: where the network runs.
         world: this rank among those that share the images.
+        boxes: which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do.
         progress: told how many images this rank has done.
     """
     detector.eval()
     share = _Share()
     ground_truth = coco_ground_truth(location, cache_folder=cache_folder)
-    pictured = _crowds_of_pictured(ground_truth, settings.pictures)
+    pictured = _crowds_of_pictured(ground_truth, settings.pictures, boxes)
     with (
         EvaluationLoader(
             location,
@@ -91,6 +94,9 @@ def evaluate(
             geometry=settings.geometry,
             input_size=input_size,
             size_divisor=detector.preprocessing.size_divisor,
+            shorter_side=settings.shorter_side,
+            longer_side_limit=settings.longer_side_limit,
+            boxes=boxes,
             batch_size=settings.batch_size,
             max_objects=max_objects,
             threads=threads,
@@ -99,7 +105,7 @@ def evaluate(
         torch.no_grad(),
     ):
         for batch in loader:
-            _add_batch(share, detector, batch.to(device), manifest, settings, pictured)
+            _add_batch(share, detector, batch.to(device), manifest, settings, pictured, boxes)
             progress(share.num_images)
     shares = _gathered(share, world)
     if shares is None:
@@ -122,6 +128,7 @@ def _add_batch(
     manifest: Manifest,
     settings: EvaluationSettings,
     pictured: dict[int, list[bool]],
+    rules: BoxRules,
 ) -> None:
     height, width = batch.images.shape[-2:]
     images = augment(batch, detector.preprocessing)
@@ -136,9 +143,12 @@ def _add_batch(
     class_ids = [item.id for item in manifest.classes]
     for row, found in enumerate(detections):
         image_id = int(batch.image_ids[row])
+        boxes = boxes_in_image(found.boxes, batch.transforms[row])
+        if rules.box_ends == "last_pixel":
+            boxes = boxes + boxes.new_tensor([0, 0, 1, 1])
         share.results += results_from_detections(
             [image_id] * len(found.scores),
-            boxes_in_image(found.boxes, batch.transforms[row]).cpu().numpy(),
+            boxes.cpu().numpy(),
             found.scores.cpu().numpy(),
             found.labels.cpu().numpy(),
             class_ids,
@@ -152,7 +162,8 @@ def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -
     """Losses of one image at a time: a batch's are divided by its objects, and would depend on who shares it."""
     for row in range(len(batch.images)):
         own = slice(row, row + 1)
-        targets = detector.encode(batch.boxes[own], batch.labels[own], batch.input_size)
+        extra = {name: values[own] for name, values in batch.extra.items()}
+        targets = detector.encode(batch.boxes[own], batch.labels[own], batch.input_size, **extra)
         one = torch.utils._pytree.tree_map(lambda maps, own=own: maps[own], outputs)
         for name, value in detector.losses(one, targets).items():
             share.losses[name] = share.losses.get(name, 0.0) + float(value)
@@ -196,10 +207,12 @@ def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Pi
     )
 
 
-def _crowds_of_pictured(ground_truth: dict[str, Any], count: int) -> dict[int, list[bool]]:
+def _crowds_of_pictured(ground_truth: dict[str, Any], count: int, rules: BoxRules) -> dict[int, list[bool]]:
     """The images of smallest id, the same in every world, and which of their boxes are crowds, in file order."""
     crowds: dict[int, list[bool]] = {image["id"]: [] for image in ground_truth["images"]}
     for annotation in ground_truth["annotations"]:
+        if annotation["iscrowd"] and rules.crowd == "drop":
+            continue
         crowds[annotation["image_id"]].append(bool(annotation["iscrowd"]))
     return {image_id: crowds[image_id] for image_id in sorted(crowds)[:count]}
 

@@ -64,6 +64,7 @@ def evaluate_run(
         replace(recipe.evaluation, pictures=wanted),
         input_size=recipe.data.input_size,
         max_objects=recipe.data.max_objects,
+        boxes=recipe.data.box_rules,
         cache_folder=recipe.data.cache_folder or None,
         threads=recipe.data.threads,
         device=device,

@@ -177,6 +177,8 @@ class _Training:
             input_size=data.input_size,
             max_objects=data.max_objects,
             augmentation=self.recipe.augmentation,
+            boxes=data.box_rules,
+            size_divisor=self.detector.preprocessing.size_divisor,
             start_step=self.step,
             stop_step=self.last_step,
             microbatches=self.split.accumulation_steps,
@@ -215,7 +217,7 @@ class _Training:
             batch = batch.to(self.context.device)
             images = augment(batch, self.detector.preprocessing)
         with phase("encode"):
-            targets = self.detector.encode(batch.boxes, batch.labels, (height, width))
+            targets = self.detector.encode(batch.boxes, batch.labels, (height, width), **batch.extra)
         with phase("forward"):
             outputs = self.engine.forward(images)
             losses = self.detector.losses(outputs, targets)
@@ -283,6 +285,7 @@ class _Training:
             recipe.evaluation,
             input_size=recipe.data.input_size,
             max_objects=recipe.data.max_objects,
+            boxes=recipe.data.box_rules,
             cache_folder=recipe.data.cache_folder or None,
             threads=recipe.data.threads,
             device=self.context.device,

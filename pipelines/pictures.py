@@ -149,6 +149,23 @@ class Panel:
         self._outline(corners, color, hatched)
         self.labels.append((corners, text, color))
 
+    def add_joints(
+        self, joints: NDArray[np.floating], skeleton: Sequence[tuple[int, int]], color: Color
+    ) -> None:
+        """Draw joints, `(joints, 3)` as x, y and visibility, and the lines of a skeleton, counted from 1, between them."""
+        import cv2
+
+        places = [(round(float(x * self.scale)), round(float(y * self.scale))) for x, y in joints[:, :2]]
+        labelled = joints[:, 2] > 0
+        for one, other in skeleton:
+            if labelled[one - 1] and labelled[other - 1]:
+                cv2.line(self.canvas, places[one - 1], places[other - 1], color, 1, cv2.LINE_AA)
+        for (x, y), visibility in zip(places, joints[:, 2], strict=True):
+            if visibility > 0:
+                cv2.circle(self.canvas, (x, y), 3, (0, 0, 0), -1, cv2.LINE_AA)
+                # A hidden joint is labelled, too: a ring in place of a dot.
+                cv2.circle(self.canvas, (x, y), 2, color if visibility > 1 else (255, 255, 255), -1, cv2.LINE_AA)
+
     def drawn(self) -> NDArray[np.uint8]:
         """The canvas, (height, width, 3) RGB, with the labels of all boxes."""
         taken: list[Rectangle] = []

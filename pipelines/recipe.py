@@ -21,7 +21,7 @@ import yaml
 from cluster.errors import ClusterError
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
 from data_shards.errors import DataError
-from data_shards.settings import AugmentationSettings
+from data_shards.settings import AugmentationSettings, BoxRules
 from pipelines.errors import ConfigError
 
 _FORBID = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -61,6 +61,13 @@ class DataSettings:
     max_objects: int = 128
     """Boxes of an image that are used, in file order."""
 
+    crowd: Literal["keep", "drop"] = "keep"
+    """Boxes around crowds: trained on like any other (the published CenterNet), or left out (the published FCOS)."""
+
+    box_ends: Literal["edge", "last_pixel"] = "edge"
+    """edge: x + width; last_pixel: x + width - 1, as the authors of FCOS read COCO (their weights expect it; results
+    get the pixel back)."""
+
     threads: int = 2
     """Decoding threads of each worker."""
 
@@ -76,6 +83,11 @@ class DataSettings:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 1 or more.")
         if min(self.input_size) < 1:
             raise ConfigError(f"data.input_size is {self.input_size}; height and width must be 1 or more.")
+
+    @property
+    def box_rules(self) -> BoxRules:
+        """What the loaders are told of boxes."""
+        return BoxRules(crowd=self.crowd, box_ends=self.box_ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +192,15 @@ class EvaluationSettings:
     every_epochs: int = 5
     """Epochs between evaluations; the last epoch always ends with one."""
 
-    geometry: Literal["fixed", "keep"] = "fixed"
-    """fixed: letterboxed to data.input_size; keep: at its own resolution, padded (the published --keep_res)."""
+    geometry: Literal["fixed", "width", "keep", "shorter_side"] = "fixed"
+    """fixed: letterboxed to data.input_size; width: the same by width alone (KITTI); keep: at its own resolution, padded
+    (the published --keep_res); shorter_side: resized to it, padded on the right and below (FCOS)."""
+
+    shorter_side: int = 800
+    """Of geometry shorter_side, in pixels."""
+
+    longer_side_limit: int = 1333
+    """Of geometry shorter_side: where the longer side would exceed it, both become smaller."""
 
     batch_size: int = 8
     """Images that go through the network together, where they have one size."""
@@ -199,6 +218,11 @@ class EvaluationSettings:
         for name in ("every_epochs", "batch_size", "limit"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be 1 or more.")
+        if not 1 <= self.shorter_side <= self.longer_side_limit:
+            raise ConfigError(
+                f"evaluation.shorter_side is {self.shorter_side} and longer_side_limit {self.longer_side_limit}; both must "
+                "be 1 or more, the limit no smaller than the side."
+            )
         if self.pictures < 0:
             raise ConfigError(f"evaluation.pictures is {self.pictures}; it must be 0 (none) or more.")
 

@@ -302,7 +302,9 @@ def test_a_limit_takes_the_first_samples_in_any_world(built: BuildReport) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"geometry": "stretch"}, r"geometry is 'stretch'; set it to 'fixed' or 'keep'"),
+        ({"geometry": "stretch"}, r"geometry is 'stretch'; set it to 'fixed', 'width', 'keep' or 'shorter_side'"),
+        ({"shorter_side": 0}, r"shorter_side is 0 and longer_side_limit 1333; set both to 1 pixel or more"),
+        ({"shorter_side": 800, "longer_side_limit": 700}, r"the limit no smaller than the side"),
         ({"size_divisor": 48}, r"size_divisor is 48; set it to a power of two"),
         ({"batch_size": 0}, r"batch_size is 0; set it to 1 or more"),
         ({"limit": 0}, r"limit is 0; set it to 1 or more, or leave it out"),
