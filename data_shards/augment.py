@@ -1,8 +1,8 @@
 """The published augmentation on the batch's device: flip, colour, lighting and normalisation of whole batches.
 
-What is drawn stands in `draws`; the crop happens while an image is resampled on the CPU. Colour and lighting are affine in the pixel, so a batch is jittered and normalised in one expression. The
-published constants for lighting were made for RGB and are applied to B, G, R; results depend on it, so it is
-kept.
+What is drawn stands in `draws`; the crop happens while an image is resampled on the CPU. Colour and lighting are affine
+in the pixel, so a batch is jittered and normalised in one expression. The published constants for lighting were made
+for RGB and are applied to B, G, R; results depend on it, so it is kept.
 """
 
 import math

@@ -1,10 +1,10 @@
 """Building shards: a COCO file and its images become WebDataset tars, an index beside each, and a manifest.
 
 The same annotations and images always give the same bytes. A build that was cut off is gone on with: beside each
-finished shard lies a record of what it was built from until the manifest takes their place. Samples are put in the order of their scrambled
-image ids: ids often follow time, place or class, and shards are what a reader mixes, so each shard should
-look like the whole set. That order neither depends on the order of the annotation file nor changes for the
-old images when new ones are added.
+finished shard lies a record of what it was built from, until the manifest takes their place. Samples are put in the
+order of their scrambled image ids: ids often follow time, place or class, and shards are what a reader mixes, so each
+shard should look like the whole set. That order neither depends on the order of the annotation file nor changes for
+the old images when new ones are added.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from data_shards.index import ShardIndex
 from data_shards.keyed import key, keys
 from data_shards.labels import calibrations, label_arrays
 from data_shards.manifest import MANIFEST_NAME, CocoClass, Manifest, Shard, Source, load_manifest
-from data_shards.processes import run_in_processes
+from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.reencode import shrink, shrunk_size
 from data_shards.store import Store, open_store
 from data_shards.transfer import stored_sha256
@@ -37,8 +37,6 @@ DEFAULT_SHARD_BYTES = 80_000_000
 _MOST_SHARD_BYTES = 2_000_000_000
 # What a tar adds to a sample: two headers, two paddings, a small JSON. Only used to cut shards.
 _OVERHEAD_BYTES = 2048
-# A process takes seconds to start, mostly for importing torch; less work than this is not worth another one.
-_BYTES_WORTH_A_PROCESS = 40_000_000
 _ORDER = 201
 # Raised when the same input would give other bytes: records of an earlier aweigh are then not gone on from.
 _RECORD_VERSION = 1
@@ -195,7 +193,7 @@ def build_shards(
     built: list[Shard] = []
     bad: list[str] = []
     done = kept_images = kept_shards = 0
-    wanted = min(processes, 1 + sum(job.size for job in jobs) // _BYTES_WORTH_A_PROCESS)
+    wanted = min(processes, 1 + sum(job.size for job in jobs) // BYTES_WORTH_A_PROCESS)
     for result in run_in_processes(_build_shard, jobs, wanted):
         if isinstance(result, list):
             bad += result
@@ -260,7 +258,7 @@ def _existing(store: Store, described: Manifest, overwrite: bool) -> Manifest | 
 
 
 def _delete_all_but(store: Store, split: str, kept: set[str]) -> None:
-    """Remove files that builds of this split wrote: shards of a replaced set, records, what a kill left half-written."""
+    """Remove what builds of this split wrote: shards of a replaced set, records, half a file that a kill left."""
     ours = re.compile(rf"{re.escape(split)}-\d{{6}}\.(tar|index\.npz|built\.json)")
     for name in store.list_names():
         if ours.fullmatch(name) and name not in kept:

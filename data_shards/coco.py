@@ -113,13 +113,13 @@ def read_coco(
     _check_images(path, document["images"], folder)
     _check_annotations(path, document, {item.id for item in categories})
     left_out = {item.id for item in categories if item.name in leave_out}
-    annotations = [item for item in document["annotations"] if item["category_id"] not in left_out]
+    used_annotations = [item for item in document["annotations"] if item["category_id"] not in left_out]
     class_of = {item.id: item for item in classes}
 
     kept: dict[int, list[Json]] = {image["id"]: [] for image in document["images"]}
     size_of = {image["id"]: (image["width"], image["height"]) for image in document["images"]}
     degenerate: list[tuple[Json, str]] = []
-    for annotation in annotations:
+    for annotation in used_annotations:
         width, height = size_of[annotation["image_id"]]
         if problem := _degenerate(annotation["bbox"], width, height):
             degenerate.append((annotation, problem))
@@ -271,7 +271,9 @@ def _read_classes(path: Path, categories: list[Json]) -> tuple[CocoClass, ...]:
 
 
 def _is_line(line: Any, joints: int) -> bool:
-    return isinstance(line, list) and len(line) == 2 and all(isinstance(end, int) and 1 <= end <= joints for end in line)
+    return (
+        isinstance(line, list) and len(line) == 2 and all(isinstance(end, int) and 1 <= end <= joints for end in line)
+    )
 
 
 def _check_images(path: Path, images: list[Json], folder: Path | None) -> None:
@@ -283,8 +285,8 @@ def _check_images(path: Path, images: list[Json], folder: Path | None) -> None:
         raise DataError(f"{path}: image id {negative[0]['id']} is negative{_others(negative)}; ids start at 0.")
     if odd := [image for image in images if image.get("calib") is not None and not is_calibration(image["calib"])]:
         raise DataError(
-            f"{path}: image {odd[0]['id']} has the calib {odd[0]['calib']!r}{_others(odd)}; it takes three rows of four "
-            "numbers, the camera's projection matrix."
+            f"{path}: image {odd[0]['id']} has the calib {odd[0]['calib']!r}{_others(odd)}; it takes three rows of "
+            "four numbers, the camera's projection matrix."
         )
     if folder is None:
         return

@@ -1,4 +1,4 @@
-"""What augmentation draws for each sample: crop, flip, angle, size, colours. Numbers by key, nothing is applied here."""
+"""What augmentation draws for each sample: crop, flip, angle, size, colours. By key; nothing is applied here."""
 
 from dataclasses import dataclass
 
@@ -97,7 +97,9 @@ def draw(
     rescaled = np.zeros(len(sample_ids), dtype=np.bool_)
     content_sizes = np.zeros_like(original_sizes)
     if settings.geometry == "shorter_side":
-        content_sizes = resized(original_sizes, _shorter_sides(settings, numbers[:, _SCALE]), settings.longer_side_limit)
+        content_sizes = resized(
+            original_sizes, _shorter_sides(settings, numbers[:, _SCALE]), settings.longer_side_limit
+        )
     elif settings.geometry == "shift":
         # Displacements are shares of what fills the input: of both sides' own where that is the width.
         extent = original_sizes[:, ::-1] if settings.fit == "width" else scales[:, None]

@@ -70,8 +70,8 @@ class EvaluationLoader(Prefetcher[Int64]):
             raise DataError(f"geometry is {geometry!r}; set it to {known} or {get_args(Geometry)[-1]!r}.")
         if not 1 <= shorter_side <= longer_side_limit:
             raise DataError(
-                f"shorter_side is {shorter_side} and longer_side_limit {longer_side_limit}; set both to 1 pixel or more, "
-                "the limit no smaller than the side."
+                f"shorter_side is {shorter_side} and longer_side_limit {longer_side_limit}; set both to 1 pixel or "
+                "more, the limit no smaller than the side."
             )
         if size_divisor < 1 or size_divisor & (size_divisor - 1):
             raise DataError(f"size_divisor is {size_divisor}; set it to a power of two.")

@@ -80,7 +80,11 @@ class ShardIndex:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return cls(
-                    **{item.name: arrays[item.name] for item in fields(cls) if item.default is MISSING or item.name in arrays}
+                    **{
+                        item.name: arrays[item.name]
+                        for item in fields(cls)
+                        if item.default is MISSING or item.name in arrays
+                    }
                 )
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{where} is no index of a shard ({error}): build the shards again.") from error

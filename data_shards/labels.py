@@ -45,7 +45,8 @@ def find_labels(path: Path, annotations: Sequence[Json], classes: Mapping[int, C
         names = classes[item["category_id"]].keypoints
         if not _numbers(item["keypoints"], 3 * len(names)):
             raise DataError(
-                f"{path}: annotation {item['id']} of image {item['image_id']} has keypoints {_shown(item['keypoints'])}; "
+                f"{path}: annotation {item['id']} of image {item['image_id']} has keypoints "
+                f"{_shown(item['keypoints'])}; "
                 f"its category {classes[item['category_id']].name!r} lists {len(names)} joints, which takes "
                 f"{3 * len(names)} numbers x, y, visibility. Correct it, or the category."
             )

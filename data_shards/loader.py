@@ -90,6 +90,11 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
                 f"the plan was made for manifest {plan.manifest_digest[:6]}, {location} holds {manifest.digest[:6]}: "
                 "the shards were built anew. Start a new run, or bring the old shards back."
             )
+        if augmentation is not None and augmentation.rotation_probability and not manifest.joints:
+            raise DataError(
+                f"rotation_probability is {augmentation.rotation_probability:g}, and {location} has no joints: only those "
+                "turn with their image, as published. Set it to 0."
+            )
         self.manifest = manifest
         self.plan = plan
         self.world = world

@@ -184,7 +184,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
 
 
 def _compact(item: Any) -> dict[str, Any]:
-    """Fields by name, without those that have their default: what version 1 did not know is written where it matters."""
+    """Fields by name, without those that have their default: what version 1 does not know stands where it matters."""
     return {
         field.name: getattr(item, field.name)
         for field in fields(item)

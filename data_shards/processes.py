@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+# A process takes seconds to start, longer where it imports torch; less work than this is not worth another one.
+BYTES_WORTH_A_PROCESS = 40_000_000
+
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
@@ -24,9 +27,7 @@ def run_in_processes(work: Callable[[_Job], _Result], jobs: Sequence[_Job], proc
         return
     # Forking a process that has threads (a test runner, Ray, torch) can deadlock the child.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(processes, len(jobs)), mp_context=context, initializer=_end_with_the_parent
-    ) as pool:
+    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=_end_with_the_parent) as pool:
         yield from pool.map(work, jobs)
 
 

@@ -34,9 +34,7 @@ def shrink(image: CocoImage, data: bytes, max_size: int, quality: int) -> tuple[
     x, y = width / image.width, height / image.height
     calibration = image.calibration
     if calibration is not None:
-        calibration = [
-            [factor * value for value in row] for factor, row in zip((x, y, 1.0), calibration, strict=True)
-        ]
+        calibration = [[factor * value for value in row] for factor, row in zip((x, y, 1.0), calibration, strict=True)]
     smaller = replace(
         image,
         width=width,

@@ -1,6 +1,7 @@
 """What a person reads: one line for one thing, the same columns every time; progress to stderr, results to stdout."""
 
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,9 +60,25 @@ def _figure(value: float) -> str:
     return "-" if value != value else f"{value:.3f}"
 
 
-def progress_line(topic: str, done: int, total: int, what: str) -> None:
+class Pace:
+    """Rate and time left of a long work, from when this is made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def note(self, done: int, total: int, skipped: int = 0) -> str:
+        """Such as "310 a second, 2 m 10 s left"; `skipped` of what is done took no time. Empty before anything is."""
+        worked, seconds = done - skipped, time.monotonic() - self._began
+        if worked <= 0 or seconds <= 0:
+            return ""
+        rate = worked / seconds
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{shown} a second" + (f", {duration((total - done) / rate)} left" if done < total else "")
+
+
+def progress_line(topic: str, done: int, total: int, what: str, note: str = "") -> None:
     """How far a long work is: one line that renews itself in a terminal, about ten lines in a file."""
-    text = f"{topic:<10}{done:,}/{total:,} {what}  {100 * done / max(total, 1):.0f}%"
+    text = f"{topic:<10}{done:,}/{total:,} {what}  {100 * done / max(total, 1):.0f}%" + (f"  {note}" if note else "")
     if sys.stderr.isatty():
         print(f"\r{text}\x1b[K", end="\n" if done >= total else "", file=sys.stderr, flush=True)
     elif done >= total or done * 10 // total != (done - 1) * 10 // total:

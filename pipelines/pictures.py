@@ -149,10 +149,8 @@ class Panel:
         self._outline(corners, color, hatched)
         self.labels.append((corners, text, color))
 
-    def add_joints(
-        self, joints: NDArray[np.floating], skeleton: Sequence[tuple[int, int]], color: Color
-    ) -> None:
-        """Draw joints, `(joints, 3)` as x, y and visibility, and the lines of a skeleton, counted from 1, between them."""
+    def add_joints(self, joints: NDArray[np.floating], skeleton: Sequence[tuple[int, int]], color: Color) -> None:
+        """Draw joints, `(joints, 3)` as x, y and visibility, and the lines of a skeleton (counted from 1)."""
         import cv2
 
         places = [(round(float(x * self.scale)), round(float(y * self.scale))) for x, y in joints[:, :2]]

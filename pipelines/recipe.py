@@ -193,8 +193,8 @@ class EvaluationSettings:
     """Epochs between evaluations; the last epoch always ends with one."""
 
     geometry: Literal["fixed", "width", "keep", "shorter_side"] = "fixed"
-    """fixed: letterboxed to data.input_size; width: the same by width alone (KITTI); keep: at its own resolution, padded
-    (the published --keep_res); shorter_side: resized to it, padded on the right and below (FCOS)."""
+    """fixed: letterboxed to data.input_size; width: the same by width alone (KITTI); keep: at its own resolution,
+    padded (the published --keep_res); shorter_side: resized to it, padded on the right and below (FCOS)."""
 
     shorter_side: int = 800
     """Of geometry shorter_side, in pixels."""
@@ -220,8 +220,8 @@ class EvaluationSettings:
                 raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be 1 or more.")
         if not 1 <= self.shorter_side <= self.longer_side_limit:
             raise ConfigError(
-                f"evaluation.shorter_side is {self.shorter_side} and longer_side_limit {self.longer_side_limit}; both must "
-                "be 1 or more, the limit no smaller than the side."
+                f"evaluation.shorter_side is {self.shorter_side} and longer_side_limit {self.longer_side_limit}; both "
+                "must be 1 or more, the limit no smaller than the side."
             )
         if self.pictures < 0:
             raise ConfigError(f"evaluation.pictures is {self.pictures}; it must be 0 (none) or more.")

@@ -40,6 +40,28 @@ def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
         default="drop",
         help="boxes of zero size or outside their image: drop and count them (default), or refuse the file",
     )
+    build.add_argument(
+        "--empty-images",
+        choices=("keep", "drop"),
+        default="keep",
+        help="images without an object: keep (default), or drop, as the published FCOS and pose trainings do",
+    )
+    build.add_argument(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="NAME=CLASS",
+        help="categories that are not learnt, with the class they may be taken for, or * for all (KITTI: Van=Car)",
+    )
+    build.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="categories to leave out")
+    build.add_argument(
+        "--max-size",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="encode images again whose longer side is longer, labels scaled with them (default: keep every byte)",
+    )
+    build.add_argument("--jpeg-quality", type=int, default=95, help="of those (default: 95)")
     build.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
     build.set_defaults(run=_build)
 
@@ -78,7 +100,7 @@ def _add_looking(actions: "argparse._SubParsersAction[Any]") -> None:
     verify = actions.add_parser("verify", help="compare shards with their manifest, byte for byte")
     verify.add_argument("location", help=LOCATION)
     verify.add_argument("--decode", action="store_true", help="decode every image, too")
-    verify.add_argument("--threads", type=int, default=cores, help="default: one for each core")
+    verify.add_argument("--processes", "--threads", type=int, default=cores, help="default: one for each core")
     verify.set_defaults(run=_verify)
 
     examine = actions.add_parser("examine", help="the data set doctor: what would spoil a training, and the fix")
@@ -130,10 +152,13 @@ def _add_moving(actions: "argparse._SubParsersAction[Any]") -> None:
 
 def _build(known: argparse.Namespace) -> None:
     from data_shards.build import Progress, build_shards
-    from pipelines.console import progress_line, say
+    from pipelines.console import Pace, progress_line, say
 
-    def show(progress: Progress) -> None:
-        progress_line("shards", progress.images, progress.total_images, "images")
+    pace = Pace()
+
+    def show(at: Progress) -> None:
+        note = pace.note(at.images, at.total_images, at.kept_images)
+        progress_line("shards", at.images, at.total_images, "images", note)
 
     say("build", f"{known.annotations} → {known.output}/{known.split} with {known.processes} processes")
     report = build_shards(
@@ -146,9 +171,25 @@ def _build(known: argparse.Namespace) -> None:
         processes=known.processes,
         progress=show,
         overwrite=known.overwrite,
+        empty_images=known.empty_images,
+        ignore=_ignored(known.ignore),
+        leave_out=known.leave_out,
+        max_size=known.max_size,
+        jpeg_quality=known.jpeg_quality,
     )
     print(report.describe())
     print(f"train on them with --data.train {report.location}")
+
+
+def _ignored(words: list[str]) -> dict[str, str]:
+    from pipelines.errors import ConfigError
+
+    pairs = [word.partition("=") for word in words]
+    if odd := [word for word, (name, _, of) in zip(words, pairs, strict=True) if not (name and of)]:
+        raise ConfigError(
+            f"--ignore takes NAME=CLASS, such as Van=Car, or NAME=* for every class; {odd[0]!r} is neither."
+        )
+    return {name: of for name, _, of in pairs}
 
 
 def _import_voc(known: argparse.Namespace) -> None:
@@ -192,13 +233,16 @@ def _print_imported(report: "ImportReport") -> None:
 def _verify(known: argparse.Namespace) -> None:
     from data_shards.errors import DataError
     from data_shards.verify import verify_shards
-    from pipelines.console import progress_line
+    from pipelines.console import Pace, progress_line
 
+    pace = Pace()
     report = verify_shards(
         known.location,
         decode=known.decode,
-        threads=known.threads,
-        progress=lambda at: progress_line("verify", at.images, at.total_images, "images"),
+        processes=known.processes,
+        progress=lambda at: progress_line(
+            "verify", at.images, at.total_images, "images", pace.note(at.images, at.total_images)
+        ),
     )
     if report.problems:
         for problem in report.problems[1:]:
@@ -210,8 +254,9 @@ def _verify(known: argparse.Namespace) -> None:
 
 def _examine(known: argparse.Namespace) -> None:
     from data_shards.examine import examine
-    from pipelines.console import progress_line
+    from pipelines.console import Pace, progress_line
 
+    pace = Pace()
     found = examine(
         known.location,
         against=known.against,
@@ -219,7 +264,7 @@ def _examine(known: argparse.Namespace) -> None:
         input_size=(known.input_size[0], known.input_size[1]),
         max_objects=known.max_objects,
         threads=known.threads,
-        progress=lambda done, total: progress_line("examine", done, total, "images"),
+        progress=lambda done, total: progress_line("examine", done, total, "images", pace.note(done, total)),
     )
     print(json.dumps(found.as_json()) if known.json else found.describe(max(0, known.examples)))
 

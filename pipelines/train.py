@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cluster.checkpoint import Checkpoint, CheckpointFolder
 from cluster.engine import check_deepspeed, deepspeed_config, split_batch
 from cluster.workers import exclusive_run, run_workers
+from data_shards.batch import Slot
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.plan import Plan, make_plan
 from data_shards.shards import Shards
@@ -127,7 +130,9 @@ def check(recipe: Recipe) -> tuple[Manifest, Plan]:
                 f"Build both from one class list."
             )
         _check_shards(location, found)
-    check_input_size(recipe, build_detector(recipe, manifest, initial=True))
+    detector = build_detector(recipe, manifest, initial=True)
+    check_input_size(recipe, detector)
+    _check_labels(recipe, detector, manifest)
     return manifest, plan
 
 
@@ -143,6 +148,18 @@ def check_input_size(recipe: Recipe, detector: Detector) -> None:
         raise ConfigError(
             f"data.input_size is {list(recipe.data.input_size)}; {recipe.detector.name} needs multiples of {divisor}, "
             f"such as {height} {width}."
+        )
+
+
+def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> None:
+    """Let the detector refuse data that lacks what it learns, such as joints, by encoding an image without objects."""
+    empty = Slot.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
+    batch = empty.batch(0, 0)
+    detector.encode(batch.boxes, batch.labels, batch.input_size, **batch.extra)
+    if recipe.augmentation.rotation_probability and not hasattr(detector.settings, "joints"):
+        raise ConfigError(
+            f"augmentation.rotation_probability is {recipe.augmentation.rotation_probability:g}, which is for pose: "
+            f"{recipe.detector.name} would learn boxes of the unturned image. Set it to 0."
         )
 
 

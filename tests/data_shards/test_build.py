@@ -66,7 +66,7 @@ def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_several_processes_build_the_same_bytes_and_refuse_the_same_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_shards.build._BYTES_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("data_shards.build.BYTES_WORTH_A_PROCESS", 1)
     annotations, images = write_coco(tmp_path, document(8))
     one, two = (
         build_shards(
