@@ -173,6 +173,34 @@ def box_findings(
     return found
 
 
+def joint_findings(
+    keypoints: NDArray[np.float32], boxes: Boxes, size: tuple[int, int]
+) -> list[tuple[str, str]]:
+    """Kind and text of what is found in the joints of one image: those that lie where they cannot be.
+
+    Args:
+        keypoints: `(objects, joints, 3)` x, y in the image frame and visibility.
+        boxes: `(objects, 4)`.
+        size: height and width of the image.
+    """
+    found = []
+    points, labelled = keypoints[..., :2], keypoints[..., 2] > 0
+    beyond = labelled & ((points < -1) | (points > np.array(size[::-1]) + 1)).any(axis=-1)
+    # COCO's own boxes follow the outline, and its joints leave them by a little.
+    slack = 0.25 * (boxes[:, 2:] - boxes[:, :2])[:, None] + 2
+    off_box = (points < boxes[:, None, :2] - slack) | (points > boxes[:, None, 2:] + slack)
+    off_box = labelled & ~beyond & off_box.any(axis=-1)
+    for kind, which, where in (
+        ("joints_outside", beyond, f"{size[1]} x {size[0]} pixels"),
+        ("joints_off_box", off_box, "its box"),
+    ):
+        for row in np.flatnonzero(which.any(axis=1)):
+            joint = int(which[row].argmax())
+            x, y = points[row, joint].tolist()
+            found.append((kind, f"joint {joint + 1} at ({x:g}, {y:g}) of box {_shown(boxes[row])} is not in {where}"))
+    return found
+
+
 def _named(input_size: tuple[int, int]) -> list[tuple[str, int]]:
     return [("the input's height", input_size[0]), ("the input's width", input_size[1])]
 
@@ -197,7 +225,9 @@ def _examine_shard(shards: Shards, shard: int, split: str, setting: _Setting) ->
         except ValueError as error:
             found.append(("undecodable", str(error)))
         first, last = index.row_splits[row : row + 2]
-        boxes, labels, iscrowd = index.boxes[first:last], index.labels[first:last], index.iscrowd[first:last]
+        # What is to be ignored is judged like a crowd.
+        labels = index.labels[first:last]
+        boxes, iscrowd = index.boxes[first:last], index.iscrowd[first:last] | (labels < 0)
         size = int(index.heights[row]), int(index.widths[row])
         found += box_findings(
             boxes,
@@ -208,6 +238,10 @@ def _examine_shard(shards: Shards, shard: int, split: str, setting: _Setting) ->
             input_size=setting.input_size,
             max_objects=setting.max_objects,
         )
+        if index.keypoints is not None:
+            found += joint_findings(index.keypoints[first:last], boxes, size)
+        if index.dropped_boxes is not None and (dropped := int(index.dropped_boxes[row])):
+            found.append(("dropped", f"{dropped:,} box{'es' * (dropped > 1)}"))
         findings += [Finding(kind, split, (sample,), text) for kind, text in found]
         in_input = _in_input(boxes[~iscrowd], size, setting.input_size)
         for stride in STRIDES:
@@ -266,10 +300,14 @@ def _count(manifest: Manifest, indexes: list[ShardIndex], same_cell: dict[int, i
     images = np.zeros(len(names), dtype=np.int64)
     sides: list[NDArray[np.float64]] = []
     counts: list[NDArray[np.int64]] = []
-    crowds = 0
+    crowds = joints = without_joints = 0
     for index in indexes:
         sizes.update(f"{width} x {height}" for width, height in zip(index.widths, index.heights, strict=True))
-        real = ~index.iscrowd
+        real = ~index.iscrowd & (index.labels >= 0)
+        if index.keypoints is not None:
+            labelled = (index.keypoints[real, :, 2] > 0).sum(axis=1)
+            joints += int(labelled.sum())
+            without_joints += int((labelled == 0).sum())
         rows = np.repeat(np.arange(len(index)), np.diff(index.row_splits))
         crowds += int(index.iscrowd.sum())
         objects += np.bincount(index.labels[real], minlength=len(names))
@@ -294,6 +332,8 @@ def _count(manifest: Manifest, indexes: list[ShardIndex], same_cell: dict[int, i
         },
         objects_per_image=_octaves(np.concatenate(counts).astype(np.float64), 1, whole=True),
         same_cell=same_cell,
+        joints=joints,
+        objects_without_joints=without_joints,
     )
 
 
@@ -322,8 +362,6 @@ def _class_findings(split: str, manifest: Manifest, numbers: Numbers) -> list[Fi
         found.append(
             Finding("class_ids", split, (), f"{len(ids)} classes with ids {ids[0]} to {ids[-1]}, without {shown}")
         )
-    if dropped := manifest.source.dropped_boxes:
-        found.append(Finding("dropped", split, (), f"{dropped:,} boxes"))
     return found
 
 

@@ -86,6 +86,18 @@ KINDS = {
             "draw the sample with --key of aweigh shards show; remove one if so: it is never found and lowers the AP",
         ),
         Kind(
+            "joints_outside",
+            "wrong",
+            "labelled joints out of their image",
+            "correct them, or set their visibility to 0; targets leave them out",
+        ),
+        Kind(
+            "joints_off_box",
+            "look",
+            "labelled joints far from the box of their object",
+            "draw the sample with --key of aweigh shards show; the box or the joint belongs to another object",
+        ),
+        Kind(
             "exif",
             "look",
             "images that EXIF turns",
@@ -150,6 +162,10 @@ class Numbers:
     objects_per_image: dict[str, int] = field(default_factory=dict)
     same_cell: dict[int, int] = field(default_factory=dict)
     """Objects of one class that share their cell with another, by stride, in the input frame."""
+    joints: int = 0
+    """Labelled ones, of objects that are no crowds."""
+    objects_without_joints: int = 0
+    """Objects that are no crowds, in data with joints, of which none is labelled."""
 
 
 @dataclass
@@ -223,12 +239,19 @@ def _numbers(location: str, numbers: Numbers, examination: Examination) -> list[
     small, medium, large = numbers.coco_sizes.values()
     cells = ", ".join(f"{count:,} at stride {stride}" for stride, count in numbers.same_cell.items())
     height, width = examination.input_size
+    joints = []
+    if numbers.joints:
+        joints.append(
+            f"joints        {numbers.joints:,} labelled; {numbers.objects_without_joints:,} objects without any: found as "
+            "centres, no joint is learnt from them"
+        )
     return [
         f"{location}: {numbers.images:,} images, {numbers.objects:,} objects and {numbers.crowds:,} crowds of "
         f"{len(numbers.objects_of_class):,} classes",
         f"images        {shown}{more}",
         f"object sizes  {small:,} small, {medium:,} medium, {large:,} large (box area, at COCO's 32² and 96² pixels)",
         f"one cell      objects that share theirs with another of their class, at input {height} x {width}: {cells}",
+        *joints,
         "",
         *_bars("side of an object, √area in pixels", numbers.object_sizes.items()),
         "",

@@ -92,8 +92,8 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
             )
         if augmentation is not None and augmentation.rotation_probability and not manifest.joints:
             raise DataError(
-                f"rotation_probability is {augmentation.rotation_probability:g}, and {location} has no joints: only those "
-                "turn with their image, as published. Set it to 0."
+                f"rotation_probability is {augmentation.rotation_probability:g}, and {location} has no joints: only "
+                "those turn with their image, as published. Set it to 0."
             )
         self.manifest = manifest
         self.plan = plan

@@ -156,7 +156,7 @@ def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> Non
     empty = Slot.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
     batch = empty.batch(0, 0)
     detector.encode(batch.boxes, batch.labels, batch.input_size, **batch.extra)
-    if recipe.augmentation.rotation_probability and not hasattr(detector.settings, "joints"):
+    if recipe.augmentation.rotation_probability and not hasattr(getattr(detector, "settings", None), "joints"):
         raise ConfigError(
             f"augmentation.rotation_probability is {recipe.augmentation.rotation_probability:g}, which is for pose: "
             f"{recipe.detector.name} would learn boxes of the unturned image. Set it to 0."
