@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.authentication import WHERE, send_token
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
 
@@ -16,6 +17,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A submitted job has variables of its own; ours are added to them instead of being refused.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     # Ray starts workers at niceness 15; training is what the machine is there for.
     "RAY_worker_niceness": "0",
     # Ceph and other S3 servers refuse the trailing checksums that newer clients send by default.
@@ -37,9 +40,8 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     carried = _worker_environment(settings)
-    if address and _has_token():
-        # Ray 2.60 protects every cluster with a token, and its client sends it only when told to.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address:
+        send_token()
     if not address:
         # Handed down by inheritance: with a runtime environment, Ray would discard the workers it starts ahead.
         os.environ.update(carried)
@@ -64,7 +66,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(
             f"{where} did not answer: {str(error).strip().splitlines()[-1]}. Check that it runs, and that this machine "
-            f"has its token (RAY_AUTH_TOKEN, or ~/.ray/auth_token from the head)."
+            f"has its token: {WHERE}."
         ) from error
     try:
         _check_resources(ray, settings, address)
@@ -85,11 +87,6 @@ def _knock(address: str) -> None:
             f"the Ray cluster at RAY_ADDRESS={address} did not answer: {error.strerror or error}. Start it, or unset "
             f"RAY_ADDRESS to train on this machine."
         ) from error
-
-
-def _has_token() -> bool:
-    named = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    return any(name in os.environ for name in named) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _cores_needed(settings: ClusterSettings) -> int:

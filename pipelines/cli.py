@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pipelines.jobs_commands import add_jobs_commands
 from pipelines.shards_commands import add_shards_commands
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def command_line() -> argparse.ArgumentParser:
     _flags(show, _recipe_show)
 
     add_shards_commands(commands)
+    add_jobs_commands(commands)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     actions = bench.add_subparsers(dest="action", metavar="train", required=True, parser_class=_Parser)

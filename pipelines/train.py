@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import detectors
 from cluster.checkpoint import Checkpoint, CheckpointFolder
 from cluster.engine import check_deepspeed, deepspeed_config, split_batch
 from cluster.workers import exclusive_run, run_workers
@@ -114,12 +115,7 @@ def absolute(recipe: Recipe) -> Recipe:
 
 def check(recipe: Recipe) -> tuple[Manifest, Plan]:
     """Everything that can be known to be wrong before a worker is started."""
-    if not recipe.data.train:
-        raise ConfigError(
-            "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
-        )
-    split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
-    check_deepspeed(recipe.engine)
+    _check_settings(recipe)
     manifest = load_manifest(recipe.data.train)
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
     for location, found in _locations(recipe, manifest):
@@ -134,6 +130,40 @@ def check(recipe: Recipe) -> tuple[Manifest, Plan]:
     check_input_size(recipe, detector)
     _check_labels(recipe, detector, manifest)
     return manifest, plan
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """What the recipe alone tells."""
+    if not recipe.data.train:
+        raise ConfigError(
+            "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
+        )
+    split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
+    check_deepspeed(recipe.engine)
+
+
+def check_before_submission(recipe: Recipe) -> None:
+    """Everything that can be known to be wrong on this machine, for a training on another one.
+
+    Raises:
+        ConfigError, DataError, DetectorError: something given cannot be used there.
+    """
+    _check_settings(recipe)
+    for field, location in (
+        ("run.folder", recipe.run.folder),
+        ("data.train", recipe.data.train),
+        ("data.validation", recipe.data.validation),
+        ("detector.weights", recipe.detector.weights or ""),
+    ):
+        if location and "://" not in location and not Path(location).is_absolute():
+            raise ConfigError(
+                f"{field} {location!r} means a place on this machine, which the cluster does not see: give s3://… or "
+                f"the absolute path of a file system that every node mounts."
+            )
+    if Path(recipe.data.train).is_dir():
+        check(recipe)  # the cluster's file system is mounted here, too
+    else:
+        check_input_size(recipe, detectors.build(recipe.detector.name, 80, **recipe.detector.settings))
 
 
 def check_input_size(recipe: Recipe, detector: Detector) -> None:

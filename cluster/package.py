@@ -1,0 +1,118 @@
+"""The working directory as one small zip: what a job needs to run on a cluster, and no more.
+
+The same files give the same bytes, so that Ray uploads a package once. `.gitignore` and `.rayignore` are honoured in
+every folder.
+"""
+
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from cluster.errors import ClusterError
+
+# Data, results, environments and caches: never code. In the notation of .gitignore; a leading slash means the top.
+EXCLUDED = (
+    *(".git/", ".venv*/", "venv/", "node_modules/", "__pycache__/", "*.pyc", "*.egg-info/", ".*_cache/", ".hypothesis/"),
+    *("/runs/", "/demo/", "/shards/", "/mlruns/", "mlflow.db", "mlartifacts/", "*.tar", "*.tar.*", "*.tgz", "*.zip"),
+    *(".env", ".netrc", ".aws/", ".ssh/", "*.pem"),
+)
+LARGEST_BYTES = 100 * 2**20
+_IGNORE_FILES = (".gitignore", ".rayignore")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Package:
+    """The files of a package by their name in it."""
+
+    files: Mapping[str, Path]
+    sizes: Mapping[str, int]
+    """Bytes of each, uncompressed."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(self.sizes.values())
+
+    def biggest(self, count: int = 5) -> list[tuple[str, int]]:
+        """Folders and files of the first two levels with the most bytes."""
+        found = Counter[str]()
+        for name, size in self.sizes.items():
+            found["/".join(name.split("/")[:2])] += size
+        return found.most_common(count)
+
+    def write(self, path: Path) -> None:
+        """Write the zip; only names and contents of the files decide its bytes."""
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, file in sorted(self.files.items()):
+                entry = zipfile.ZipInfo(name, _EPOCH)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = (0o755 if os.access(file, os.X_OK) else 0o644) << 16
+                archive.writestr(entry, file.read_bytes())
+
+
+def collect(folder: Path, code: Path, packages: tuple[str, ...], extra: Mapping[str, Path] | None = None) -> Package:
+    """Choose the files of a package.
+
+    Args:
+        folder: the working directory; all of it goes along but what is excluded or ignored.
+        code: folder of the import packages that the job runs; taken from here where `folder` is another one.
+        packages: names of these import packages.
+        extra: more files by their name in the package, though they may be ignored or lie elsewhere.
+
+    Raises:
+        ClusterError: there is too much, the biggest paths are named; or a folder of the working directory has the
+            name of one of `packages` but is another.
+    """
+    files = dict(_walk(folder))
+    if folder.resolve() != code.resolve():
+        for name in packages:
+            if (folder / name).exists():
+                raise ClusterError(
+                    f"{folder / name} would hide {code / name} on the cluster; submit from another folder, or from "
+                    f"{code}."
+                )
+            files |= {f"{name}/{inner}": path for inner, path in _walk(code / name)}
+    files |= dict(extra or {})
+    package = Package(files, {name: path.stat().st_size for name, path in files.items()})
+    if package.size_bytes > LARGEST_BYTES:
+        shown = ", ".join(f"{name} {megabytes(size)}" for name, size in package.biggest())
+        raise ClusterError(
+            f"{folder} is {megabytes(package.size_bytes)}, too much to send with a job (at most "
+            f"{megabytes(LARGEST_BYTES)}); the biggest are {shown}. Name what is not code in .rayignore, or submit "
+            f"from a smaller folder."
+        )
+    return package
+
+
+def megabytes(size: int) -> str:
+    """A size as a person reads it."""
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _walk(top: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name and path of every file below `top` that no rule leaves out."""
+    rules: dict[Path, list[tuple[Path, GitIgnoreSpec]]] = {top.parent: [(top, GitIgnoreSpec.from_lines(EXCLUDED))]}
+
+    for folder, folders, names in os.walk(top):
+        here = Path(folder)
+        own = [(here, _read_rules(here / name)) for name in _IGNORE_FILES if name in names]
+        active = rules[here] = [*rules[here.parent], *own]
+
+        def left_out(path: Path, active: list[tuple[Path, GitIgnoreSpec]] = active, slash: str = "") -> bool:
+            return any(spec.match_file(path.relative_to(base).as_posix() + slash) for base, spec in active)
+
+        folders[:] = sorted(name for name in folders if not left_out(here / name, slash="/"))
+        for name in sorted(names):
+            path = here / name
+            if path.is_file() and not left_out(path):
+                yield path.relative_to(top).as_posix(), path
+
+
+def _read_rules(path: Path) -> GitIgnoreSpec:
+    return GitIgnoreSpec.from_lines(path.read_text(errors="replace").splitlines())
