@@ -14,6 +14,7 @@ from data_shards.manifest import load_manifest
 from data_shards.plan import World
 from data_shards.prefetch import Prefetcher
 from data_shards.shards import Shards
+from data_shards.store import Store
 
 Geometry = Literal["fixed", "keep"]
 
@@ -34,7 +35,7 @@ class EvaluationLoader(Prefetcher[Int64]):
         batch_size: at most so many images at a time.
         limit: only the first so many samples of the set, whatever the world.
         max_objects: annotations beyond so many are left out; None keeps all.
-        threads, prefetch, cache_folder: as for `TrainingLoader`.
+        threads, prefetch, cache_folder, cache_bytes: as for `TrainingLoader`.
 
     Raises:
         DataError: as for `TrainingLoader`.
@@ -42,7 +43,7 @@ class EvaluationLoader(Prefetcher[Int64]):
 
     def __init__(
         self,
-        location: str,
+        location: str | Store,
         world: World,
         *,
         geometry: Geometry = "fixed",
@@ -54,6 +55,7 @@ class EvaluationLoader(Prefetcher[Int64]):
         threads: int = 2,
         prefetch: int = 2,
         cache_folder: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 0,
     ) -> None:
         if geometry not in ("fixed", "keep"):
             raise DataError(f"geometry is {geometry!r}; set it to 'fixed' or 'keep'.")
@@ -64,7 +66,7 @@ class EvaluationLoader(Prefetcher[Int64]):
         check_input_size(input_size)
         self.manifest = load_manifest(location)
         self.world = world
-        self._shards = Shards(location, self.manifest, cache_folder)
+        self._shards = Shards(location, self.manifest, cache_folder, cache_bytes=cache_bytes)
         self._geometry = geometry
         self._input_size = input_size
         self._size_divisor = size_divisor
@@ -75,6 +77,11 @@ class EvaluationLoader(Prefetcher[Int64]):
         """Images over all ranks."""
         self._next_batch = 0
         super().__init__(threads=threads, prefetch=prefetch)
+
+    def close(self) -> None:
+        """Stop the threads and let go of the cache. Closing twice is fine."""
+        self._shards.close()
+        super().close()
 
     def _schedule(self) -> Iterator[Int64]:
         sizes = self._padded_sizes()
@@ -120,7 +127,11 @@ class EvaluationLoader(Prefetcher[Int64]):
 
 
 def coco_ground_truth(
-    location: str, *, limit: int | None = None, cache_folder: str | os.PathLike[str] | None = None
+    location: str | Store,
+    *,
+    limit: int | None = None,
+    cache_folder: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 0,
 ) -> dict[str, Any]:
     """COCO's images, annotations and categories, rebuilt from the shards, for pycocotools.
 
@@ -130,10 +141,10 @@ def coco_ground_truth(
     Args:
         location: `LOCATION/SPLIT`.
         limit: only the first so many samples, those an `EvaluationLoader` with the same limit gives.
-        cache_folder: as for the loaders.
+        cache_folder, cache_bytes: as for the loaders.
     """
     manifest = load_manifest(location)
-    shards = Shards(location, manifest, cache_folder)
+    shards = Shards(location, manifest, cache_folder, cache_bytes=cache_bytes)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     remaining = manifest.num_samples if limit is None else limit
@@ -145,6 +156,7 @@ def coco_ground_truth(
                 annotations.append({"iscrowd": 0, "area": box[2] * box[3]} | annotation)
             images.append({"id": sample.pop("image_id")} | sample)
         remaining -= min(shard.samples, remaining)
+    shards.close()
     return {
         "images": images,
         "annotations": annotations,

@@ -109,6 +109,7 @@ def examine(
                 progress(done, total)
         finally:
             pool.shutdown(cancel_futures=True)
+            shards.close()
         indexes = [shards.index(shard) for shard in range(len(manifest.shards))]
         numbers[place] = _count(manifest, indexes, {each: same_cell[each] for each in STRIDES})
         findings += _class_findings(split, manifest, numbers[place])

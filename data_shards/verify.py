@@ -86,6 +86,7 @@ def verify_shards(
             progress(VerifyProgress(done, len(manifest.shards), images, manifest.num_samples))
     finally:
         pool.shutdown(cancel_futures=True)
+        shards.close()
     if not problems and boxes != manifest.source.boxes:
         problems[0] = (
             f"{location}: its indexes hold {boxes:,} boxes, the manifest says {manifest.source.boxes:,}. "
