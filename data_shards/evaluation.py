@@ -17,6 +17,7 @@ from data_shards.plan import World
 from data_shards.prefetch import Prefetcher
 from data_shards.settings import BoxRules
 from data_shards.shards import Shards
+from data_shards.store import Store
 
 Geometry = Literal["fixed", "width", "keep", "shorter_side"]
 
@@ -41,7 +42,7 @@ class EvaluationLoader(Prefetcher[Int64]):
         batch_size: at most so many images at a time.
         limit: only the first so many samples of the set, whatever the world.
         max_objects: annotations beyond so many are left out; None keeps all.
-        threads, prefetch, cache_folder: as for `TrainingLoader`.
+        threads, prefetch, cache_folder, cache_bytes: as for `TrainingLoader`.
 
     Raises:
         DataError: as for `TrainingLoader`.
@@ -49,7 +50,7 @@ class EvaluationLoader(Prefetcher[Int64]):
 
     def __init__(
         self,
-        location: str,
+        location: str | Store,
         world: World,
         *,
         geometry: Geometry = "fixed",
@@ -64,6 +65,7 @@ class EvaluationLoader(Prefetcher[Int64]):
         threads: int = 2,
         prefetch: int = 2,
         cache_folder: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 0,
     ) -> None:
         if geometry not in get_args(Geometry):
             known = ", ".join(repr(name) for name in get_args(Geometry)[:-1])
@@ -80,7 +82,7 @@ class EvaluationLoader(Prefetcher[Int64]):
         check_input_size(input_size)
         self.manifest = load_manifest(location)
         self.world = world
-        self._shards = Shards(location, self.manifest, cache_folder)
+        self._shards = Shards(location, self.manifest, cache_folder, cache_bytes=cache_bytes)
         self._geometry = geometry
         self._input_size = input_size
         self._size_divisor = size_divisor
@@ -93,6 +95,11 @@ class EvaluationLoader(Prefetcher[Int64]):
         """Images over all ranks."""
         self._next_batch = 0
         super().__init__(threads=threads, prefetch=prefetch)
+
+    def close(self) -> None:
+        """Stop the threads and let go of the cache. Closing twice is fine."""
+        self._shards.close()
+        super().close()
 
     def _schedule(self) -> Iterator[Int64]:
         sizes = self._input_sizes(np.arange(self.num_samples))
@@ -159,7 +166,11 @@ class EvaluationLoader(Prefetcher[Int64]):
 
 
 def coco_ground_truth(
-    location: str, *, limit: int | None = None, cache_folder: str | os.PathLike[str] | None = None
+    location: str | Store,
+    *,
+    limit: int | None = None,
+    cache_folder: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 0,
 ) -> dict[str, Any]:
     """COCO's images, annotations and categories, rebuilt from the shards, for pycocotools.
 
@@ -170,10 +181,10 @@ def coco_ground_truth(
     Args:
         location: `LOCATION/SPLIT`.
         limit: only the first so many samples, those an `EvaluationLoader` with the same limit gives.
-        cache_folder: as for the loaders.
+        cache_folder, cache_bytes: as for the loaders.
     """
     manifest = load_manifest(location)
-    shards = Shards(location, manifest, cache_folder)
+    shards = Shards(location, manifest, cache_folder, cache_bytes=cache_bytes)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     ignored: list[dict[str, Any]] = []
@@ -192,6 +203,7 @@ def coco_ground_truth(
                     ignored.append(annotation | {"category_id": category, "iscrowd": 1})
             images.append({"id": sample.pop("image_id")} | sample)
         remaining -= min(shard.samples, remaining)
+    shards.close()
     first_free = 1 + max((annotation["id"] for annotation in annotations), default=0)
     ignored = [annotation | {"id": first_free + number} for number, annotation in enumerate(ignored)]
     joints = {

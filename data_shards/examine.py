@@ -109,6 +109,7 @@ def examine(
                 progress(done, total)
         finally:
             pool.shutdown(cancel_futures=True)
+            shards.close()
         indexes = [shards.index(shard) for shard in range(len(manifest.shards))]
         numbers[place] = _count(manifest, indexes, {each: same_cell[each] for each in STRIDES})
         findings += _class_findings(split, manifest, numbers[place])
@@ -173,9 +174,7 @@ def box_findings(
     return found
 
 
-def joint_findings(
-    keypoints: NDArray[np.float32], boxes: Boxes, size: tuple[int, int]
-) -> list[tuple[str, str]]:
+def joint_findings(keypoints: NDArray[np.float32], boxes: Boxes, size: tuple[int, int]) -> list[tuple[str, str]]:
     """Kind and text of what is found in the joints of one image: those that lie where they cannot be.
 
     Args:

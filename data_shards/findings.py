@@ -242,8 +242,8 @@ def _numbers(location: str, numbers: Numbers, examination: Examination) -> list[
     joints = []
     if numbers.joints:
         joints.append(
-            f"joints        {numbers.joints:,} labelled; {numbers.objects_without_joints:,} objects without any: found as "
-            "centres, no joint is learnt from them"
+            f"joints        {numbers.joints:,} labelled; {numbers.objects_without_joints:,} objects without any: found "
+            "as centres, no joint is learnt from them"
         )
     return [
         f"{location}: {numbers.images:,} images, {numbers.objects:,} objects and {numbers.crowds:,} crowds of "

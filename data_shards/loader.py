@@ -20,6 +20,7 @@ from data_shards.plan import Plan, World, check_divisible
 from data_shards.prefetch import Prefetcher
 from data_shards.settings import AugmentationSettings, BoxRules
 from data_shards.shards import Shards
+from data_shards.store import Store, open_store
 
 __all__ = ["Batch", "EvaluationLoader", "TrainingLoader", "coco_ground_truth"]
 
@@ -46,7 +47,8 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         stop_step: the step before which to stop.
         threads: how many decode at the same time.
         prefetch: how many batches are worked on ahead of the one that is used.
-        cache_folder: where shards from S3 are kept; see `shards.default_cache_folder`.
+        cache_folder: where shards from S3 are kept; see `cache.default_cache_folder`.
+        cache_bytes: how many bytes of them; 0 for no limit.
         microbatches: parts in which the rank's batch of a step is given, one after the other.
 
     Raises:
@@ -57,7 +59,7 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
 
     def __init__(
         self,
-        location: str,
+        location: str | Store,
         plan: Plan,
         world: World,
         *,
@@ -71,6 +73,7 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         threads: int = 2,
         prefetch: int = 2,
         cache_folder: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 0,
         microbatches: int = 1,
     ) -> None:
         if max_objects < 1:
@@ -84,10 +87,12 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
             plan.global_batch_size, world.ranks * microbatches, f"microbatches ({world.ranks} ranks × {microbatches})"
         )
         check_input_size(input_size)
-        manifest = load_manifest(location)
+        store = location if isinstance(location, Store) else open_store(location)
+        manifest = load_manifest(store)
         if plan.manifest_digest != manifest.digest:
             raise DataError(
-                f"the plan was made for manifest {plan.manifest_digest[:6]}, {location} holds {manifest.digest[:6]}: "
+                f"the plan was made for manifest {plan.manifest_digest[:6]}, {store.location} holds "
+                f"{manifest.digest[:6]}: "
                 "the shards were built anew. Start a new run, or bring the old shards back."
             )
         if augmentation is not None and augmentation.rotation_probability and not manifest.joints:
@@ -98,7 +103,7 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         self.manifest = manifest
         self.plan = plan
         self.world = world
-        self._shards = Shards(location, manifest, cache_folder)
+        self._shards = Shards(store, manifest, cache_folder, cache_bytes=cache_bytes)
         self._input_size = input_size
         self._max_objects = max_objects
         self._augmentation = augmentation if augmentation is not None else AugmentationSettings()
@@ -107,6 +112,12 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         self._start_step, self._stop_step = start_step, stop_step
         self._microbatches = microbatches
         super().__init__(threads=threads, prefetch=prefetch)
+        self._shards.fetch_ahead(plan, world, start_step, stop_step)
+
+    def close(self) -> None:
+        """Stop the threads, those that fetch and those that decode. Closing twice is fine."""
+        self._shards.close()
+        super().close()
 
     def _schedule(self) -> Iterator[tuple[int, int]]:
         step = self._start_step
@@ -117,6 +128,8 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
 
     def _start(self, item: tuple[int, int]) -> tuple[Batch, list[Future[None]]]:
         step, microbatch = item
+        # Batches before those that are worked on have been handed over.
+        self._shards.reached(step - self._prefetch)
         epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
         sample_ids = self.plan.rank_batch(epoch, step_in_epoch, self.world)
         size = len(sample_ids) // self._microbatches

@@ -63,6 +63,17 @@ class _EpochOrder(NamedTuple):
     window_keys: UInt64  # (windows,)
 
 
+class ShardUses(NamedTuple):
+    """When an epoch takes samples from shards: int64 arrays `(uses,)`. A shard that is cut stands in two or more."""
+
+    shards: Int64
+    """Indexes into the manifest's shards."""
+    first_steps: Int64
+    """The first step of the run, counted over all epochs, that may take a sample."""
+    last_steps: Int64
+    """The last one."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which samples make up every global batch of every epoch; `make_plan` builds one from a manifest."""
@@ -140,6 +151,36 @@ class Plan:
         mine = (stream >= first // per_stream) & (stream <= (first + size - 1) // per_stream)
         return np.unique(self.locate(first_samples[mine])[0])
 
+    def shard_uses(self, epoch: int, first: int, size: int) -> ShardUses:
+        """When some places of the global batches need which shards: from where a window opens to where it closes.
+
+        Args:
+            epoch: counted from 0.
+            first: the first place within the batch, such as `rank * size` of a rank.
+            size: how many places.
+
+        Returns:
+            A row for each piece of a shard in the streams that fill these places, but for those whose whole
+            window is in the tail that the epoch leaves out.
+        """
+        per_stream = self.global_batch_size // self.streams
+        order = self._epoch_order(epoch)
+        begin = self._stream_starts[first // per_stream]
+        end = self._stream_starts[(first + size - 1) // per_stream + 1]
+        mine = slice(*np.searchsorted(order.piece_starts, [begin, end]))
+        starts = order.piece_starts[mine]
+        window = np.searchsorted(order.window_starts, starts, side="right") - 1
+        stream_start = self._stream_starts[np.searchsorted(self._stream_starts, starts, side="right") - 1]
+        first_steps = (order.window_starts[window] - stream_start) // per_stream
+        last_steps = (order.window_starts[window + 1] - 1 - stream_start) // per_stream
+        used = first_steps < self.steps_per_epoch
+        start = epoch * self.steps_per_epoch
+        return ShardUses(
+            self.locate(order.piece_first_samples[mine][used])[0],
+            start + first_steps[used],
+            start + np.minimum(last_steps, self.steps_per_epoch - 1)[used],
+        )
+
     def describe(self) -> str:
         """Two lines for people: the arithmetic of an epoch, and how it is shuffled."""
         dropped = self.samples_dropped_per_epoch
@@ -155,6 +196,12 @@ class Plan:
             f"{shards:,} shard{'s' * (shards != 1)} in {self.streams} stream{'s' * (self.streams != 1)}, "
             f"shuffled in windows of {self.window_shards} shards, seed {self.seed}"
         )
+
+    @property
+    def pieces(self) -> tuple[Int64, Int64, Int64]:
+        """Of each piece that streams cut from a shard, int64 `(pieces,)`: its samples, its shard, its stream."""
+        counts, first_samples, stream = self._pieces
+        return counts, self.locate(first_samples)[0], stream
 
     def _slice(self, epoch: int, step: int, first: int, size: int) -> Int64:
         if epoch < 0 or not 0 <= step < self.steps_per_epoch:

@@ -22,6 +22,22 @@ class BoxRules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """How long a store on the network is waited for."""
+
+    timeout_seconds: float = 30.0
+    """Silence on a connection after which it is given up and tried anew."""
+
+    deadline_seconds: float = 300.0
+    """From the first request for a file to the last retry."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_seconds", "deadline_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise DataError(f"{name} is {getattr(self, name):g}; set it to more than 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
     """What is drawn at random for every training image; the defaults are CenterNet's for COCO."""
 

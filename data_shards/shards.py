@@ -1,8 +1,9 @@
 """Reading samples out of shards, wherever they lie, and never a wrong byte.
 
-A shard in a folder is read in place; one in S3 is fetched once for all processes of the machine into a cache
-folder, where its name is its sha256. Either way the whole file is checked against the manifest when a process
-first opens it, and again only if the file has changed since; every image is also checked by its own CRC.
+A shard in a folder is read in place; one in S3 is fetched once for all processes of the machine into the cache
+(`cache.py`), ahead of its use where the order is known (`ahead.py`). Either way the whole file is checked against the
+manifest when a process first opens it, and again only if the file has changed since; every image is also checked by its
+own CRC.
 """
 
 import hashlib
@@ -13,14 +14,19 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import filelock
+import numpy as np
 
+from data_shards.ahead import FetchAhead, Wanted
+from data_shards.cache import NodeCache, default_cache_folder
 from data_shards.errors import DataError
 from data_shards.index import ShardIndex
 from data_shards.manifest import Manifest, Shard
-from data_shards.store import Store, open_store
+from data_shards.plan import Plan, World
+from data_shards.schedule import NodeSchedule
+from data_shards.store import Store, open_store, write_at
 
-_DOWNLOADS = 2
+_FETCHES = 3
+_HURRIED_RANGES = 4
 
 _Identity = tuple[int, int, int, int]
 
@@ -29,24 +35,64 @@ _verified: dict[tuple[_Identity, str], None] = {}
 _verifying = threading.Lock()
 
 
-def default_cache_folder() -> Path:
-    """Where shards from S3 are kept: `AWEIGH_CACHE`, or `aweigh` in the user's cache folder."""
-    if folder := os.environ.get("AWEIGH_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aweigh"
-
-
 class Shards:
-    """The samples of a data set, by shard and row. Safe to use from several threads."""
+    """The samples of a data set, by shard and row. Safe to use from several threads.
+
+    Args:
+        location: where the shards lie.
+        manifest: what they are.
+        cache_folder: where shards from S3 are kept; see `cache.default_cache_folder`.
+        cache_bytes: how many bytes of them; 0 for no limit.
+    """
 
     def __init__(
-        self, location: str | Store, manifest: Manifest, cache_folder: str | os.PathLike[str] | None = None
+        self,
+        location: str | Store,
+        manifest: Manifest,
+        cache_folder: str | os.PathLike[str] | None = None,
+        *,
+        cache_bytes: int = 0,
     ) -> None:
         self.store = location if isinstance(location, Store) else open_store(location)
         self.manifest = manifest
-        self.cache_folder = Path(cache_folder) if cache_folder is not None else default_cache_folder()
+        self.cache = NodeCache(cache_folder if cache_folder is not None else default_cache_folder(), cache_bytes)
+        self._ahead: FetchAhead | None = None
+        self._stop = threading.Event()
         self._indexes: dict[int, ShardIndex] = {}
         self._locks = [threading.Lock() for _ in manifest.shards]
+
+    def fetch_ahead(self, plan: Plan, world: World, step: int, stop_step: int | None = None) -> None:
+        """From now on fetch what this rank's node needs next, from a step on, and keep it while it is needed.
+
+        Nothing happens where shards are read in place. `reached` says how far the reading is, `close` ends it.
+
+        Raises:
+            DataError: the cache is smaller than what the node needs at the same time.
+        """
+        if self.store.local_path("") is not None:
+            return
+        sizes = np.array([shard.bytes for shard in self.manifest.shards], dtype=np.int64)
+        schedule = NodeSchedule(plan, sizes, world, stop_step)
+        budget = self.cache.budget
+        if budget and budget < schedule.least_bytes:
+            raise DataError(
+                f"a cache of {budget / 1e9:,.3g} GB is too small for {self.store.location}: this node needs up to "
+                f"{schedule.least_bytes / 1e9:,.3g} GB of shards at the same time. Set data.cache_gb to that or more "
+                "(0 for no limit), or take more nodes; `aweigh shards plan` shows what each needs."
+            )
+        self._ahead = FetchAhead(self.cache, self.manifest, schedule, world, self._bring, step)
+
+    def reached(self, step: int) -> None:
+        """No sample of an earlier step will be read any more."""
+        if self._ahead is not None:
+            self._ahead.reached(step)
+
+    def close(self) -> None:
+        """Stop fetching, and need nothing of the cache any more. Closing twice is fine."""
+        self._stop.set()
+        if self._ahead is not None:
+            self._ahead.close()
+        self.cache.close()
 
     def index(self, shard: int) -> ShardIndex:
         """The index of one shard, kept in memory once it was asked for."""
@@ -109,23 +155,27 @@ class Shards:
 
     def _open(self, shard: int, *, again: bool = False) -> int:
         """A descriptor of the shard's verified file."""
-        record = self.manifest.shards[shard]
-        in_place = self.store.local_path(record.name)
-        file = self._descriptor(shard, in_place or self._cached(record))
+        in_place = self.store.local_path(self.manifest.shards[shard].name)
+        if in_place is not None:
+            file = self._descriptor(shard, in_place)
+            self._verify_or_close(shard, file, again=again)
+            return file
+        file = self._cached(shard)
+        damaged = os.fstat(file).st_ino
+        try:
+            self._verify_or_close(shard, file, again=again)
+            return file
+        except DataError:
+            file = self._cached(shard, damaged)
+            self._verify_or_close(shard, file)
+            return file
+
+    def _verify_or_close(self, shard: int, file: int, *, again: bool = False) -> None:
         try:
             self._verify(shard, file, again=again)
         except DataError:
-            damaged = os.fstat(file).st_ino
             os.close(file)
-            if in_place is not None:
-                raise
-            file = self._descriptor(shard, self._cached(record, damaged))
-            try:
-                self._verify(shard, file)
-            except DataError:
-                os.close(file)
-                raise
-        return file
+            raise
 
     def _descriptor(self, shard: int, path: Path) -> int:
         try:
@@ -136,17 +186,19 @@ class Shards:
             ) from error
 
     def _verify(self, shard: int, file: int, *, again: bool = False) -> None:
-        status = os.fstat(file)
         record = self.manifest.shards[shard]
-        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        identity = _identity(file)
         if not again and (identity, record.sha256) in _verified:
             return
         with self._locks[shard]:
             if not again and (identity, record.sha256) in _verified:
                 return
             self._check(record, file)
-            with _verifying:
-                _verified[(identity, record.sha256)] = None
+            self._remember(record, file)
+
+    def _remember(self, record: Shard, file: int) -> None:
+        with _verifying:
+            _verified[(_identity(file), record.sha256)] = None
 
     def _check(self, record: Shard, file: int) -> None:
         where = f"{self.store.location}/{record.name}"
@@ -163,54 +215,89 @@ class Shards:
                 "It is not the shard that was built; build or copy it again."
             )
 
-    def _cached(self, record: Shard, damaged: int | None = None) -> Path:
-        """The cache's file for a shard, fetched where it is missing or is still the damaged inode."""
-        path = self.cache_folder / "shards" / f"{record.sha256}.tar"
-        if damaged is None and path.exists():
-            return path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(f"{path}.lock"):
-                # While we waited for the lock, another process may have fetched it.
-                if not path.exists() or path.stat().st_ino == damaged:
-                    self._fetch(record, path)
-        except OSError as error:
-            raise DataError(
-                f"cannot keep shards in {path.parent}: {error}. Choose another cache folder (AWEIGH_CACHE)."
-            ) from error
-        return path
-
-    def _fetch(self, record: Shard, path: Path) -> None:
-        part = path.with_name(f"{path.name}.part")
-        try:
-            for attempt in range(_DOWNLOADS):
-                self.store.download(record.name, part)
+    def _cached(self, shard: int, damaged: int | None = None) -> int:
+        """A descriptor of the cache's file, fetched where it is missing or is still the damaged inode."""
+        record = self.manifest.shards[shard]
+        path = self.cache.shard_path(record.sha256)
+        if self._ahead is None:
+            self.cache.touch(record.sha256)
+        while True:
+            if damaged is None:
                 try:
-                    with open(part, "rb") as file:
-                        self._check(record, file.fileno())
-                    break
-                except DataError:
-                    # Bytes can be damaged on the way, and no S3 client notices.
-                    if attempt == _DOWNLOADS - 1:
-                        raise
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    pass
+            self.cache.obtain(path, record.bytes, lambda file: self._fetch(record, file, hurry=True), damaged=damaged)
+            # It is whole, and may be gone again: then it is fetched again.
+            damaged = None
+
+    def _fetch(self, record: Shard, file: int, *, hurry: bool) -> None:
+        """Write a whole shard into a descriptor. Bytes can be damaged on the way, and no S3 client notices."""
+        for attempt in range(1, _FETCHES + 1):
+            found = self.store.fetch(record.name, file, ranges=_HURRIED_RANGES if hurry else 1, stop=self._stop)
+            os.ftruncate(file, found)
+            try:
+                self._check(record, file)
+                self._remember(record, file)
+                return
+            except DataError as error:
+                if attempt == _FETCHES:
+                    raise DataError(f"{error} It was fetched {_FETCHES} times.") from None
+
+    def _bring(self, item: Wanted, hurry: bool) -> bool:
+        """Fetch one file ahead of its use; whether it is here now."""
+        record = self.manifest.shards[item.shard]
+        if item.is_index:
+            self.index(item.shard)
+            return True
+        path = self.cache.shard_path(record.sha256)
+        return self.cache.obtain(path, record.bytes, lambda file: self._fetch(record, file, hurry=hurry), waiting=False)
 
     def _read_index(self, shard: int) -> ShardIndex:
         record = self.manifest.shards[shard]
         where = f"{self.store.location}/{record.index}"
-        data = self.store.read_bytes(record.index)
+        if self.store.local_path(record.index) is not None:
+            data = self.store.read_bytes(record.index)
+            self._check_index(record, data)
+            return ShardIndex.from_bytes(data, where)
+        path = self.cache.index_path(record.index_sha256)
+        self.cache.obtain(path, 0, lambda file: self._fetch_index(record, file))
+        data, inode = path.read_bytes(), path.stat().st_ino
+        try:
+            self._check_index(record, data)
+        except DataError:
+            self.cache.obtain(path, 0, lambda file: self._fetch_index(record, file), damaged=inode)
+            data = path.read_bytes()
+            self._check_index(record, data)
+        return ShardIndex.from_bytes(data, where)
+
+    def _fetch_index(self, record: Shard, file: int) -> None:
+        for attempt in range(1, _FETCHES + 1):
+            data = self.store.read_bytes(record.index)
+            try:
+                self._check_index(record, data)
+            except DataError:
+                if attempt == _FETCHES:
+                    raise
+                continue
+            write_at(file, data, 0)
+            return
+
+    def _check_index(self, record: Shard, data: bytes) -> None:
         found = hashlib.sha256(data).hexdigest()
         if found != record.index_sha256:
             raise DataError(
-                f"index {where} does not match the manifest: sha256 {found}, expected {record.index_sha256}. "
-                "Build or copy it again."
+                f"index {self.store.location}/{record.index} does not match the manifest: sha256 {found}, expected "
+                f"{record.index_sha256}. Build or copy it again."
             )
-        return ShardIndex.from_bytes(data, where)
 
     def _where(self, shard: int) -> str:
         return f"shard {self.store.location}/{self.manifest.shards[shard].name}"
+
+
+def _identity(file: int) -> _Identity:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _sha256(file: int) -> str:

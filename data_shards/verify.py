@@ -8,14 +8,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_shards.cache import default_cache_folder
 from data_shards.decode import decode_jpeg
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
-from data_shards.shards import Shards, default_cache_folder
+from data_shards.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def _verify(job: _Job) -> int | str:
     if job.known_boxes is not None:
         return job.known_boxes
     try:
-        return _count_verified(Shards(job.location, job.manifest, job.cache_folder), 0, job.decode)
+        with closing(Shards(job.location, job.manifest, job.cache_folder)) as shards:
+            return _count_verified(shards, 0, job.decode)
     except DataError as error:
         return str(error)
 

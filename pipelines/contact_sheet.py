@@ -80,9 +80,11 @@ def write_contact_sheet(
     if epoch < 0:
         raise ConfigError(f"--epoch is {epoch}; epochs are counted from 0.")
     manifest = load_manifest(location)
-    shards = Shards(location, manifest, recipe.data.cache_folder or None)
+    data = recipe.data
+    shards = Shards(data.store(location), manifest, data.cache_folder or None, cache_bytes=data.cache_bytes)
     sample_ids = _find(shards, keys) if keys else _first(manifest, recipe, samples, epoch)
     rows = _rows(shards, manifest, recipe, sample_ids, epoch)
+    shards.close()
     header = f"{location}   recipe {recipe.recipe}, epoch {epoch}, seed {recipe.seed}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

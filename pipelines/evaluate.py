@@ -16,6 +16,7 @@ from data_shards.loader import Batch, EvaluationLoader, coco_ground_truth
 from data_shards.manifest import Manifest
 from data_shards.plan import World
 from data_shards.settings import BoxRules
+from data_shards.store import Store
 from detectors import Detections, Detector
 from pipelines.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.pictures import Picture
@@ -54,13 +55,14 @@ class _Share:
 
 def evaluate(
     detector: Detector,
-    location: str,
+    location: str | Store,
     manifest: Manifest,
     settings: EvaluationSettings,
     *,
     input_size: tuple[int, int],
     max_objects: int,
     cache_folder: str | None,
+    cache_bytes: int,
     threads: int,
     device: torch.device,
     world: World,
@@ -77,6 +79,7 @@ def evaluate(
         input_size: height and width of the input, in pixels, for the fixed geometry.
         max_objects: boxes of an image that enter the validation loss.
         cache_folder: where shards of S3 are kept.
+        cache_bytes: how many bytes of them; 0 for no limit.
         threads: decoding threads.
         device: where the network runs.
         world: this rank among those that share the images.
@@ -85,7 +88,7 @@ def evaluate(
     """
     detector.eval()
     share = _Share()
-    ground_truth = coco_ground_truth(location, cache_folder=cache_folder)
+    ground_truth = coco_ground_truth(location, cache_folder=cache_folder, cache_bytes=cache_bytes)
     pictured = _crowds_of_pictured(ground_truth, settings.pictures, boxes)
     with (
         EvaluationLoader(
@@ -101,6 +104,7 @@ def evaluate(
             max_objects=max_objects,
             threads=threads,
             cache_folder=cache_folder,
+            cache_bytes=cache_bytes,
         ) as loader,
         torch.no_grad(),
     ):

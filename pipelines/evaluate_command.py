@@ -59,13 +59,14 @@ def evaluate_run(
     began = time.monotonic()
     evaluation = evaluate(
         detector,
-        location,
+        recipe.data.store(location),
         manifest,
         replace(recipe.evaluation, pictures=wanted),
         input_size=recipe.data.input_size,
         max_objects=recipe.data.max_objects,
         boxes=recipe.data.box_rules,
         cache_folder=recipe.data.cache_folder or None,
+        cache_bytes=recipe.data.cache_bytes,
         threads=recipe.data.threads,
         device=device,
         world=World(ranks=1, rank=0),

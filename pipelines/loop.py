@@ -171,7 +171,7 @@ class _Training:
     def _loader(self) -> TrainingLoader:
         data = self.recipe.data
         return TrainingLoader(
-            data.train,
+            data.store(data.train),
             self.plan,
             self.world,
             input_size=data.input_size,
@@ -185,6 +185,7 @@ class _Training:
             threads=data.threads,
             prefetch=data.prefetch,
             cache_folder=data.cache_folder or None,
+            cache_bytes=data.cache_bytes,
         )
 
     def _one_step(self, source: Iterator[Batch]) -> None:
@@ -280,13 +281,14 @@ class _Training:
         recipe = self.recipe
         self.evaluation = evaluate(
             judged,
-            recipe.data.validation,
+            recipe.data.store(recipe.data.validation),
             load_manifest(recipe.data.validation),
             recipe.evaluation,
             input_size=recipe.data.input_size,
             max_objects=recipe.data.max_objects,
             boxes=recipe.data.box_rules,
             cache_folder=recipe.data.cache_folder or None,
+            cache_bytes=recipe.data.cache_bytes,
             threads=recipe.data.threads,
             device=self.context.device,
             world=self.world,

@@ -21,7 +21,8 @@ import yaml
 from cluster.errors import ClusterError
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
 from data_shards.errors import DataError
-from data_shards.settings import AugmentationSettings, BoxRules
+from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
+from data_shards.store import Store, open_store
 from pipelines.errors import ConfigError
 
 _FORBID = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -77,7 +78,33 @@ class DataSettings:
     cache_folder: str = ""
     """Where each node keeps shards that come from S3; empty is AWEIGH_CACHE, or ~/.cache/aweigh."""
 
+    cache_gb: float = 0.0
+    """GB of shards that a node keeps there, the ones that are needed next; 0 for no limit."""
+
+    read_timeout_seconds: float = 30.0
+    """Silence of S3 after which a request is given up and made again."""
+
+    read_deadline_seconds: float = 300.0
+    """Time for one file of S3 with all its retries; then the run stops."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """The cache's budget; 0 for no limit."""
+        return round(self.cache_gb * 1e9)
+
+    def store(self, location: str) -> Store:
+        """Where shards lie, to be read with these settings."""
+        return open_store(
+            location,
+            ReadSettings(timeout_seconds=self.read_timeout_seconds, deadline_seconds=self.read_deadline_seconds),
+        )
+
     def __post_init__(self) -> None:
+        if not 0 <= self.cache_gb < math.inf:
+            raise ConfigError(f"data.cache_gb is {self.cache_gb:g}; it must be 0 (no limit) or more.")
+        for name in ("read_timeout_seconds", "read_deadline_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"data.{name} is {getattr(self, name):g}; it must be above 0.")
         for name in ("max_objects", "threads", "prefetch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 1 or more.")
@@ -303,6 +330,9 @@ _FREE_TO_CHANGE = (
     "data.threads",
     "data.prefetch",
     "data.cache_folder",
+    "data.cache_gb",
+    "data.read_timeout_seconds",
+    "data.read_deadline_seconds",
     "engine.zero_stage",
     "cluster",
     "evaluation",

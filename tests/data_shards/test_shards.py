@@ -3,13 +3,15 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_shards.build import BuildReport, build_shards
+from data_shards.cache import default_cache_folder
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
-from data_shards.shards import Shards, default_cache_folder
+from data_shards.shards import Shards
 from data_shards.store import Store, open_store
 from tests.data_shards.samples import document, write_coco
 
@@ -131,13 +133,13 @@ def test_a_shard_in_s3_is_fetched_once_and_kept_under_its_hash(
     built: BuildReport, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    original = type(open_store(remote)).download
+    original = type(open_store(remote)).fetch
 
-    def counting(self: Store, name: str, path: str) -> None:
+    def counting(self: Store, name: str, file: int, **options: Any) -> int:
         fetched.append(name)
-        original(self, name, path)
+        return original(self, name, file, **options)
 
-    monkeypatch.setattr(type(open_store(remote)), "download", counting)
+    monkeypatch.setattr(type(open_store(remote)), "fetch", counting)
     everything: list[dict[int, bytes]] = []
     # Three readers at once, as three ranks of a node would be.
     threads = [
@@ -152,7 +154,7 @@ def test_a_shard_in_s3_is_fetched_once_and_kept_under_its_hash(
         thread.join()
     assert everything == [read_everything(Shards(built.location, built.manifest))] * 3
     assert sorted(fetched) == [shard.name for shard in built.manifest.shards]
-    kept = {path.name for path in (tmp_path / "cache" / "shards").iterdir() if path.suffix != ".lock"}
+    kept = {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
     assert kept == {f"{shard.sha256}.tar" for shard in built.manifest.shards}
 
 
@@ -164,7 +166,7 @@ def test_a_wrong_shard_in_s3_is_refused_and_not_kept(built: BuildReport, remote:
     message = rf"shard s3://shards-test/set/train/{shard.name} does not match the manifest: sha256 "
     with pytest.raises(DataError, match=message):
         Shards(remote, built.manifest, tmp_path / "cache").read_image(0, 0)
-    assert [path.name for path in (tmp_path / "cache" / "shards").iterdir() if path.suffix != ".lock"] == []
+    assert [path.name for path in (tmp_path / "cache" / "shards").iterdir()] == []
 
 
 def test_a_damaged_file_of_the_cache_is_fetched_again(built: BuildReport, remote: str, tmp_path: Path) -> None:
@@ -186,7 +188,9 @@ def test_a_shard_that_is_gone_from_s3_is_named(built: BuildReport, remote: str, 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(built: BuildReport, remote: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot keep shards in .*/file/cache/shards: .*Choose another cache folder"):
+    with pytest.raises(
+        DataError, match=r"cannot keep shards in .*/file/cache/shards: .*or choose another cache folder"
+    ):
         Shards(remote, built.manifest, tmp_path / "file" / "cache").read_image(0, 0)
 
 
@@ -207,15 +211,16 @@ def test_bytes_damaged_on_the_way_are_fetched_again(
     built: BuildReport, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     downloads: list[str] = []
-    original = type(open_store(remote)).download
+    original = type(open_store(remote)).fetch
 
-    def flaky(self: Store, name: str, path: str) -> None:
-        original(self, name, path)
+    def flaky(self: Store, name: str, file: int, **options: Any) -> int:
+        size = original(self, name, file, **options)
         downloads.append(name)
         if len(downloads) == 1:
-            flip_a_bit(Path(path), 3000)
+            os.pwrite(file, bytes([os.pread(file, 1, 3000)[0] ^ 1]), 3000)
+        return size
 
-    monkeypatch.setattr(type(open_store(remote)), "download", flaky)
+    monkeypatch.setattr(type(open_store(remote)), "fetch", flaky)
     expected = Shards(built.location, built.manifest).read_image(0, 1)
     assert Shards(remote, built.manifest, tmp_path / "cache").read_image(0, 1) == expected
     assert len(downloads) == 2

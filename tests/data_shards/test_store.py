@@ -32,14 +32,15 @@ def test_what_is_written_is_read_listed_and_deleted(store: Store) -> None:
 
 
 def test_files_go_up_and_come_down_whole(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_shards.store._MULTIPART_BYTES", 8 * 1024 * 1024)
+    monkeypatch.setattr("data_shards.s3._MULTIPART_BYTES", 8 * 1024 * 1024)
     # Above the 8 MiB from which S3 takes several parts, both ways.
     content = os.urandom(9 * 1024 * 1024)
     (tmp_path / "up.bin").write_bytes(content)
     store.upload(tmp_path / "up.bin", "big.bin")
-    store.download("big.bin", tmp_path / "deep" / "down.bin")
-    assert (tmp_path / "deep" / "down.bin").read_bytes() == content
-    assert os.listdir(tmp_path / "deep") == ["down.bin"]
+    for ranges in (1, 4):
+        with open(tmp_path / "down.bin", "w+b") as file:
+            assert store.fetch("big.bin", file.fileno(), ranges=ranges) == len(content)
+            assert file.read() == content
     store.write_bytes("again.bin", content)
     assert store.read_bytes("again.bin") == content
 
@@ -110,12 +111,15 @@ def test_a_missing_bucket_is_named(s3: str, action: str) -> None:
 
 def test_a_missing_object_is_named_with_bucket_and_key(s3: str, tmp_path: Path) -> None:
     store = open_store(f"{s3}/prefix")
-    message = r"cannot read s3://shards-test/prefix/gone\.tar: bucket 'shards-test' has no object 'prefix/gone\.tar'"
+    message = (
+        r"cannot read s3://shards-test/prefix/gone\.tar \(1 attempt\): bucket 'shards-test' has no object "
+        r"'prefix/gone\.tar'"
+    )
     with pytest.raises(DataError, match=message):
         store.read_bytes("gone.tar")
-    with pytest.raises(DataError, match=message):
-        store.download("gone.tar", tmp_path / "gone.tar")
-    assert os.listdir(tmp_path) == []
+    for ranges in (1, 4):
+        with open(tmp_path / "down.bin", "w+b") as file, pytest.raises(DataError, match=message):
+            store.fetch("gone.tar", file.fileno(), ranges=ranges)
 
 
 @pytest.mark.parametrize("action", ["read", "write", "list", "exists", "check_writable", "upload"])
@@ -141,7 +145,7 @@ def test_an_endpoint_that_does_not_answer_is_named(s3: str, monkeypatch: pytest.
         silent.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setattr("data_shards.store._ATTEMPTS", 2)  # the port is new, so is the client
+        monkeypatch.setattr("data_shards.s3._ATTEMPTS", 2)  # the port is new, so is the client
         with pytest.raises(DataError, match=rf"{endpoint}/? does not answer after 2 attempts .*AWS_ENDPOINT_URL"):
             open_store(f"{s3}/prefix").check_readable()
 

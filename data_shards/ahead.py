@@ -1,0 +1,145 @@
+"""Fetching ahead: threads that bring a node's next shards into its cache before a reader asks for them.
+
+How far ahead is counted in bytes: what is in use, and as much again, as far as the budget goes. All ranks of a node
+follow the same order, and the locks of the cache share the shards out among them.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from data_shards.cache import NodeCache
+from data_shards.errors import DataError
+from data_shards.manifest import Manifest
+from data_shards.plan import World
+from data_shards.schedule import NodeSchedule
+from data_shards.store import Stopped
+
+_IN_FLIGHT = 10
+# Shards that a start waits for travel in several ranges at the same time.
+_HURRIED = 2
+_CLOSE_SECONDS = 2.0
+
+
+class Wanted(NamedTuple):
+    """A file to fetch: the index or the shard of this number."""
+
+    is_index: bool
+    shard: int
+
+
+class FetchAhead:
+    """Threads that fetch what a schedule needs next, until `close`.
+
+    Args:
+        cache: where to.
+        manifest: names of the files.
+        schedule: in which order.
+        world: how many ranks share the work: ten shards of a node travel at the same time.
+        fetch: brings one file into the cache and says whether it is there; called with the file and whether to hurry.
+        step: the first step.
+    """
+
+    def __init__(
+        self,
+        cache: NodeCache,
+        manifest: Manifest,
+        schedule: NodeSchedule,
+        world: World,
+        fetch: Callable[[Wanted, bool], bool],
+        step: int,
+    ) -> None:
+        self._cache, self._manifest, self._schedule, self._fetch = cache, manifest, schedule, fetch
+        self._step = step
+        self._needs = schedule.needs(step)
+        self._queue: list[Wanted] = []
+        self._running: set[Wanted] = set()
+        self._done_indexes: set[int] = set()
+        self._put_off: set[Wanted] = set()
+        self._failed: set[Wanted] = set()
+        self._hurried = 0
+        self._closed = False
+        self._state = threading.Condition()
+        self._claim()
+        self._plan_queue()
+        ranks_here = max(1, world.ranks // world.nodes)
+        self._threads = [
+            threading.Thread(target=self._work, name="aweigh-fetch", daemon=True)
+            for _ in range(max(2, -(-_IN_FLIGHT // ranks_here)))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def reached(self, step: int) -> None:
+        """No sample of an earlier step will be read any more."""
+        with self._state:
+            if step <= self._step or self._closed:
+                return
+            self._step = step
+            moved = step >= self._needs.valid_until
+            if moved:
+                self._needs = self._schedule.needs(step)
+                self._claim()
+            if moved or self._put_off:
+                self._put_off.clear()
+                self._plan_queue()
+                self._state.notify_all()
+
+    def close(self) -> None:
+        """Stop; threads that a silent server holds are left to end by themselves."""
+        with self._state:
+            self._closed = True
+            self._queue.clear()
+            self._state.notify_all()
+        for thread in self._threads:
+            thread.join(_CLOSE_SECONDS / len(self._threads))
+
+    def _claim(self) -> None:
+        """Tell the others what this node needs; what is no longer named may be let go of."""
+        needs = self._needs
+        names = [self._manifest.shards[shard].sha256 for shard in needs.shards]
+        wanted, in_use = self._schedule.wanted(needs, self._cache.budget), needs.in_use
+        self._cache.claim(names[:in_use], names[in_use:wanted], names)
+
+    def _plan_queue(self) -> None:
+        needs = self._needs
+        wanted = needs.shards[: self._schedule.wanted(needs, self._cache.budget)].tolist()
+        here = self._cache.present()
+        missing = [shard for shard in wanted if self._manifest.shards[shard].sha256 not in here]
+        # The sizes of a batch's images stand in the indexes, so a batch begins with all of them.
+        indexes = [shard for shard in wanted if shard not in self._done_indexes]
+        open_indexes = [shard for shard in wanted[: needs.in_use] if shard not in self._done_indexes]
+        queue = [Wanted(True, shard) for shard in open_indexes]
+        queue += [Wanted(False, shard) for shard in missing[: 2 * _IN_FLIGHT]]
+        queue += [Wanted(True, shard) for shard in indexes if shard not in set(open_indexes)]
+        queue += [Wanted(False, shard) for shard in missing[2 * _IN_FLIGHT :]]
+        left_out = self._running | self._put_off | self._failed
+        self._queue = [item for item in reversed(queue) if item not in left_out]
+
+    def _work(self) -> None:
+        while True:
+            with self._state:
+                while not self._queue and not self._closed:
+                    self._state.wait()
+                if self._closed:
+                    return
+                item = self._queue.pop()
+                self._running.add(item)
+                hurry = not item.is_index and self._hurried < _HURRIED
+                self._hurried += hurry
+            found = failed = False
+            try:
+                found = self._fetch(item, hurry)
+            except Stopped:
+                pass
+            except DataError:
+                # Whoever needs it tries again, and says what is wrong.
+                failed = True
+            with self._state:
+                self._running.discard(item)
+                if found and item.is_index:
+                    self._done_indexes.add(item.shard)
+                elif failed:
+                    self._failed.add(item)
+                elif not found:
+                    self._put_off.add(item)
