@@ -62,7 +62,7 @@ def evaluate(
     input_size: tuple[int, int],
     max_objects: int,
     cache_folder: str | None,
-    cache_bytes: int,
+    cache_bytes: int = 0,
     threads: int,
     device: torch.device,
     world: World,
