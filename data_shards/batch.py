@@ -14,6 +14,7 @@ from data_shards.augment import Draws
 from data_shards.decode import (
     decode_jpeg,
     ends_on_last_pixel,
+    scaled,
     transform_boxes,
     transform_points,
     warp,
@@ -203,8 +204,12 @@ class Slot:
         place: int,
         matrix: NDArray[np.float64],
         rules: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
+        scale: float = 1.0,
     ) -> None:
-        """Read, decode and resample one sample into one row; `take` comes before, for what is drawn."""
+        """Read, decode and resample one sample into one row; `take` comes before, for what is drawn.
+
+        With a `scale` the image is resized first, its sides rounded down, and `matrix` is that of the resized one.
+        """
         index = shards.index(shard)
         data = shards.read_image(shard, place)
         try:
@@ -214,15 +219,20 @@ class Slot:
                 f"shard {shards.manifest.shards[shard].name}, image {index.image_ids[place]} does not decode "
                 f"({error}). Build the shards again."
             ) from error
+        size = image.shape[:2]
+        if scale != 1:
+            image = scaled(image, scale)
         if self.content_sizes is None:
             planes = self.images[row]
             cv2.split(warp(image, matrix, planes.shape[1:]), list(planes))
         else:
             self._fill_whole(row, image)
-        self._fill_labels(row, index, place, matrix, image.shape[:2], rules, shards.manifest)
+        # Boxes go by the scale itself, whatever the rounding of the sides did.
+        matrix = matrix * np.array([scale, scale, 1.0])
+        self._fill_labels(row, index, place, matrix, size, rules, shards.manifest)
         self.image_ids[row] = index.image_ids[place]
         self.transforms[row] = matrix
-        self.original_sizes[row] = image.shape[:2]
+        self.original_sizes[row] = size
 
     def _fill_whole(self, row: int, image: NDArray[np.uint8]) -> None:
         """The image resized to its content size, in the top left corner; bilinear, as the published resizing is."""

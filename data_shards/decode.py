@@ -137,6 +137,21 @@ def crop_matrix(
     )
 
 
+def scaled(image: Image, scale: float) -> Image:
+    """CenterNet's test scale: sides times `scale`, rounded down, bilinear.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/detectors/base_detector.py, `pre_process`.
+    """
+    height, width = image.shape[:2]
+    return cv2.resize(image, scaled_size((width, height), scale), interpolation=cv2.INTER_LINEAR)
+
+
+def scaled_size(sides: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Sides of `scaled`'s result, in the order they are given."""
+    return int(sides[0] * scale), int(sides[1] * scale)
+
+
 def warp(image: Image, matrix: NDArray[np.float64], input_size: tuple[int, int]) -> Image:
     """Resample an image through an image-to-input matrix: bilinear, black outside.
 

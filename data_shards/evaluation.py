@@ -1,15 +1,16 @@
 """Evaluation: each image once, in the published test geometry, and the truth to hold results against."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.batch import Batch, Int64, Slot, check_input_size
-from data_shards.decode import crop_matrix
+from data_shards.decode import crop_matrix, scaled_size
 from data_shards.draws import resized
 from data_shards.errors import DataError
 from data_shards.manifest import load_manifest
@@ -31,6 +32,10 @@ class EvaluationLoader(Prefetcher[Int64]):
     where the longer one would exceed its limit, and padded on the right and below to multiples of `size_divisor`
     (FCOS). Where inputs differ in size, batches hold only images that share it.
 
+    A `scale` other than 1 resizes the image before it is placed so. As published, "fixed" and "width" then zoom as for
+    the image at scale 1, which leaves a border around a smaller image and cuts a larger one; "shorter_side" multiplies
+    that side.
+
     Args:
         location: `LOCATION/SPLIT`.
         world: this rank's place.
@@ -39,6 +44,9 @@ class EvaluationLoader(Prefetcher[Int64]):
         size_divisor: a power of two, for "keep" and "shorter_side".
         shorter_side, longer_side_limit: in pixels, for "shorter_side".
         boxes: which boxes count, and where they end.
+        scale: factor on the size of the image.
+        beside: scale and longer_side_limit of each loader that is read beside this one: their batches hold the same
+            images, in one order.
         batch_size: at most so many images at a time.
         limit: only the first so many samples of the set, whatever the world.
         max_objects: annotations beyond so many are left out; None keeps all.
@@ -59,6 +67,8 @@ class EvaluationLoader(Prefetcher[Int64]):
         shorter_side: int = 800,
         longer_side_limit: int = 1333,
         boxes: BoxRules | None = None,
+        scale: float = 1.0,
+        beside: Sequence[tuple[float, int]] = (),
         batch_size: int = 1,
         limit: int | None = None,
         max_objects: int | None = None,
@@ -75,6 +85,8 @@ class EvaluationLoader(Prefetcher[Int64]):
                 f"shorter_side is {shorter_side} and longer_side_limit {longer_side_limit}; set both to 1 pixel or "
                 "more, the limit no smaller than the side."
             )
+        if not 0 < scale < math.inf:
+            raise DataError(f"scale is {scale:g}; set it above 0.")
         if size_divisor < 1 or size_divisor & (size_divisor - 1):
             raise DataError(f"size_divisor is {size_divisor}; set it to a power of two.")
         if batch_size < 1:
@@ -87,7 +99,9 @@ class EvaluationLoader(Prefetcher[Int64]):
         self._input_size = input_size
         self._size_divisor = size_divisor
         self._boxes = boxes if boxes is not None else BoxRules()
-        self._shorter_side, self._longer_side_limit = shorter_side, longer_side_limit
+        self._shorter_side = shorter_side
+        self._own = _View(scale, longer_side_limit)
+        self._views = sorted({self._own, *(_View(*view) for view in beside)})
         self._batch_size = batch_size
         self._max_objects = max_objects
         self._samples = _SampleTable(self._shards, limit)
@@ -102,10 +116,10 @@ class EvaluationLoader(Prefetcher[Int64]):
         super().close()
 
     def _schedule(self) -> Iterator[Int64]:
-        sizes = self._input_sizes(np.arange(self.num_samples))
         order = np.arange(self.num_samples)
+        sizes = np.concatenate([self._input_sizes(order, view) for view in self._views], axis=1)
         if self._geometry in ("keep", "shorter_side"):
-            order = np.lexsort((order, sizes[:, 1], sizes[:, 0]))
+            order = np.lexsort((order, *sizes.T[::-1]))
         first, last = (self.num_samples * rank // self.world.ranks for rank in (self.world.rank, self.world.rank + 1))
         share = order[first:last]
         while len(share):
@@ -115,31 +129,36 @@ class EvaluationLoader(Prefetcher[Int64]):
             yield share[:count]
             share = share[count:]
 
-    def _input_sizes(self, samples: Int64) -> Int64:
+    def _input_sizes(self, samples: Int64, view: "_View") -> Int64:
         """Height and width `(samples, 2)` of the input that each sample takes."""
         divisor = self._size_divisor
         if self._geometry == "keep":
-            return (self._samples.sizes[samples] | (divisor - 1)) + 1
+            return (self._content_sizes(samples, view) | (divisor - 1)) + 1
         if self._geometry == "shorter_side":
-            return -(-self._content_sizes(samples) // divisor) * divisor
+            return -(-self._content_sizes(samples, view) // divisor) * divisor
         return np.tile(np.array(self._input_size), (len(samples), 1))
 
-    def _content_sizes(self, samples: Int64) -> Int64:
-        return resized(self._samples.sizes[samples], self._shorter_side, self._longer_side_limit)
+    def _content_sizes(self, samples: Int64, view: "_View") -> Int64:
+        """Height and width `(samples, 2)` of the image before it is placed."""
+        sizes = self._samples.sizes[samples]
+        if self._geometry == "shorter_side":
+            return resized(sizes, round(self._shorter_side * view.scale), view.longer_side_limit)
+        return np.array([scaled_size((height, width), view.scale) for height, width in sizes.tolist()])
 
     def _matrix(self, sample: int, input_size: tuple[int, int]) -> NDArray[np.float64]:
+        """From the image before it is placed to the input; for shorter_side, from the image itself."""
         height, width = (int(side) for side in self._samples.sizes[sample])
+        ((now_height, now_width),) = self._content_sizes(np.array([sample]), self._own).tolist()
         if self._geometry == "keep":
-            return crop_matrix((width // 2, height // 2), input_size[1], input_size)
+            return crop_matrix((now_width // 2, now_height // 2), input_size[1], input_size)
         if self._geometry == "shorter_side":
-            ((to_height, to_width),) = self._content_sizes(np.array([sample]))
-            return np.array([[to_width / width, 0.0, 0.0], [0.0, to_height / height, 0.0]])
+            return np.array([[now_width / width, 0.0, 0.0], [0.0, now_height / height, 0.0]])
         return crop_matrix(
-            (width / 2, height / 2), width if self._geometry == "width" else max(height, width), input_size
+            (now_width / 2, now_height / 2), width if self._geometry == "width" else max(height, width), input_size
         )
 
     def _start(self, item: Int64) -> tuple[Batch, list[Future[None]]]:
-        height, width = self._input_sizes(item[:1])[0]
+        height, width = self._input_sizes(item[:1], self._own)[0]
         input_size = (int(height), int(width))
         shards, rows = self._samples.shards[item], self._samples.rows[item]
         most = max(1, int(self._samples.num_boxes[item].max()))
@@ -154,13 +173,14 @@ class EvaluationLoader(Prefetcher[Int64]):
             whole_images=self._geometry == "shorter_side",
         )
         if slot.content_sizes is not None:
-            slot.content_sizes[:] = self._content_sizes(item)
+            slot.content_sizes[:] = self._content_sizes(item, self._own)
         number = self._next_batch
         self._next_batch += 1
 
         def fill(row: int) -> None:
             matrix = self._matrix(int(item[row]), input_size)
-            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix, self._boxes)
+            scale = 1.0 if self._geometry == "shorter_side" else self._own.scale
+            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix, self._boxes, scale)
 
         return slot.batch(-1, number), [self._pool.submit(fill, row) for row in range(len(item))]
 
@@ -216,6 +236,14 @@ def coco_ground_truth(
         "annotations": [*annotations, *ignored],
         "categories": [{"id": item.id, "name": item.name, **joints.get(item.id, {})} for item in manifest.classes],
     }
+
+
+class _View(NamedTuple):
+    """How large images are shown."""
+
+    scale: float
+    longer_side_limit: int
+    """For shorter_side."""
 
 
 class _SampleTable:

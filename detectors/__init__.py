@@ -8,6 +8,7 @@ from detectors.detector import (
     Preprocessing,
     build,
     names,
+    nearest,
 )
 
-__all__ = ["Detections", "Detector", "DetectorError", "Preprocessing", "build", "names", "published"]
+__all__ = ["Detections", "Detector", "DetectorError", "Preprocessing", "build", "names", "nearest", "published"]

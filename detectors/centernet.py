@@ -4,6 +4,7 @@ Everything is at a quarter of the input's resolution: the networks' output strid
 pixels. Heads have their published names: `hm` is the heatmap, `wh` the size, `reg` the offset.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from detectors.losses import (
 )
 from detectors.peaks import Peaks, top_peaks
 from detectors.settings import configure, require_choice, require_count, require_flag, require_fraction, require_weight
+from detectors.test_time import MODES, averaged_with_mirror, merge_by_soft_nms
 
 STRIDE = 4
 """Input pixels per cell of the heatmap."""
@@ -116,6 +118,10 @@ class CenterNetPoints:
 
 class CenterNet(CenterNetNetwork):
     """Boxes as points: the heads, their targets and losses, and the way back to boxes."""
+
+    test_modes = MODES
+    soft_nms = True
+    test_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
 
     def __init__(self, num_classes: int, network: Any, settings: CenterNetSettings) -> None:
         super().__init__()
@@ -203,22 +209,64 @@ class CenterNet(CenterNetNetwork):
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `ctdet_decode`.
         """
-        points = self.find(outputs, input_size, limit)
+        return self.decode_maps(self.read_maps(outputs), input_size, limit)
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        outputs: Outputs,
+        input_size: tuple[int, int],
+        limit: int = 100,
+        *,
+        mirrored: Outputs | None = None,
+        content_sizes: Tensor | None = None,
+    ) -> list[Detections]:
+        """What `decode` gives, of maps that are averaged with the mirror's; see `Detector.candidates`.
+
+        Heatmaps are averaged after the sigmoid; offsets are the image's own (section 4 of the paper, "flip").
+
+        Source:
+            xingyizhou/CenterNet, src/lib/detectors/ctdet.py and multi_pose.py, `process`.
+        """
+        maps = self.read_maps(outputs)
+        if mirrored is not None:
+            self.check_test_mode("flip")
+            maps = maps | self.average_with_mirror(maps, self.read_maps(mirrored))
+        return self.decode_maps(maps, input_size, limit)
+
+    def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
+        """Soft-NMS over several scales, or over one where it is asked for; see `test_time.merge_by_soft_nms`."""
+        if not soft and len(parts) == 1:
+            return parts[0]
+        self.check_test_mode("multiscale" if len(parts) > 1 else "none", soft)
+        return merge_by_soft_nms(parts, limit)
+
+    def read_maps(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Maps of the last stack in float32, heatmaps after the sigmoid."""
+        maps = {name: values.float() for name, values in outputs[-1].items()}
+        return maps | {name: maps[name].sigmoid() for name in maps if "hm" in name}
+
+    def average_with_mirror(self, maps: dict[str, Tensor], mirrored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The maps, as `read_maps` gives them, that have a part in averaging: the mean of both."""
+        return {name: averaged_with_mirror(maps[name], mirrored[name]) for name in ("hm", "wh")}
+
+    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
+        """`decode`, of what `read_maps` gives."""
+        points = self.find(maps, input_size, limit)
         return [Detections(*rows) for rows in zip(points.boxes, points.peaks.scores, points.peaks.labels, strict=True)]
 
-    def find(self, outputs: Outputs, input_size: tuple[int, int], limit: int) -> CenterNetPoints:
-        """The best peaks of the last stack with what the heads of size and offset say there; see `decode`."""
-        maps = outputs[-1]
+    def find(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> CenterNetPoints:
+        """The best peaks with what the heads of size and offset say there; see `decode`."""
         height, width = maps["hm"].shape[-2] * STRIDE, maps["hm"].shape[-1] * STRIDE
         if (height, width) != tuple(input_size):
             raise DetectorError(
                 f"the maps are {height // STRIDE} x {width // STRIDE} cells, which an input of {height} x {width} "
                 f"gives, not one of {input_size[0]} x {input_size[1]}. Pass the size of the tensor that was run."
             )
-        peaks = top_peaks(maps["hm"].float().sigmoid(), limit)
+        peaks = top_peaks(maps["hm"], limit)
         cell = torch.stack((peaks.x, peaks.y), dim=-1)
-        center = cell + at_centers(maps["reg"].float(), peaks.index)
-        size = self._sizes(maps["wh"].float(), peaks.index, peaks.labels)
+        center = cell + at_centers(maps["reg"], peaks.index)
+        size = self._sizes(maps["wh"], peaks.index, peaks.labels)
         return CenterNetPoints(peaks, cell, center * STRIDE, box.around(center, size) * STRIDE)
 
     def locate(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int]) -> CenterNetObjects:

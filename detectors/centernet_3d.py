@@ -67,6 +67,11 @@ class CenterNet3D(CenterNet):
     """Objects as points in an image of a calibrated camera."""
 
     settings: CenterNet3DSettings
+    needs = ("depth", "dimensions", "alpha")
+    # A mirror turns the observation angle around, which nobody has published an average of.
+    test_modes = ("none",)
+    soft_nms = False
+    test_scales = (1.0,)
 
     def __init__(self, num_classes: int, network: Any, settings: CenterNet3DSettings) -> None:
         super().__init__(num_classes, network, settings)
@@ -149,8 +154,7 @@ class CenterNet3D(CenterNet):
         weighted = [getattr(settings, f"{name}_weight") * parts[name] for name in names]
         return {**parts, "loss": torch.stack(weighted).sum()}
 
-    @torch.no_grad()
-    def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
+    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
         """Boxes as CenterNet's, with `box3d` `(objects, 7)`, all of which needs no camera.
 
         Columns: x and y of the centre in the input frame; depth, height, width and length in metres; alpha, the
@@ -160,8 +164,7 @@ class CenterNet3D(CenterNet):
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `ddd_decode`; src/lib/utils/ddd_utils.py.
         """
-        maps = {name: values.float() for name, values in outputs[-1].items()}
-        points = self.find(outputs, input_size, limit)
+        points = self.find(maps, input_size, limit)
         index = points.peaks.index
         depth, dimensions = depth_of(at_centers(maps["dep"], index)), at_centers(maps["dim"], index)
         alpha = surer_angle(at_centers(maps["rot"], index))[..., None]

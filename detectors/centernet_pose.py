@@ -27,6 +27,7 @@ from detectors.losses import (
 )
 from detectors.peaks import suppress_neighbours
 from detectors.settings import configure, require_count, require_weight
+from detectors.test_time import averaged_with_mirror, exchange_joints, mirror_displacements
 
 _NEARLY_A_CENTER = 0.9999
 """Value of the whole heatmap of an image that was turned: nothing is learnt from it."""
@@ -82,6 +83,7 @@ class CenterNetPose(CenterNet):
     """People as points: the heads of CenterNet and three for joints."""
 
     settings: CenterNetPoseSettings
+    needs = ("keypoints",)
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
@@ -176,8 +178,16 @@ class CenterNetPose(CenterNet):
         )
         return {**parts, **of_joints, "loss": loss}
 
-    @torch.no_grad()
-    def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
+    def average_with_mirror(self, maps: dict[str, Tensor], mirrored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Besides heatmap and size also the joints' displacements and heatmaps, left and right exchanged."""
+        order = exchange_joints(self.settings.joints)
+        return {
+            **super().average_with_mirror(maps, mirrored),
+            "hps": (maps["hps"] + mirror_displacements(mirrored["hps"])) / 2,
+            "hm_hp": averaged_with_mirror(maps["hm_hp"], mirrored["hm_hp"][:, order]),
+        }
+
+    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
         """Boxes as CenterNet's, with keypoints `(people, joints, 3)`: x, y in the input frame, and a score.
 
         A regressed joint gives way to the nearest of the `limit` best peaks of its kind, unless that one scores
@@ -187,8 +197,7 @@ class CenterNetPose(CenterNet):
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `multi_pose_decode`.
         """
-        maps = {name: values.float() for name, values in outputs[-1].items()}
-        people = self.find(outputs, input_size, limit)
+        people = self.find(maps, input_size, limit)
         displacement = at_centers(maps["hps"], people.peaks.index)
         regressed = people.cell[:, :, None] + displacement.reshape(*people.cell.shape[:2], -1, 2)
         keypoints = move_to_peaks(regressed, people.boxes / STRIDE, *self._joint_peaks(maps, limit))
@@ -200,7 +209,7 @@ class CenterNetPose(CenterNet):
 
     def _joint_peaks(self, maps: dict[str, Tensor], limit: int) -> tuple[Tensor, Tensor]:
         """Places `(batch, joints, peaks, 2)` in cells and scores of the best peaks of every joint."""
-        heatmap = maps["hm_hp"].sigmoid()
+        heatmap = maps["hm_hp"]
         width = heatmap.shape[-1]
         cells = suppress_neighbours(heatmap).flatten(2)
         scores, index = cells.topk(min(limit, cells.shape[2]))

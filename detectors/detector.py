@@ -60,6 +60,16 @@ class Detector(nn.Module, ABC):
     """What stands before the keys of an ImageNet file in the state dict."""
     class_layers: tuple[str, ...] = ()
     """Layers whose first dimension counts classes: the ones a file for other classes does not fit."""
+    needs: tuple[str, ...] = ()
+    """Names of the further annotations without which `encode` has no targets."""
+    test_modes: tuple[str, ...] = ("none",)
+    """What the network may be shown at test time, of `test_time.MODES`."""
+    soft_nms: bool = False
+    """Soft-NMS is part of the publication."""
+    test_scales: tuple[float, ...] = (1.0,)
+    """Factors on the size of the image in the mode "multiscale", as published."""
+    merges_in_input: bool = False
+    """`merge` measures boxes in pixels of the first scale's input, not of the image."""
     file_layouts: tuple[FileLayout, ...] = ()
     """How files of other libraries keep this detector; without one that fits, keys are taken as they are."""
 
@@ -90,6 +100,69 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
         """At most `limit` detections an image, boxes in the input frame."""
+
+    def mirror(self, images: Tensor, content_widths: Tensor) -> Tensor:
+        """The images `(batch, 3, height, width)` as the mirror shows them; `candidates` turns what comes of it back.
+
+        Args:
+            images: normalised.
+            content_widths: int64 `(batch,)`, columns that hold the photograph where all padding is behind it.
+        """
+        return images.flip(-1)
+
+    def candidates(
+        self,
+        outputs: Any,
+        input_size: tuple[int, int],
+        limit: int = 100,
+        *,
+        mirrored: Any = None,
+        content_sizes: Tensor | None = None,
+    ) -> list[Detections]:
+        """What one scale brings to `merge`, image by image, in the input frame.
+
+        Args:
+            outputs: what `forward` gave.
+            input_size: height and width of the input, in pixels.
+            limit: detections an image.
+            mirrored: what `forward` gave for the mirrored images.
+            content_sizes: int64 `(batch, 2)`, rows and columns that hold the photograph where all padding is behind
+                it; without them all of the input.
+
+        Raises:
+            DetectorError: `mirrored` is given, and this detector was not published with it.
+        """
+        if mirrored is not None:
+            self.check_test_mode("flip")
+        return self.decode(outputs, input_size, limit)
+
+    def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
+        """The final detections of one image from those that `candidates` gave at each scale.
+
+        Args:
+            parts: one a scale, boxes in one frame: the first scale's input where `merges_in_input`, else the image.
+            limit: detections an image.
+            soft: soft-NMS for a single scale, too.
+
+        Raises:
+            DetectorError: there are several scales or `soft` is set, and this detector was not published with it.
+        """
+        self.check_test_mode("multiscale" if len(parts) > 1 else "none", soft)
+        return parts[0]
+
+    def check_test_mode(self, mode: str, soft: bool = False) -> None:
+        """Refuse what this detector was not published with.
+
+        Raises:
+            DetectorError: with the modes that it has, or `soft` is set, and soft-NMS is not part of it.
+        """
+        if soft and not self.soft_nms:
+            raise DetectorError(f"{self.name} was not published with soft-NMS, which is CenterNet's. Leave it off.")
+        if mode not in self.test_modes:
+            raise DetectorError(
+                f"{self.name} has no test mode {mode!r}, only {', '.join(self.test_modes)}: its authors publish no "
+                "other."
+            )
 
 
 _BUILDERS: dict[str, Callable[..., Detector]] = {}

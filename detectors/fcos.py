@@ -5,6 +5,7 @@ share: which point answers for which box, the losses, and the way back to boxes.
 row, P3 first, each level line by line.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from detectors.fcos_network import (
 from detectors.fcos_variants import SIZE_RANGES, STRIDES, VARIANTS
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.suppression import nms
+from detectors.test_time import MODES, joined, mirror_content
 
 _LARGEST_AREA = 1e8
 
@@ -81,6 +83,10 @@ class FCOS(Detector):
 
     stride_divisor = 32
     backbone_prefix = "backbone.body."
+    test_modes = MODES
+    # The image at its test size, then shorter sides of 400 to 1200 pixels where that one is 800.
+    test_scales = (1.0, 0.5, 0.625, 0.75, 0.875, 1.125, 1.25, 1.375, 1.5)
+    merges_in_input = True
 
     def __init__(self, depth: int, num_classes: int | None, network: FCOSNetworkSettings, settings: FCOSSettings):
         super().__init__()
@@ -191,6 +197,62 @@ class FCOS(Detector):
         Source:
             tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/inference.py; torchvision/models/detection/fcos.py.
         """
+        return [self.merge([found], limit) for found in self.candidates(outputs, input_size, limit)]
+
+    def mirror(self, images: Tensor, content_widths: Tensor) -> Tensor:
+        """The photograph mirrored, the padding still behind it."""
+        return mirror_content(images, content_widths)
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        outputs: Outputs,
+        input_size: tuple[int, int],
+        limit: int = 100,
+        *,
+        mirrored: Outputs | None = None,
+        content_sizes: Tensor | None = None,
+    ) -> list[Detections]:
+        """The best boxes of each level before suppression, clipped to the photograph; the mirror's behind the image's.
+
+        Source:
+            tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/inference.py; fcos_core/engine/bbox_aug.py.
+        """
+        sizes = [input_size] * len(outputs[0]["logits"])
+        if content_sizes is not None:
+            sizes = [(height, width) for height, width in content_sizes.tolist()]
+        found = self._all_candidates(outputs, input_size, sizes)
+        if mirrored is None:
+            return found
+        turned = self._all_candidates(mirrored, input_size, sizes)
+        for of_mirror, (_, width) in zip(turned, sizes, strict=True):
+            x1, y1, x2, y2 = of_mirror.boxes.unbind(dim=-1)
+            last = width - self.variant.pixel
+            of_mirror.boxes = torch.stack((last - x2, y1, last - x1, y2), dim=-1)
+        return [joined(both) for both in zip(found, turned, strict=True)]
+
+    def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
+        """One NMS over the candidates of all scales, class by class.
+
+        Raises:
+            DetectorError: `soft` is set; FCOS was published with NMS.
+        """
+        self.check_test_mode("none", soft)
+        every = joined(parts)
+        kept = nms(
+            every.boxes,
+            every.scores,
+            every.labels,
+            threshold=self.settings.nms_threshold,
+            plus_one=self.variant.pixel == 1,
+            limit=limit,
+        )
+        boxes = every.boxes + every.boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
+        return Detections(boxes[kept], every.scores[kept], every.labels[kept])
+
+    def _all_candidates(
+        self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]
+    ) -> list[Detections]:
         grids = grid_sizes(input_size)
         for maps, grid in zip(outputs, grids, strict=True):
             if maps["logits"].shape[-2:] != grid:
@@ -199,24 +261,14 @@ class FCOS(Detector):
                     f"a level has {height} x {width} cells, an input of {input_size[0]} x {input_size[1]} gives "
                     f"{grid[0]} x {grid[1]}. Pass the size of the tensor that was run."
                 )
-        detections = []
-        for image in range(len(outputs[0]["logits"])):
+        found = []
+        for image, content_size in enumerate(content_sizes):
             levels = [
-                self._candidates({name: maps[name][image].float() for name in maps}, level, input_size)
+                self._candidates({name: maps[name][image].float() for name in maps}, level, input_size, content_size)
                 for level, maps in enumerate(outputs)
             ]
-            boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-            kept = nms(
-                boxes,
-                scores,
-                labels,
-                threshold=self.settings.nms_threshold,
-                plus_one=self.variant.pixel == 1,
-                limit=limit,
-            )
-            boxes = boxes + boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
-            detections.append(Detections(boxes[kept], scores[kept], labels[kept]))
-        return detections
+            found.append(Detections(*(torch.cat(parts) for parts in zip(*levels, strict=True))))
+        return found
 
     def points(self, level: int, input_size: tuple[int, int], device: torch.device) -> Tensor:
         """Points `(points, 2)` of a level as x, y in the input frame, float32, line by line."""
@@ -274,7 +326,7 @@ class FCOS(Detector):
         return sums / distributed.get_world_size()
 
     def _candidates(
-        self, maps: dict[str, Tensor], level: int, input_size: tuple[int, int]
+        self, maps: dict[str, Tensor], level: int, input_size: tuple[int, int], content_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and labels of one level of one image, in no order of scores."""
         variant = self.variant
@@ -290,7 +342,7 @@ class FCOS(Detector):
         distances = maps["distances"].flatten(1).T[at] * (1 if variant.exponential else STRIDES[level])
         points = self.points(level, input_size, distances.device)[at]
         boxes = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=-1)
-        boxes = box.clip(boxes, input_size[0] - variant.pixel, input_size[1] - variant.pixel)
+        boxes = box.clip(boxes, content_size[0] - variant.pixel, content_size[1] - variant.pixel)
         return boxes, scores.sqrt(), labels
 
     def _check(self, labels: Tensor, input_size: tuple[int, int]) -> None:

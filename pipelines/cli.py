@@ -114,6 +114,20 @@ def command_line() -> argparse.ArgumentParser:
     evaluate.add_argument("--newest", action="store_true", help="the newest checkpoint instead of the best")
     evaluate.add_argument("--pictures", type=Path, metavar="PNG", help="draw predictions beside the truth here")
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
+    evaluate.add_argument(
+        "--tta",
+        nargs="+",
+        choices=("none", "flip", "multiscale"),
+        default=[],
+        metavar="MODE",
+        help="compare modes of test-time augmentation: none, flip, multiscale",
+    )
+    evaluate.add_argument(
+        "--nms", action="store_true", help="soft-NMS for a single scale too, the published --nms of CenterNet"
+    )
+    evaluate.add_argument(
+        "--timed-images", type=int, default=20, help="images timed one by one for each mode of --tta (default: 20)"
+    )
     _flags(evaluate, _evaluate)
 
     recipes = commands.add_parser("recipes", help="list the recipes with what each is for")
@@ -129,18 +143,48 @@ def command_line() -> argparse.ArgumentParser:
     add_jobs_commands(commands)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
-    actions = bench.add_subparsers(dest="action", metavar="train", required=True, parser_class=_Parser)
+    actions = bench.add_subparsers(dest="action", metavar="subject", required=True, parser_class=_Parser)
     bench_train = actions.add_parser("train", help="where the time of a training step goes")
     bench_train.add_argument("recipe")
     bench_train.add_argument("--steps", type=int, default=20, help="steps to train, 3 of them to warm up (default: 20)")
     bench_train.add_argument("--json", action="store_true", help="print the figures as JSON")
     _flags(bench_train, _bench_train)
+    bench_detectors = actions.add_parser(
+        "detectors", help="ms per image of every detector beside what its authors publish; needs torch and numpy only"
+    )
+    bench_detectors.add_argument("--names", nargs="+", default=[], metavar="NAME", help="detectors (default: all)")
+    bench_detectors.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="input in pixels (default: the published test size of each)",
+    )
+    _device(bench_detectors)
+    bench_detectors.add_argument(
+        "--repeats", type=int, help="timed repetitions, of which the median counts (default: 20 on a GPU, 3 on a CPU)"
+    )
+    bench_detectors.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="by autocast")
+    bench_detectors.add_argument("--channels-last", action="store_true", help="keep weights and images channels last")
+    bench_detectors.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench_detectors.set_defaults(run=_bench_detectors)
+    bench_deformable = actions.add_parser(
+        "deformable", help="the deformable convolution against a plain one, and any torchvision found here"
+    )
+    _device(bench_deformable)
+    bench_deformable.add_argument("--repeats", type=int, default=10, help="timed repetitions (default: 10)")
+    bench_deformable.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench_deformable.set_defaults(run=_bench_deformable)
 
     ui = commands.add_parser("ui", help="open MLflow on the runs of a folder")
     ui.add_argument("--folder", default="runs", help="folder of the runs (default: runs)")
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(run=_ui)
     return parser
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one (default: auto)")
 
 
 def _flags(parser: argparse.ArgumentParser, run: object) -> None:
@@ -179,7 +223,9 @@ def _evaluate(known: argparse.Namespace) -> None:
         newest=known.newest,
         pictures=known.pictures,
         as_json=known.json,
-        flags=known.rest,
+        flags=[*known.rest, *(["--evaluation.soft_nms", "true"] if known.nms else [])],
+        modes=known.tta,
+        timed_images=known.timed_images,
     )
 
 
@@ -199,9 +245,29 @@ def _recipe_show(known: argparse.Namespace) -> None:
 
 
 def _bench_train(known: argparse.Namespace) -> None:
-    from pipelines.bench import bench_train
+    from pipelines.bench.train import bench_train
 
     bench_train(_resolved(known.recipe, known.rest), steps=known.steps, as_json=known.json)
+
+
+def _bench_detectors(known: argparse.Namespace) -> None:
+    from pipelines.bench.detectors import bench_detectors
+
+    bench_detectors(
+        names=known.names,
+        size=known.size,
+        device=known.device,
+        repeats=known.repeats,
+        precision=known.precision,
+        channels_last=known.channels_last,
+        as_json=known.json,
+    )
+
+
+def _bench_deformable(known: argparse.Namespace) -> None:
+    from pipelines.bench.deformable import bench_deformable
+
+    bench_deformable(device=known.device, repeats=known.repeats, as_json=known.json)
 
 
 def _ui(known: argparse.Namespace) -> None:

@@ -119,7 +119,7 @@ def evaluate_boxes(ground_truth: dict[str, Any], results: Sequence[dict[str, Any
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    _check(ground_truth, results)
+    check_results(ground_truth, results)
     annotations = []
     for number, annotation in enumerate(ground_truth["annotations"], start=1):
         width, height = annotation["bbox"][2:]
@@ -165,6 +165,7 @@ def results_from_detections(
     labels: ArrayLike,
     class_ids: Sequence[int],
     rounding: bool = False,
+    keypoints: ArrayLike | None = None,
 ) -> list[dict[str, Any]]:
     """Write detections as COCO results.
 
@@ -174,8 +175,10 @@ def results_from_detections(
         scores: (detections,)
         labels: (detections,) indices into `class_ids`.
         class_ids: COCO's category id of each class.
-        rounding: round boxes and scores to two decimals, as CenterNet's published evaluation does
+        rounding: round boxes, keypoints and scores to two decimals, as CenterNet's published evaluation does
             (xingyizhou/CenterNet, src/lib/datasets/dataset/coco.py, `_to_float`).
+        keypoints: (detections, joints, 2) x, y in pixels of the image. Their score is the box's, and all are said to
+            be visible, as published (coco_hp.py).
 
     Returns:
         One dictionary a detection. Detections that are not finite, which no judge can rank, are left out with a
@@ -194,10 +197,17 @@ def results_from_detections(
     categories = np.asarray(class_ids, dtype=np.int64)[np.asarray(labels, dtype=np.int64).reshape(-1)[finite]]
     images = np.asarray(image_ids, dtype=np.int64).reshape(-1)[finite]
     rows = zip(images.tolist(), categories.tolist(), boxes.tolist(), confidence.tolist(), strict=True)
-    return [
+    results = [
         {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
         for image_id, category_id, box, score in rows
     ]
+    if keypoints is not None:
+        places = np.asarray(keypoints, dtype=np.float64)[finite]
+        triples = np.concatenate((places, np.ones((*places.shape[:2], 1))), axis=2).reshape(len(places), -1)
+        triples = _two_decimals(triples) if rounding else triples
+        for result, triple in zip(results, triples.tolist(), strict=True):
+            result["keypoints"] = triple
+    return results
 
 
 def precision_recall_figure(metrics: CocoMetrics, path: Path) -> None:
@@ -230,7 +240,12 @@ def precision_recall_figure(metrics: CocoMetrics, path: Path) -> None:
     figure.savefig(path, dpi=120, format="png")
 
 
-def _check(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
+def check_results(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
+    """Refuse results that are not of the ground truth.
+
+    Raises:
+        ConfigError: with the first result whose image or category the ground truth does not hold.
+    """
     images = {image["id"] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for number, result in enumerate(results):

@@ -1,6 +1,5 @@
 """Evaluation: a detector over validation shards, every rank its share, judged by pycocotools on rank 0."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +8,16 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.utils._pytree
-from torch import Tensor
 
-from data_shards.augment import augment
-from data_shards.loader import Batch, EvaluationLoader, coco_ground_truth
+from data_shards.loader import Batch, coco_ground_truth
 from data_shards.manifest import Manifest
 from data_shards.plan import World
 from data_shards.settings import BoxRules
 from data_shards.store import Store
 from detectors import Detections, Detector
 from pipelines.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
+from pipelines.detect import Found, Reading, detect, open_views
+from pipelines.keypoint_metrics import KeypointMetrics, evaluate_keypoints
 from pipelines.pictures import Picture
 from pipelines.recipe import EvaluationSettings
 
@@ -28,18 +27,31 @@ class Evaluation:
     """What one pass over the validation shards found; complete on rank 0 only."""
 
     coco: CocoMetrics
+    keypoints: KeypointMetrics | None
+    """Of detectors of joints."""
     losses: dict[str, float]
     """Validation losses, the mean over images."""
     pictures: list[Picture]
     """The validation images of smallest id, in the input frame, with truth and predictions."""
     milliseconds_per_image: float
-    """Network and decoding, on one rank."""
+    """Network, decoding and merging, on one rank, batch by batch."""
     num_images: int
+
+    @property
+    def score(self) -> float:
+        """What checkpoints are ranked by: AP of keypoints where there are any, else of boxes; may be NaN."""
+        return self.coco.AP if self.keypoints is None else self.keypoints.AP
 
     def metrics(self) -> dict[str, float]:
         """By the names that MLflow shows."""
         losses = {f"val/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in self.losses.items()}
-        return {**self.coco.as_metrics("val"), **losses, "val/milliseconds_per_image": self.milliseconds_per_image}
+        keypoints = self.keypoints.as_metrics("val") if self.keypoints else {}
+        return {
+            **self.coco.as_metrics("val"),
+            **keypoints,
+            **losses,
+            "val/milliseconds_per_image": self.milliseconds_per_image,
+        }
 
 
 @dataclass
@@ -75,7 +87,7 @@ def evaluate(
         detector: with the weights to judge, on `device`.
         location: the folder or s3:// prefix with the shards' manifest.
         manifest: that manifest; its classes are the detector's.
-        settings: geometry, batch, number of detections.
+        settings: geometry, batch, number of detections, test-time augmentation.
         input_size: height and width of the input, in pixels, for the fixed geometry.
         max_objects: boxes of an image that enter the validation loss.
         cache_folder: where shards of S3 are kept.
@@ -85,39 +97,29 @@ def evaluate(
         world: this rank among those that share the images.
         boxes: which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do.
         progress: told how many images this rank has done.
+
+    Raises:
+        DetectorError: the detector was not published with the mode of test-time augmentation.
     """
     detector.eval()
     share = _Share()
     ground_truth = coco_ground_truth(location, cache_folder=cache_folder, cache_bytes=cache_bytes)
     pictured = _crowds_of_pictured(ground_truth, settings.pictures, boxes)
-    with (
-        EvaluationLoader(
-            location,
-            world,
-            geometry=settings.geometry,
-            input_size=input_size,
-            size_divisor=detector.preprocessing.size_divisor,
-            shorter_side=settings.shorter_side,
-            longer_side_limit=settings.longer_side_limit,
-            boxes=boxes,
-            batch_size=settings.batch_size,
-            max_objects=max_objects,
-            threads=threads,
-            cache_folder=cache_folder,
-            cache_bytes=cache_bytes,
-        ) as loader,
-        torch.no_grad(),
-    ):
-        for batch in loader:
-            _add_batch(share, detector, batch.to(device), manifest, settings, pictured, boxes)
+    reading = Reading(location, input_size, max_objects, cache_folder, cache_bytes, threads, world, boxes)
+    with open_views(detector, reading, settings) as batches, torch.no_grad():
+        for views in batches:
+            found = detect(detector, [view.to(device) for view in views], settings)
+            _add(share, detector, found, manifest, settings, pictured, boxes)
             progress(share.num_images)
     shares = _gathered(share, world)
     if shares is None:
         return None
     num_images = sum(one.num_images for one in shares)
     losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in shares[0].losses}
+    results = [result for one in shares for result in one.results]
     return Evaluation(
-        coco=evaluate_boxes(ground_truth, [result for one in shares for result in one.results]),
+        coco=evaluate_boxes(ground_truth, results),
+        keypoints=evaluate_keypoints(ground_truth, results),
         losses=losses,
         pictures=sorted((picture for one in shares for picture in one.pictures), key=lambda one: one.image_id),
         milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
@@ -125,45 +127,43 @@ def evaluate(
     )
 
 
-def _add_batch(
+def _add(
     share: _Share,
     detector: Detector,
-    batch: Batch,
+    found: Found,
     manifest: Manifest,
     settings: EvaluationSettings,
     pictured: dict[int, list[bool]],
     rules: BoxRules,
 ) -> None:
-    height, width = batch.images.shape[-2:]
-    images = augment(batch, detector.preprocessing)
-    _synchronize(images.device)
-    start = time.perf_counter()
-    outputs = detector(images)
-    detections = detector.decode(outputs, (height, width), settings.limit)
-    _synchronize(images.device)
-    share.seconds += time.perf_counter() - start
-    _add_losses(share, detector, batch, outputs)
-    share.num_images += len(images)
+    batch = found.batch
+    share.seconds += found.seconds
+    share.num_images += len(batch.images)
+    _add_losses(share, detector, batch, found.outputs)
     class_ids = [item.id for item in manifest.classes]
-    for row, found in enumerate(detections):
+    for row, one in enumerate(found.detections):
         image_id = int(batch.image_ids[row])
-        boxes = boxes_in_image(found.boxes, batch.transforms[row])
-        if rules.box_ends == "last_pixel":
-            boxes = boxes + boxes.new_tensor([0, 0, 1, 1])
+        last_pixel = 1.0 if rules.box_ends == "last_pixel" else 0.0
         share.results += results_from_detections(
-            [image_id] * len(found.scores),
-            boxes.cpu().numpy(),
-            found.scores.cpu().numpy(),
-            found.labels.cpu().numpy(),
+            [image_id] * len(one.scores),
+            (one.boxes + one.boxes.new_tensor([0, 0, last_pixel, last_pixel])).numpy(),
+            one.scores.numpy(),
+            one.labels.numpy(),
             class_ids,
             rounding=settings.published_rounding,
+            keypoints=None if one.keypoints is None else one.keypoints[..., :2].numpy(),
         )
         if image_id in pictured:
-            share.pictures.append(_picture(batch, row, found, pictured[image_id]))
+            share.pictures.append(_picture(batch, row, one, pictured[image_id]))
 
 
 def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -> None:
-    """Losses of one image at a time: a batch's are divided by its objects, and would depend on who shares it."""
+    """Losses of one image at a time: a batch's are divided by its objects, and would depend on who shares it.
+
+    There are none where the data lacks what the detector learns from, such as depths in COCO's annotations.
+    """
+    if not batch.extra.keys() >= set(detector.needs):
+        return
     for row in range(len(batch.images)):
         own = slice(row, row + 1)
         extra = {name: values[own] for name, values in batch.extra.items()}
@@ -171,21 +171,6 @@ def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -
         one = torch.utils._pytree.tree_map(lambda maps, own=own: maps[own], outputs)
         for name, value in detector.losses(one, targets).items():
             share.losses[name] = share.losses.get(name, 0.0) + float(value)
-
-
-def boxes_in_image(boxes_in_input: Tensor, transform: Tensor) -> Tensor:
-    """Take boxes from the input frame back to the image frame, as the published post-processing does: corner by corner.
-
-    Args:
-        boxes_in_input: float `(objects, 4)`, x1, y1, x2, y2.
-        transform: float `(2, 3)`, the affine map from image to input.
-
-    Returns:
-        float32 `(objects, 4)`, not clipped.
-    """
-    linear, shift = transform[:, :2].double(), transform[:, 2].double()
-    corners = boxes_in_input.double().reshape(-1, 2, 2) - shift
-    return torch.linalg.solve(linear, corners.reshape(-1, 2).T).T.reshape(-1, 4).float()
 
 
 def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Picture:
@@ -198,15 +183,17 @@ def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Pi
     left, top = (max(0, round(float(value))) for value in corners[:, 0])
     right, bottom = (round(float(value)) for value in corners[:, 1])
     shift = torch.tensor([left, top, left, top], dtype=torch.float32)
+    transform = batch.transforms[row].cpu()
+    predicted = (found.boxes.reshape(-1, 2, 2) @ transform[:, :2].T + transform[:, 2]).reshape(-1, 4)
     pixels = batch.images[row, :, top:bottom, left:right].permute(1, 2, 0).cpu().numpy()
     return Picture(
         image=np.ascontiguousarray(pixels),
         truth_boxes=(batch.boxes[row][real].cpu() - shift).numpy(),
         truth_labels=batch.labels[row][real].cpu().numpy(),
         truth_crowd=np.array(crowd[: int(real.sum())], dtype=bool),
-        predicted_boxes=(found.boxes.cpu() - shift).numpy(),
-        predicted_scores=found.scores.cpu().numpy(),
-        predicted_labels=found.labels.cpu().numpy(),
+        predicted_boxes=(predicted - shift).numpy(),
+        predicted_scores=found.scores.numpy(),
+        predicted_labels=found.labels.numpy(),
         image_id=int(batch.image_ids[row]),
     )
 
@@ -227,8 +214,3 @@ def _gathered(share: _Share, world: World) -> list[_Share] | None:
     shares: list[Any] | None = [None] * world.ranks if world.rank == 0 else None
     torch.distributed.gather_object(share, shares)
     return shares
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -2,27 +2,42 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cluster.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
-from data_shards.manifest import load_manifest
+from data_shards.manifest import Manifest, load_manifest
 from data_shards.plan import World
-from pipelines import console
+from detectors import Detector
+from detectors.test_time import TestMode
+from pipelines import console, tracking
+from pipelines.detect import Reading, milliseconds_one_by_one
 from pipelines.errors import ConfigError
-from pipelines.evaluate import evaluate
+from pipelines.evaluate import Evaluation, evaluate
 from pipelines.loop import build_detector, check_classes
+from pipelines.mode_table import NAMES, ModeResult, mode_table
 from pipelines.pictures import prediction_page
-from pipelines.recipe import differences, from_dict, to_dict, with_flags
-from pipelines.report import figures
+from pipelines.recipe import EvaluationSettings, Recipe, differences, from_dict, to_dict, with_flags
+from pipelines.report import figures, tables
 from pipelines.train import check_input_size
+
+_CLOCK = "network, decoding and merging"
 
 
 def evaluate_run(
-    path: Path, *, data: str | None, newest: bool, pictures: Path | None, as_json: bool, flags: Sequence[str]
+    path: Path,
+    *,
+    data: str | None,
+    newest: bool,
+    pictures: Path | None,
+    as_json: bool,
+    flags: Sequence[str],
+    modes: Sequence[TestMode] = (),
+    timed_images: int = 20,
 ) -> None:
     """Evaluate a checkpoint in this process and print its table.
 
@@ -33,10 +48,91 @@ def evaluate_run(
         pictures: where to draw predictions beside the truth.
         as_json: print the figures as one JSON object.
         flags: change the run's recipe, such as --evaluation.geometry keep.
+        modes: modes of test-time augmentation to compare; empty evaluates in the recipe's own.
+        timed_images: images timed one by one for each of `modes`.
 
     Raises:
         ConfigError: there is no checkpoint, or the shards have other classes.
+        DetectorError: the detector was not published with a mode.
     """
+    if timed_images < 1:
+        raise ConfigError(f"--timed-images is {timed_images}; it must be 1 or more.")
+    judged = _open(path, data, newest, flags)
+    own = judged.recipe.evaluation
+    settings = [replace(own, tta=mode) for mode in dict.fromkeys(modes)] or [own]
+    for one in settings:
+        judged.detector.check_test_mode(one.tta, one.soft_nms)
+    if pictures:
+        pictures.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    results: dict[str, ModeResult] = {}
+    for one in settings:
+        # Of several modes, the last one is drawn.
+        shown = own.pictures if pictures and one is settings[-1] else 0
+        evaluation = _evaluated(judged, replace(one, pictures=shown), NAMES[one.tta] if modes else "evaluate")
+        milliseconds = evaluation.milliseconds_per_image
+        if modes:
+            milliseconds = milliseconds_one_by_one(
+                judged.detector, judged.reading, one, judged.device, images=timed_images
+            )
+        results[one.tta] = ModeResult(evaluation, milliseconds)
+    if pictures:
+        header = f"{path}   step {judged.checkpoint.step:,}   AP {evaluation.coco.AP:.3f}"
+        prediction_page(evaluation.pictures, judged.manifest.class_names, pictures, header=header)
+        console.say("pictures", str(pictures))
+    took = f"{evaluation.num_images:,} images in {console.duration(time.monotonic() - began)}"
+    about = {"checkpoint": str(judged.checkpoint.path), "data": judged.location}
+    step = judged.checkpoint.step
+    if not modes:
+        print(json.dumps({**about, **figures(evaluation, step)}) if as_json else tables(evaluation))
+        console.say("done", f"{took}, {_CLOCK} {milliseconds:.1f} ms per image on {judged.device}")
+        return
+    table = mode_table(results)
+    print(json.dumps({**about, "modes": _as_json(results, step)}) if as_json else table)
+    _track(judged, results, table)
+    console.say("done", took)
+    console.say(
+        "",
+        f"ms: {_CLOCK}, on {judged.device}, images one by one, mean of {timed_images} after 3 to warm up; without "
+        "reading, resizing and normalising",
+    )
+
+
+def _evaluated(judged: "_Judged", settings: EvaluationSettings, topic: str) -> Evaluation:
+    reading, num_samples = judged.reading, judged.manifest.num_samples
+    evaluation = evaluate(
+        judged.detector,
+        reading.location,
+        judged.manifest,
+        settings,
+        input_size=reading.input_size,
+        max_objects=reading.max_objects,
+        cache_folder=reading.cache_folder,
+        cache_bytes=reading.cache_bytes,
+        threads=reading.threads,
+        device=judged.device,
+        world=reading.world,
+        boxes=reading.boxes,
+        progress=lambda done: console.progress_line(topic, done, num_samples, "images"),
+    )
+    assert evaluation is not None  # rank 0 of one
+    return evaluation
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is evaluated, on what and where."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    detector: Detector
+    manifest: Manifest
+    location: str
+    reading: Reading
+    device: torch.device
+
+
+def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _Judged:
     checkpoint = _checkpoint(path, newest)
     recorded = from_dict(checkpoint.facts["recipe"])
     recipe = with_flags(recorded, flags)
@@ -52,42 +148,41 @@ def evaluate_run(
     console.say("data", f"{location}, {manifest.num_samples:,} images, manifest {manifest.digest[:6]}")
     detector = build_detector(recipe, manifest, initial=False).to(device)
     check_input_size(recipe, detector)
-    if pictures:
-        pictures.parent.mkdir(parents=True, exist_ok=True)
     detector.load_state_dict(checkpoint.weights())
-    wanted = recipe.evaluation.pictures if pictures else 0
-    began = time.monotonic()
-    evaluation = evaluate(
-        detector,
+    reading = Reading(
         recipe.data.store(location),
-        manifest,
-        replace(recipe.evaluation, pictures=wanted),
-        input_size=recipe.data.input_size,
-        max_objects=recipe.data.max_objects,
-        boxes=recipe.data.box_rules,
-        cache_folder=recipe.data.cache_folder or None,
-        cache_bytes=recipe.data.cache_bytes,
-        threads=recipe.data.threads,
-        device=device,
-        world=World(ranks=1, rank=0),
-        progress=lambda done: console.progress_line("evaluate", done, manifest.num_samples, "images"),
+        recipe.data.input_size,
+        recipe.data.max_objects,
+        recipe.data.cache_folder or None,
+        recipe.data.cache_bytes,
+        recipe.data.threads,
+        World(ranks=1, rank=0),
+        recipe.data.box_rules,
     )
-    assert evaluation is not None  # rank 0 of one
-    if pictures:
-        header = f"{path}   step {checkpoint.step:,}   AP {evaluation.coco.AP:.3f}"
-        prediction_page(evaluation.pictures, manifest.class_names, pictures, header=header)
-        console.say("pictures", str(pictures))
-    if as_json:
-        print(
-            json.dumps({"checkpoint": str(checkpoint.path), "data": location, **figures(evaluation, checkpoint.step)})
-        )
-    else:
-        print(evaluation.coco.table())
-    console.say(
-        "done",
-        f"{evaluation.num_images:,} images in {console.duration(time.monotonic() - began)}, network and decoding "
-        f"{evaluation.milliseconds_per_image:.1f} ms per image on {device}",
-    )
+    return _Judged(checkpoint, recipe, detector.eval(), manifest, location, reading, device)
+
+
+def _as_json(results: Mapping[str, ModeResult], step: int) -> dict[str, Any]:
+    return {
+        mode: {
+            **figures(result.evaluation, step),
+            "milliseconds_per_image": result.milliseconds,
+            "frames_per_second": result.frames_per_second,
+        }
+        for mode, result in results.items()
+    }
+
+
+def _track(judged: _Judged, results: Mapping[str, ModeResult], table: str) -> None:
+    """Tell the MLflow run that trained the checkpoint, where there is one."""
+    checkpoint, location = judged.checkpoint, judged.location
+    folder = checkpoint.path.parent.parent / "tracking"
+    if not (folder / "run.json").exists():
+        return
+    metrics = {key: value for mode, result in results.items() for key, value in result.as_metrics(mode).items()}
+    text = f"{checkpoint.path}, {location}\n\n{table}\n"
+    if tracking.log_afterwards(folder, checkpoint.step, metrics, {"evaluation/test_time.txt": text}):
+        console.say("tracked", "test_time/* and evaluation/test_time.txt in the run's MLflow")
 
 
 def _checkpoint(path: Path, newest: bool) -> Checkpoint:

@@ -334,7 +334,7 @@ class _Training:
 
     def _score(self) -> float | None:
         """AP of the weights as they are; None where they were not evaluated, or nothing was there to be found."""
-        return None if self.evaluation is None or math.isnan(self.evaluation.coco.AP) else self.evaluation.coco.AP
+        return None if self.evaluation is None or math.isnan(self.evaluation.score) else self.evaluation.score
 
     def _begin_interval(self) -> None:
         """Leave what was not training out of the pace."""

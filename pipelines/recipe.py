@@ -229,6 +229,18 @@ class EvaluationSettings:
     longer_side_limit: int = 1333
     """Of geometry shorter_side: where the longer side would exceed it, both become smaller."""
 
+    scaled_longer_side_limit: int = 2000
+    """The same at the other scales of multiscale."""
+
+    tta: Literal["none", "flip", "multiscale"] = "none"
+    """Test-time augmentation: none; flip, the mirror image too; multiscale, with flip at every scale."""
+
+    scales: tuple[float, ...] = ()
+    """Factors on the image size for multiscale; empty takes those that the detector was published with."""
+
+    soft_nms: bool = False
+    """Soft-NMS for a single scale too (CenterNet's --nms); several scales always end with the detector's own."""
+
     batch_size: int = 8
     """Images that go through the network together, where they have one size."""
 
@@ -249,6 +261,14 @@ class EvaluationSettings:
             raise ConfigError(
                 f"evaluation.shorter_side is {self.shorter_side} and longer_side_limit {self.longer_side_limit}; both "
                 "must be 1 or more, the limit no smaller than the side."
+            )
+        if bad := [scale for scale in self.scales if not 0.1 <= scale <= 10]:
+            raise ConfigError(f"evaluation.scales contains {bad[0]:g}; every scale must lie from 0.1 to 10.")
+        if len(set(self.scales)) != len(self.scales):
+            raise ConfigError(f"evaluation.scales is {list(self.scales)}; a scale stands there twice.")
+        if self.scaled_longer_side_limit < 1:
+            raise ConfigError(
+                f"evaluation.scaled_longer_side_limit is {self.scaled_longer_side_limit}; it must be 1 or more."
             )
         if self.pictures < 0:
             raise ConfigError(f"evaluation.pictures is {self.pictures}; it must be 0 (none) or more.")

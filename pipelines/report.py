@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def write_report(
     out = folder / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     table, curves, page = out / "ap.txt", out / "precision_recall.png", out / "predictions.png"
-    table.write_text(f"{run}, step {step:,}, {evaluation.num_images:,} images\n\n{evaluation.coco.table()}\n")
+    table.write_text(f"{run}, step {step:,}, {evaluation.num_images:,} images\n\n{tables(evaluation)}\n")
     precision_recall_figure(evaluation.coco, curves)
     if evaluation.pictures:
         header = f"{run}   step {step:,}   AP {evaluation.coco.AP:.3f}   AP50 {evaluation.coco.AP50:.3f}"
@@ -36,6 +37,14 @@ def write_report(
     write_json(out / "metrics.json", figures(evaluation, step))
 
 
+def tables(evaluation: Evaluation) -> str:
+    """The figures of keypoints, where there are any, and of boxes, as plain text."""
+    of_boxes = evaluation.coco.table()
+    if evaluation.keypoints is None:
+        return of_boxes
+    return f"keypoints\n{evaluation.keypoints.table()}\n\nboxes\n{of_boxes}"
+
+
 def figures(evaluation: Evaluation, step: int) -> dict[str, Any]:
     """An evaluation as plain JSON values; null where nothing was there to be found."""
     found = evaluation.coco
@@ -47,6 +56,11 @@ def figures(evaluation: Evaluation, step: int) -> dict[str, Any]:
             name: {key: _number(value) for key, value in each._asdict().items()}
             for name, each in found.per_class.items()
         },
+        **(
+            {"keypoints": {name: _number(value) for name, value in asdict(evaluation.keypoints).items()}}
+            if evaluation.keypoints
+            else {}
+        ),
         "losses": evaluation.losses,
         "milliseconds_per_image": evaluation.milliseconds_per_image,
     }

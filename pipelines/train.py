@@ -128,6 +128,7 @@ def check(recipe: Recipe) -> tuple[Manifest, Plan]:
         _check_shards(location, found)
     detector = build_detector(recipe, manifest, initial=True)
     check_input_size(recipe, detector)
+    detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
     _check_labels(recipe, detector, manifest)
     return manifest, plan
 

@@ -7,6 +7,7 @@ MLflow.
 """
 
 from pipelines.tracking.access import absolute_uri, metric_name
+from pipelines.tracking.afterwards import log_afterwards
 from pipelines.tracking.delivery import deliver_spool
 from pipelines.tracking.run import RUN_TAG, RunRecord, end_run, start_run
 from pipelines.tracking.tracker import Tracker, log_recipe_and_versions, start_system_metrics
@@ -18,6 +19,7 @@ __all__ = [
     "absolute_uri",
     "deliver_spool",
     "end_run",
+    "log_afterwards",
     "log_recipe_and_versions",
     "metric_name",
     "start_run",

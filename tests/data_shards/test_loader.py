@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from data_shards.augment import AugmentationSettings, draw
 from data_shards.build import BuildReport, build_shards
 from data_shards.decode import decode_jpeg
+from data_shards.draws import resized
 from data_shards.errors import DataError
 from data_shards.loader import Batch, EvaluationLoader, TrainingLoader, coco_ground_truth
 from data_shards.plan import Plan, World, make_plan
@@ -299,12 +300,78 @@ def test_a_limit_takes_the_first_samples_in_any_world(built: BuildReport) -> Non
     loader.close()
 
 
+@pytest.mark.parametrize(("geometry", "scale"), [("fixed", 0.5), ("fixed", 1.25), ("keep", 0.75), ("keep", 1.5)])
+def test_a_scale_resizes_the_image_before_it_is_placed(built: BuildReport, geometry: str, scale: float) -> None:
+    shards = Shards(built.location, built.manifest)
+    for whole, batch in zip(
+        EvaluationLoader(built.location, World(1, 0), geometry=geometry, input_size=(128, 128), beside=[(scale, 1333)]),  # type: ignore[arg-type]
+        EvaluationLoader(
+            built.location,
+            World(1, 0),
+            geometry=geometry,  # type: ignore[arg-type]
+            input_size=(128, 128),
+            scale=scale,
+            beside=[(1.0, 1333)],
+        ),
+        strict=True,
+    ):
+        assert whole.image_ids.tolist() == batch.image_ids.tolist()
+        assert torch.equal(whole.original_sizes, batch.original_sizes)
+        shard, row = make_plan(built.manifest, seed=0, global_batch_size=1).locate(batch.sample_ids.numpy())
+        image = decode_jpeg(shards.read_image(shard[0], row[0]))
+        height, width = image.shape[:2]
+        now_height, now_width = int(height * scale), int(width * scale)
+        resized = cv2.resize(image, (now_width, now_height))
+        if geometry == "keep":
+            assert batch.input_size == ((now_height | 31) + 1, (now_width | 31) + 1)
+            zoom, middle = 1.0, (now_width // 2, now_height // 2)
+        else:
+            # As published: the zoom is that of the image before it was resized.
+            zoom, middle = 128 / max(height, width), (now_width / 2, now_height / 2)
+        input_height, input_width = batch.input_size
+        matrix = np.array(
+            [[zoom, 0, input_width / 2 - zoom * middle[0]], [0, zoom, input_height / 2 - zoom * middle[1]]]
+        )
+        expected = cv2.warpAffine(resized, matrix, (input_width, input_height), flags=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), expected)
+        to_input = np.array([[zoom * scale, 0, matrix[0, 2]], [0, zoom * scale, matrix[1, 2]]])
+        np.testing.assert_allclose(batch.transforms[0], to_input, rtol=1e-6)
+        in_image = shards.index(shard[0])
+        first, last = in_image.row_splits[row[0] : row[0] + 2]
+        boxes = in_image.boxes[first:last] * (zoom * scale) + np.tile(matrix[:, 2], 2)
+        np.testing.assert_allclose(batch.boxes[0, : last - first], boxes, rtol=1e-4, atol=1e-3)
+
+
+def test_shorter_side_geometry_pads_behind(built: BuildReport) -> None:
+    options: dict[str, Any] = {
+        "geometry": "shorter_side",
+        "shorter_side": 80,
+        "longer_side_limit": 133,
+        "batch_size": 3,
+    }
+    seen = []
+    with EvaluationLoader(built.location, World(1, 0), **options) as batches:
+        for batch in batches:
+            height, width = batch.original_sizes[0].tolist()
+            ((to_height, to_width),) = resized(np.array([[height, width]]), 80, 133).tolist()
+            assert batch.content_sizes is not None
+            assert batch.content_sizes[0].tolist() == [to_height, to_width]
+            assert batch.input_size == (-(-to_height // 32) * 32, -(-to_width // 32) * 32)
+            assert_allclose(batch.transforms[0], [[to_width / width, 0, 0], [0, to_height / height, 0]], rtol=1e-6)
+            assert batch.images[0, :, :to_height, :to_width].float().mean() > 20
+            assert not batch.images[0, :, to_height:].any()
+            assert not batch.images[0, :, :, to_width:].any()
+            seen += batch.sample_ids.tolist()
+    assert sorted(seen) == list(range(14))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"geometry": "stretch"}, r"geometry is 'stretch'; set it to 'fixed', 'width', 'keep' or 'shorter_side'"),
         ({"shorter_side": 0}, r"shorter_side is 0 and longer_side_limit 1333; set both to 1 pixel or more"),
         ({"shorter_side": 800, "longer_side_limit": 700}, r"the limit no smaller than the side"),
+        ({"scale": 0.0}, r"scale is 0; set it above 0"),
         ({"size_divisor": 48}, r"size_divisor is 48; set it to a power of two"),
         ({"batch_size": 0}, r"batch_size is 0; set it to 1 or more"),
         ({"limit": 0}, r"limit is 0; set it to 1 or more, or leave it out"),

@@ -1,5 +1,6 @@
 """The command line: what a newcomer sees, and one clear line with exit status 2 for every mistake."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -217,3 +218,17 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     assert "needs multiples of 32" in _refused(capsys, "evaluate", run, "--data.input_size", "64", "100")
     main(["evaluate", str(run), "--json"])  # the right shards are judged
     assert '"AP":' in capsys.readouterr().out
+    main(["evaluate", str(run), "--tta", "none", "flip", "multiscale", "--timed-images", "1"])
+    out, progress = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["AP", "N.A.", "F", "MS"]
+    assert "images one by one, mean of 1 after 3 to warm up" in progress
+    main(["evaluate", str(run), "--tta", "flip", "--json", "--nms", "--evaluation.geometry", "keep"])
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert set(modes) == {"flip"}
+    assert modes["flip"]["frames_per_second"] == pytest.approx(1000 / modes["flip"]["milliseconds_per_image"])
+    assert "unknown --tta 'mirror'; known are none, flip, multiscale" in _refused(
+        capsys, "evaluate", run, "--tta", "mirror"
+    )
+    assert "evaluation.scales contains 0; every scale must lie from 0.1 to 10" in _refused(
+        capsys, "evaluate", run, "--evaluation.scales", "0", "1"
+    )

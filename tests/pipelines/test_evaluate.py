@@ -13,7 +13,8 @@ from data_shards.loader import EvaluationLoader
 from data_shards.manifest import load_manifest
 from data_shards.plan import World
 from detectors import Detections, Detector, Preprocessing
-from pipelines.evaluate import Evaluation, boxes_in_image, evaluate
+from pipelines.detect import in_image, points_in_image
+from pipelines.evaluate import Evaluation, evaluate
 from pipelines.recipe import EvaluationSettings
 
 PLAIN = Preprocessing("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), scale=1.0)
@@ -96,12 +97,13 @@ def test_boxes_go_back_to_the_image_corner_by_corner() -> None:
     # x' = 2 x + 10, y' = 2 y - 4, so (30, 16) is (10, 10) in the image, and (50, 36) is (20, 20).
     transform = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -4.0]])
     assert_close(
-        boxes_in_image(torch.tensor([[30.0, 16.0, 50.0, 36.0]]), transform), torch.tensor([[10.0, 10, 20, 20]])
+        points_in_image(torch.tensor([[30.0, 16.0], [50.0, 36.0]]), transform), torch.tensor([[10.0, 10], [20, 20]])
     )
-    assert boxes_in_image(torch.zeros(0, 4), transform).shape == (0, 4)
+    assert points_in_image(torch.zeros(0, 2, 2), transform).shape == (0, 2, 2)
 
 
 def test_boxes_of_a_mirrored_input_keep_their_corners() -> None:
     # x' = 99 - x takes the left edge 20 to 79; the published code maps each corner and leaves them in order.
     transform = torch.tensor([[-1.0, 0.0, 99.0], [0.0, 1.0, 0.0]])
-    assert_close(boxes_in_image(torch.tensor([[79.0, 5.0, 59.0, 9.0]]), transform), torch.tensor([[20.0, 5, 40, 9]]))
+    found = Detections(torch.tensor([[79.0, 5.0, 59.0, 9.0]]), torch.ones(1), torch.zeros(1, dtype=torch.long))
+    assert_close(in_image(found, transform).boxes, torch.tensor([[20.0, 5, 40, 9]]))

@@ -1,0 +1,178 @@
+"""`aweigh bench detectors`: milliseconds of an image for every detector, beside what its authors publish.
+
+Needs nothing but torch and numpy, so that it runs on a machine where aweigh is not installed: `python -m pipelines
+bench detectors` in a copy of the project.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import detectors
+from detectors import Detector, DetectorError
+from pipelines import console
+from pipelines.bench.device import chosen_device, device_name, synchronize
+from pipelines.bench.published_times import OTHERS, TIMES, PublishedTime
+from pipelines.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_WARM_UP = 1
+# Random weights score nothing above the published threshold, and decoding would have nothing to do.
+_NEXT_TO_NOTHING = 1e-6
+
+
+@dataclass(frozen=True)
+class DetectorTime:
+    """What was measured of one detector, and what its authors say."""
+
+    name: str
+    size: tuple[int, int]
+    forward: float
+    """Median milliseconds of the network, one image."""
+    forward_and_decode: float
+    """With decoding and suppression, up to detections in the input frame."""
+    published: float | None
+    hardware: str
+    remark: str
+
+
+def bench_detectors(
+    *,
+    names: Sequence[str],
+    size: Sequence[int] | None,
+    device: str,
+    repeats: int | None,
+    precision: Precision,
+    channels_last: bool,
+    as_json: bool,
+) -> None:
+    """Time detectors with random weights on random images, one image at a time, and print a table.
+
+    Args:
+        names: detectors; empty takes all of them.
+        size: height and width of the input; None takes the published test size of each.
+        device: "cpu", "cuda" or "auto".
+        repeats: timed repetitions, of which the median counts; None takes 20 on a GPU and 3 on a CPU.
+        precision: fp32, or a dtype for autocast.
+        channels_last: keep weights and images with channels last.
+        as_json: print the figures as one JSON object.
+
+    Raises:
+        ConfigError: there are no repetitions to measure, or there is no such device.
+        DetectorError: a name is unknown, or its network does not take the size.
+    """
+    if repeats is not None and repeats < 1:
+        raise ConfigError(f"--repeats is {repeats}; it must be 1 or more.")
+    where = chosen_device(device)
+    known = detectors.names()
+    for name in names:
+        if name not in known:
+            raise DetectorError(f"unknown detector {name!r}{detectors.nearest(name, known)}")
+    repeats = repeats or (20 if where.type == "cuda" else 3)
+    shown = f"{device_name(where)}, {precision}{', channels last' if channels_last else ''}"
+    console.say("bench", f"{shown}, one image at a time, median of {repeats} after {_WARM_UP} to warm up")
+    rows = []
+    chosen = list(names) or known
+    for number, name in enumerate(chosen, start=1):
+        published = TIMES.get(name, OTHERS)
+        rows.append(
+            _time(name, tuple(size) if size else published.size, published, where, repeats, precision, channels_last)
+        )
+        console.progress_line("bench", number, len(chosen), f"detectors ({name})")
+    if as_json:
+        facts = {"device": device_name(where), "precision": precision, "channels_last": channels_last}
+        print(
+            json.dumps({**facts, "repeats": repeats, "torch": torch.__version__, "rows": [asdict(row) for row in rows]})
+        )
+        return
+    print(_table(rows))
+
+
+def _time(
+    name: str,
+    size: tuple[int, ...],
+    published: PublishedTime,
+    device: torch.device,
+    repeats: int,
+    precision: Precision,
+    channels_last: bool,
+) -> DetectorTime:
+    detector = _built(name).eval().to(device)
+    # A size of one's own fits any network; a published one fits its own.
+    height, width = (-(-side // detector.stride_divisor) * detector.stride_divisor for side in size)
+    images = torch.randn(1, 3, height, width, device=device)
+    if channels_last:
+        # mypy does not know this keyword of Module.to.
+        detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = images.contiguous(memory_format=torch.channels_last)
+
+    def context() -> AbstractContextManager[object]:
+        if precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+    def forward() -> object:
+        with context():
+            return detector(images)
+
+    def forward_and_decode() -> object:
+        return _decoded(detector, forward(), (height, width))
+
+    with torch.no_grad():
+        return DetectorTime(
+            name=name,
+            size=(height, width),
+            forward=_median(forward, device, repeats),
+            forward_and_decode=_median(forward_and_decode, device, repeats),
+            published=published.milliseconds,
+            hardware=published.hardware,
+            remark=published.remark,
+        )
+
+
+def _built(name: str) -> Detector:
+    """The detector, with its score threshold out of the way where it has one."""
+    try:
+        return detectors.build(name, score_threshold=_NEXT_TO_NOTHING)
+    except DetectorError:
+        return detectors.build(name)
+
+
+def _decoded(detector: Detector, outputs: object, size: tuple[int, int]) -> list[Tensor]:
+    found = detector.decode(outputs, size)
+    return [one.boxes.cpu() for one in found]
+
+
+def _median(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    seconds = []
+    for turn in range(_WARM_UP + repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        if turn >= _WARM_UP:
+            seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+def _table(rows: Sequence[DetectorTime]) -> str:
+    width = max(len("detector"), *(len(row.name) for row in rows))
+    lines = [f"{'detector':<{width}}  {'input':>10}  {'forward':>9}  {'+ decode':>9}  {'FPS':>6}  published"]
+    for row in rows:
+        told = "-"
+        if row.published is not None:
+            told = f"{row.published:g} ms, {row.hardware}{f' ({row.remark})' if row.remark else ''}"
+        size = f"{row.size[0]}x{row.size[1]}"
+        lines.append(
+            f"{row.name:<{width}}  {size:>10}  {row.forward:>9.1f}  {row.forward_and_decode:>9.1f}  "
+            f"{1000 / row.forward_and_decode:>6.1f}  {told}"
+        )
+    lines.append("ms of one image, without reading and normalising; random weights, every point of FCOS a candidate")
+    return "\n".join(lines)
