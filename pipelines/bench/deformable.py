@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from detectors.layers.deformable_convolution import deformable_convolution
 from pipelines import console
-from pipelines.bench.device import chosen_device, device_name, synchronize
+from pipelines.bench.device import chosen_device, clock_name, clock_of, device_name, synchronize
 from pipelines.errors import ConfigError
 
 SHAPES = ((2, 64, 64), (2, 256, 32))
@@ -56,8 +55,9 @@ def bench_deformable(*, device: str, repeats: int, as_json: bool) -> None:
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; it must be 1 or more.")
     where = chosen_device(device)
-    clock = "wall" if where.type == "cuda" else "CPU"
-    console.say("bench", f"{device_name(where)}, fp32, {clock} time, median of {repeats} after {_WARM_UP} to warm up")
+    console.say(
+        "bench", f"{device_name(where)}, fp32, {clock_name(where)}, median of {repeats} after {_WARM_UP} to warm up"
+    )
     rows = [row for shape in SHAPES for row in _ours(shape, where, repeats)]
     other, note = _torchvision(where, repeats)
     rows += other
@@ -92,7 +92,7 @@ def run_layer(layer: str, shape: tuple[int, int, int], device: torch.device) -> 
 def time_layer(layer: str, shape: tuple[int, int, int], device: torch.device, repeats: int) -> tuple[float, float]:
     """Median milliseconds of the forward pass, and of forward and backward."""
     call, _ = run_layer(layer, shape, device)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    clock = clock_of(device)
 
     def measured(work: Callable[[], object]) -> float:
         seconds = []

@@ -6,7 +6,6 @@ bench detectors` in a copy of the project.
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 import detectors
 from detectors import Detector, DetectorError
 from pipelines import console
-from pipelines.bench.device import chosen_device, device_name, synchronize
+from pipelines.bench.device import chosen_device, clock_name, clock_of, device_name, synchronize
 from pipelines.bench.published_times import OTHERS, TIMES, PublishedTime
 from pipelines.errors import ConfigError
 
@@ -77,7 +76,7 @@ def bench_detectors(
             raise DetectorError(f"unknown detector {name!r}{detectors.nearest(name, known)}")
     repeats = repeats or (20 if where.type == "cuda" else 3)
     shown = f"{device_name(where)}, {precision}{', channels last' if channels_last else ''}"
-    console.say("bench", f"{shown}, one image at a time, median of {repeats} after {_WARM_UP} to warm up")
+    console.say("bench", f"{shown}, {clock_name(where)}, one image at a time, median of {repeats} after one")
     rows = []
     chosen = list(names) or known
     for number, name in enumerate(chosen, start=1):
@@ -87,7 +86,12 @@ def bench_detectors(
         )
         console.progress_line("bench", number, len(chosen), f"detectors ({name})")
     if as_json:
-        facts = {"device": device_name(where), "precision": precision, "channels_last": channels_last}
+        facts = {
+            "device": device_name(where),
+            "clock": clock_name(where),
+            "precision": precision,
+            "channels_last": channels_last,
+        }
         print(
             json.dumps({**facts, "repeats": repeats, "torch": torch.__version__, "rows": [asdict(row) for row in rows]})
         )
@@ -151,14 +155,15 @@ def _decoded(detector: Detector, outputs: object, size: tuple[int, int]) -> list
 
 
 def _median(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    clock = clock_of(device)
     seconds = []
     for turn in range(_WARM_UP + repeats):
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         work()
         synchronize(device)
         if turn >= _WARM_UP:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     return 1000 * statistics.median(seconds)
 
 

@@ -1,6 +1,8 @@
 """The device that is measured."""
 
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,6 +34,16 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} thread{'' if torch.get_num_threads() == 1 else 's'}"
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds: of the wall for a GPU, and of all threads of this process for a CPU, which others may be using too."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
+
+
+def clock_name(device: torch.device) -> str:
+    """What `clock_of` counts."""
+    return "wall time" if device.type == "cuda" else "CPU time of all threads"
 
 
 def synchronize(device: torch.device) -> None:

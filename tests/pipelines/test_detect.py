@@ -14,7 +14,8 @@ from data_shards.plan import World
 from detectors import Detections, Detector, DetectorError, Preprocessing
 from detectors.test_time import MODES, joined
 from pipelines.detect import Reading, detect, milliseconds_one_by_one, open_views
-from pipelines.recipe import EvaluationSettings
+from pipelines.recipe import EvaluationSettings, Recipe, with_flags
+from pipelines.train import check
 
 PLAIN = Preprocessing("rgb", (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), scale=1.0)
 SCALES = (0.5, 1.0, 1.5)
@@ -183,3 +184,16 @@ def test_a_mode_that_was_not_published_opens_nothing(small_shards: Path) -> None
         open_views(seer, reading(location), settings),
     ):
         pass
+
+
+def test_training_refuses_such_a_mode_before_it_starts(small_shards: Path) -> None:
+    recipe = with_flags(
+        Recipe(recipe="fcos"),
+        [
+            *("--data.train", str(small_shards / "train"), "--batch.global_size", "4", "--evaluation.soft_nms", "true"),
+            *("--detector.name", "fcos_resnet50", "--detector.settings.width", "4"),
+            *("--detector.settings.channels", "64"),
+        ],
+    )
+    with pytest.raises(DetectorError, match="fcos_resnet50 was not published with soft-NMS"):
+        check(recipe)
