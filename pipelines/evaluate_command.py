@@ -37,7 +37,7 @@ def evaluate_run(
     Raises:
         ConfigError: there is no checkpoint, or the shards have other classes.
     """
-    checkpoint = _checkpoint(path, newest)
+    checkpoint = find_checkpoint(path, newest)
     recorded = from_dict(checkpoint.facts["recipe"])
     recipe = with_flags(recorded, flags)
     if fixed := [line for line in differences(to_dict(recorded), to_dict(recipe)) if not line.startswith("data.")]:
@@ -62,7 +62,7 @@ def evaluate_run(
         recipe.data.store(location),
         manifest,
         replace(recipe.evaluation, pictures=wanted),
-        input_size=recipe.data.input_size,
+        input_size=recipe.evaluation.input_size or recipe.data.input_size,
         max_objects=recipe.data.max_objects,
         boxes=recipe.data.box_rules,
         cache_folder=recipe.data.cache_folder or None,
@@ -90,7 +90,12 @@ def evaluate_run(
     )
 
 
-def _checkpoint(path: Path, newest: bool) -> Checkpoint:
+def find_checkpoint(path: Path, newest: bool = False) -> Checkpoint:
+    """The checkpoint at a path: itself, or of a run the best (else the newest).
+
+    Raises:
+        ConfigError: there is none.
+    """
     if (path / "checkpoint.json").exists() or path.name.startswith("step-"):
         return open_checkpoint(path)
     folder = CheckpointFolder(path / "checkpoints", warn=lambda line: console.say("warning", line))
