@@ -8,7 +8,8 @@ from detectors.file_layouts import FileLayout
 COCO_CATEGORY_IDS = tuple(number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 """The 80 category ids in use, in the order of the class list."""
 
-_TOWER_BIAS = r"rpn\.head\.(cls|bbox)_tower\.\d+\.bias"
+_TOWER_BIAS = r"rpn\.head\.(cls|bbox)_tower\.[0369]\.bias"
+"""Of the convolutions; the norms between them have one at every library."""
 
 AUTHORS = FileLayout(
     library="FCOS's authors",

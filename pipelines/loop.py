@@ -30,7 +30,7 @@ from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.files import write_json
-from pipelines.recipe import Recipe, to_dict, to_yaml
+from pipelines.recipe import OptimizerSettings, Recipe, to_dict, to_yaml
 from pipelines.report import write_report
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
 from pipelines.weights import fetch_weights
@@ -121,7 +121,7 @@ class _Training:
         self.engine = Engine(
             self.detector,
             _OPTIMIZERS[recipe.optimizer.name],
-            _parameter_groups(self.detector, recipe),
+            parameter_groups(self.detector, recipe.optimizer),
             dataclasses.replace(recipe.engine, precision=precision),
             self.split,
             context.device,
@@ -458,9 +458,8 @@ def check_classes(checkpoint: Checkpoint, manifest: Manifest) -> None:
     raise ConfigError(f"{checkpoint.path} is of another class list: it has {what}. Use the shards it was trained for.")
 
 
-def _parameter_groups(detector: Detector, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[dict[str, Any]]:
     """What torch's optimizer is given: one group, or two where biases are trained otherwise."""
-    optimizer = recipe.optimizer
     own = {"momentum": optimizer.momentum} if optimizer.name == "sgd" else {"betas": optimizer.betas}
     learning = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
     biases = [parameter for name, parameter in learning.items() if name.endswith("bias")]
