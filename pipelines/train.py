@@ -158,7 +158,7 @@ def check_before_submission(recipe: Recipe) -> None:
         ("run.folder", recipe.run.folder),
         ("data.train", recipe.data.train),
         ("data.validation", recipe.data.validation),
-        ("detector.weights", recipe.detector.weights or ""),
+        ("detector.weights", "" if recipe.detector.weights == IMAGENET else recipe.detector.weights or ""),
     ):
         if location and "://" not in location and not Path(location).is_absolute():
             raise ConfigError(
@@ -166,7 +166,8 @@ def check_before_submission(recipe: Recipe) -> None:
                 f"the absolute path of a file system that every node mounts."
             )
     if Path(recipe.data.train).is_dir():
-        check(recipe)  # the cluster's file system is mounted here, too
+        # The cluster's file system is mounted here, too; ImageNet's weights are fetched by who trains.
+        check(recipe, fresh=recipe.detector.weights != IMAGENET)
     else:
         check_input_size(recipe, detectors.build(recipe.detector.name, 80, **recipe.detector.settings))
 

@@ -12,6 +12,7 @@ from pipelines.recipe import (
     BatchSettings,
     DataSettings,
     DetectorSettings,
+    EvaluationSettings,
     OptimizerSettings,
     Recipe,
     Schedule,
@@ -74,11 +75,12 @@ def centernet_dla34_3d_3dop() -> Recipe:
         "79.2, easy to hard)",
         detector=DetectorSettings(name="centernet_dla34_3d", weights=IMAGENET),
         data=DataSettings(input_size=(384, 1280), max_objects=50),
-        # Neither mirrored nor in other colours.
-        augmentation=AugmentationSettings.off(),
+        # Half of the images are moved and scaled, by default amounts; none is mirrored or in other colours.
+        augmentation=replace(AugmentationSettings.off(), geometry="shift", fit="width", shift_probability=0.5),
         batch=BatchSettings(global_size=16),
         optimizer=OptimizerSettings(name="adam", learning_rate=1.25e-4),
         schedule=Schedule(epochs=70, drops_at=(45, 60)),
+        evaluation=EvaluationSettings(geometry="width"),
     )
 
 

@@ -12,11 +12,14 @@ from pipelines.recipe import (
     BatchSettings,
     DataSettings,
     DetectorSettings,
+    EvaluationSettings,
     OptimizerSettings,
     Recipe,
     Schedule,
 )
 
+_FLIP_ONLY = replace(AugmentationSettings.off(), geometry="shorter_side", shorter_sides=(800,), flip_probability=0.5)
+_MANY_SCALES = replace(_FLIP_ONLY, shorter_side_range=(640, 800))
 _AUTHORS_SGD = OptimizerSettings(
     name="sgd",
     learning_rate=0.01,
@@ -45,18 +48,18 @@ def fcos_resnet50_1x() -> Recipe:
         recipe="fcos_resnet50_1x",
         purpose="FCOS, ResNet-50: 90,000 steps of 16 images (published: 37.1 AP on COCO)",
         detector=DetectorSettings(name="fcos_resnet50", weights=IMAGENET),
-        # A 4:3 photograph comes to a short side of about 800, as published.
-        data=DataSettings(input_size=(1088, 1088)),
-        augmentation=replace(AugmentationSettings.off(), flip_probability=0.5),
+        data=DataSettings(crowd="drop", box_ends="last_pixel"),
+        augmentation=_FLIP_ONLY,
         batch=BatchSettings(global_size=16),
         optimizer=_AUTHORS_SGD,
         schedule=_ONCE,
+        evaluation=EvaluationSettings(geometry="shorter_side"),
     )
 
 
 def fcos_resnet50_2x() -> Recipe:
-    """Twice the steps."""
-    return _scheduled(fcos_resnet50_1x(), "2x", _TWICE)
+    """Twice the steps, with shorter sides of 640 to 800 pixels."""
+    return replace(_scheduled(fcos_resnet50_1x(), "2x", _TWICE), augmentation=_MANY_SCALES)
 
 
 def fcos_resnet50_140() -> Recipe:
@@ -86,8 +89,8 @@ def fcos_improved_resnet50_1x() -> Recipe:
 
 
 def fcos_improved_resnet50_2x() -> Recipe:
-    """Twice the steps."""
-    return _scheduled(fcos_improved_resnet50_1x(), "2x", _TWICE)
+    """Twice the steps, with shorter sides of 640 to 800 pixels."""
+    return replace(_scheduled(fcos_improved_resnet50_1x(), "2x", _TWICE), augmentation=_MANY_SCALES)
 
 
 def fcos_improved_resnet50_140() -> Recipe:
@@ -113,6 +116,7 @@ def fcos_torchvision_resnet50() -> Recipe:
         recipe="fcos_torchvision_resnet50",
         purpose="FCOS of torchvision, ResNet-50: 26 epochs, batch 16 (published: 39.2 AP on COCO)",
         detector=replace(recipe.detector, settings={"variant": "torchvision"}),
+        data=replace(recipe.data, box_ends="edge"),
         optimizer=replace(_AUTHORS_SGD, bias_learning_rate_factor=1.0, bias_weight_decay=None),
         schedule=Schedule(epochs=26, drops_at=(16, 22), warmup="linear", warmup_steps=1000, warmup_factor=1e-3),
     )
