@@ -87,7 +87,9 @@ def giou_loss(distances: Tensor, targets: Tensor, plus: float = 0.0, eps: float 
         union = area + _area(targets) - intersection
         enclosing = _area(torch.maximum(distances, targets))
         iou = (intersection + plus) / (union + (plus or eps))
-        return 1 - (iou - (enclosing - union) / (enclosing + eps))
+        # The authors add it to the enclosing box itself, everybody else to the divisor.
+        empty = (enclosing + eps - union if plus else enclosing - union) / (enclosing + eps)
+        return 1 - (iou - empty)
 
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

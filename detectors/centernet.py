@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from detectors import boxes as box
 from detectors.centernet_networks import (
-    COCO_PREPROCESSING,
+    PREPROCESSING,
     CenterNetNetwork,
     DLANetwork,
     DLASettings,
@@ -57,6 +57,9 @@ class CenterNetSettings:
     """Loss on sizes and offsets (smooth L1 loses 2.4 AP, table 3c)."""
     min_overlap: float = 0.7
     """IoU from which the radius of the Gaussians follows."""
+    pixel_statistics: Literal["coco", "imagenet"] = "coco"
+    """Mean and spread of pixels that inputs are normalised by: COCO's, or, as published for VOC and KITTI, ImageNet's
+    for RGB though the images are BGR."""
     class_specific_size: bool = False
     """A width and height for every class (`cat_spec_wh`), trained by L1 always; no published network has it."""
 
@@ -65,6 +68,7 @@ class CenterNetSettings:
         for name in ("heatmap_weight", "size_weight", "offset_weight"):
             require_weight(name, getattr(self, name))
         require_choice("regression_loss", self.regression_loss, ("l1", "smooth_l1"))
+        require_choice("pixel_statistics", self.pixel_statistics, tuple(PREPROCESSING))
         require_fraction("min_overlap", self.min_overlap)
         require_flag("class_specific_size", self.class_specific_size)
 
@@ -128,7 +132,7 @@ class CenterNet(CenterNetNetwork):
         require_count("num_classes", num_classes)
         self.num_classes = num_classes
         self.settings = settings
-        self.preprocessing = replace(COCO_PREPROCESSING, size_divisor=self.stride_divisor)
+        self.preprocessing = replace(PREPROCESSING[settings.pixel_statistics], size_divisor=self.stride_divisor)
         # The heads of an hourglass are lists with an entry per stack, of two layers each.
         self.class_layers = ("hm.2",) if self.stacks == 1 else ("hm.0.1", "hm.1.1")
         self.assemble(network)

@@ -8,7 +8,7 @@ box losses are means over all slots, empty ones included, so they shrink where o
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from detectors.centernet import CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet_networks import DLANetwork, DLASettings, Outputs
-from detectors.detector import Detections, DetectorError, Preprocessing, register
+from detectors.detector import Detections, DetectorError, register
 from detectors.losses import at_centers, penalty_reduced_focal_loss
 from detectors.settings import configure, require_weight
 
@@ -30,6 +30,8 @@ class CenterNet3DSettings(CenterNetSettings):
 
     max_objects: int = 50
     """Annotations of an image that are used, the first ones in file order."""
+    pixel_statistics: Literal["coco", "imagenet"] = "imagenet"
+    """Mean and spread of pixels that inputs are normalised by: COCO's or ImageNet's."""
     depth_weight: float = 1.0
     """Weight of the loss on depth, in metres."""
     dimension_weight: float = 1.0
@@ -72,16 +74,6 @@ class CenterNet3D(CenterNet):
     test_modes = ("none",)
     soft_nms = False
     test_scales = (1.0,)
-
-    def __init__(self, num_classes: int, network: Any, settings: CenterNet3DSettings) -> None:
-        super().__init__(num_classes, network, settings)
-        # ImageNet's numbers for RGB on images that are BGR, as published for KITTI.
-        self.preprocessing = Preprocessing(
-            channel_order="bgr",
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            size_divisor=self.stride_divisor,
-        )
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from detectors.backbones.dla import DLA34, HierarchicalAggregation, IterativeAggregation
+from detectors.backbones.dla import DLA34, DLA34_IMAGENET, HierarchicalAggregation, IterativeAggregation
 from detectors.backbones.hourglass import ConvolutionBlock, Hourglass
-from detectors.backbones.resnet import ResNet
+from detectors.backbones.resnet import IMAGENET, ResNet
 from detectors.detector import Detector, DetectorError, Preprocessing
 from detectors.layers.head import Head, convolutional_head, start_heatmap, start_small, start_without_bias
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
@@ -22,11 +22,16 @@ from detectors.settings import require_count
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
 
-COCO_PREPROCESSING = Preprocessing(
-    channel_order="bgr",
-    mean=(0.40789654, 0.44719302, 0.47026115),
-    std=(0.28863828, 0.27408164, 0.27809835),
-)
+PREPROCESSING = {
+    "coco": Preprocessing(
+        channel_order="bgr",
+        mean=(0.40789654, 0.44719302, 0.47026115),
+        std=(0.28863828, 0.27408164, 0.27809835),
+    ),
+    # ImageNet's numbers for RGB on images that are BGR, as published.
+    "imagenet": Preprocessing(channel_order="bgr", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+}
+"""How the published code normalises, by whose statistics it takes."""
 
 
 class CenterNetNetwork(Detector):
@@ -92,6 +97,7 @@ class ResNetNetwork(CenterNetNetwork):
 
     def assemble(self, settings: ResNetSettings) -> None:
         """Register the layers, in the published order, and give them their published start."""
+        self.imagenet_weights = IMAGENET[self.depth]
         trunk = ResNet(self.depth, settings.width)
         _adopt(self, trunk)
         self.deconv_layers = self.upsampling(trunk.channels[-1], settings.deconv_channels)
@@ -154,6 +160,7 @@ class DLANetwork(CenterNetNetwork):
     """DLA-34 with deformable convolutions wherever levels meet: the paper's network of choice (`dla_34`)."""
 
     backbone_prefix = "base."
+    imagenet_weights = DLA34_IMAGENET
 
     def assemble(self, settings: DLASettings) -> None:
         """Register the layers, in the published order, and give them their published start."""

@@ -2,13 +2,14 @@
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from detectors.file_layouts import FileLayout
+from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 
 
 class DetectorError(ValueError):
@@ -56,6 +57,8 @@ class Detector(nn.Module, ABC):
     stride_divisor: int
     """Sides of the input have to be multiples of this."""
     num_classes: int
+    imagenet_weights: str = ""
+    """Address of the ImageNet weights that the publication starts from; empty where it starts from none."""
     backbone_prefix: str = ""
     """What stands before the keys of an ImageNet file in the state dict."""
     class_layers: tuple[str, ...] = ()
@@ -72,6 +75,9 @@ class Detector(nn.Module, ABC):
     """`merge` measures boxes in pixels of the first scale's input, not of the image."""
     file_layouts: tuple[FileLayout, ...] = ()
     """How files of other libraries keep this detector; without one that fits, keys are taken as they are."""
+
+    export_layouts: Mapping[str, FileLayout] = MappingProxyType({"authors": AUTHORS_STATE_DICT})
+    """Layouts that the weights can be written in, by the library's name."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors import boxes as box
+from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET
 from detectors.box_losses import centerness_of, giou_loss, sigmoid_focal_loss, unitbox_iou_loss
 from detectors.detector import Detections, Detector, DetectorError, register
-from detectors.fcos_files import AUTHORS_LAYOUTS, TORCHVISION_LAYOUTS
+from detectors.fcos_files import AUTHORS_LAYOUTS, EXPORTS, TORCHVISION_LAYOUTS
 from detectors.fcos_network import (
     AuthorsHead,
     FCOSNetworkSettings,
@@ -95,6 +96,8 @@ class FCOS(Detector):
         self.num_classes = self.variant.num_classes if num_classes is None else num_classes
         require_count("num_classes", self.num_classes)
         self.preprocessing = self.variant.preprocessing
+        self.export_layouts = EXPORTS[settings.variant]
+        self.imagenet_weights = (TORCHVISION_IMAGENET if self.variant.torchvision_layout else CAFFE_IMAGENET)[depth]
         self.backbone = trunk_and_pyramid(depth, network, self.variant)
         if self.variant.torchvision_layout:
             self.head = TorchvisionHead(network.channels, self.num_classes, self.variant)

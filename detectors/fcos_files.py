@@ -1,30 +1,46 @@
 """Where the files of FCOS's authors, AdelaiDet, mmdetection and torchvision keep FCOS's parameters."""
 
+import re
+from dataclasses import replace
+
 from detectors.file_layouts import FileLayout
 
 COCO_CATEGORY_IDS = tuple(number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 """The 80 category ids in use, in the order of the class list."""
 
-_TOWER_BIAS = r"rpn\.head\.(cls|bbox)_tower\.\d+\.bias"
+_TOWER_BIAS = r"rpn\.head\.(cls|bbox)_tower\.[0369]\.bias"
+"""Of the convolutions; the norms between them have one at every library."""
 
-AUTHORS = FileLayout(library="FCOS's authors", marker="rpn.head.", norm_eps=0.0)
+AUTHORS = FileLayout(
+    library="FCOS's authors",
+    marker="rpn.head.",
+    norm_eps=0.0,
+    renames_back=((r"^", "module."),),
+    wrapper="model",
+)
+
+_BLOCK_PARTS = (
+    ("shortcut.norm", "downsample.1"),
+    ("shortcut", "downsample.0"),
+    *((f"conv{number}.norm", f"bn{number}") for number in (1, 2, 3)),
+    *((f"conv{number}", f"conv{number}") for number in (1, 2, 3)),
+)
+"""Parts of a bottleneck at detectron2 and here."""
 
 ADELAIDET = FileLayout(
     library="AdelaiDet",
     marker="proposal_generator.",
     renames=(
         *(
-            (rf"^backbone\.bottom_up\.res{stage + 1}\.(\d+)\.{theirs}\.", rf"backbone.body.layer{stage}.\1.{ours}.")
-            for stage in (1, 2, 3, 4)
-            for theirs, ours in (
-                (r"shortcut\.norm", "downsample.1"),
-                ("shortcut", "downsample.0"),
-                *((rf"conv{number}\.norm", f"bn{number}") for number in (1, 2, 3)),
-                *((f"conv{number}", f"conv{number}") for number in (1, 2, 3)),
+            (
+                rf"^(?:backbone\.bottom_up\.)?res{stage + 1}\.(\d+)\.{re.escape(theirs)}\.",
+                rf"backbone.body.layer{stage}.\1.{ours}.",
             )
+            for stage in (1, 2, 3, 4)
+            for theirs, ours in _BLOCK_PARTS
         ),
-        (r"^backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.body.stem.bn1."),
-        (r"^backbone\.bottom_up\.stem\.conv1\.", "backbone.body.stem.conv1."),
+        (r"^(?:backbone\.bottom_up\.)?stem\.conv1\.norm\.", "backbone.body.stem.bn1."),
+        (r"^(?:backbone\.bottom_up\.)?stem\.conv1\.", "backbone.body.stem.conv1."),
         *((rf"^backbone\.fpn_lateral{level}\.", f"backbone.fpn.fpn_inner{level - 1}.") for level in (3, 4, 5)),
         *((rf"^backbone\.fpn_output{level}\.", f"backbone.fpn.fpn_layer{level - 1}.") for level in (3, 4, 5)),
         (r"^backbone\.top_block\.", "backbone.fpn.top_blocks."),
@@ -32,7 +48,36 @@ ADELAIDET = FileLayout(
         (r"^proposal_generator\.fcos_head\.", "rpn.head."),
     ),
     norm_eps=1e-5,
+    renames_back=(
+        *(
+            (
+                rf"^backbone\.body\.layer{stage}\.(\d+)\.{re.escape(ours)}\.",
+                rf"backbone.bottom_up.res{stage + 1}.\1.{theirs}.",
+            )
+            for stage in (1, 2, 3, 4)
+            for theirs, ours in _BLOCK_PARTS
+        ),
+        (r"^backbone\.body\.stem\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
+        (r"^backbone\.body\.stem\.conv1\.", "backbone.bottom_up.stem.conv1."),
+        *((rf"^backbone\.fpn\.fpn_inner{level - 1}\.", f"backbone.fpn_lateral{level}.") for level in (3, 4, 5)),
+        *((rf"^backbone\.fpn\.fpn_layer{level - 1}\.", f"backbone.fpn_output{level}.") for level in (3, 4, 5)),
+        (r"^backbone\.fpn\.top_blocks\.", "backbone.top_block."),
+        (r"^rpn\.head\.centerness\.", "proposal_generator.fcos_head.ctrness."),
+        (r"^rpn\.head\.", "proposal_generator.fcos_head."),
+    ),
+    wrapper="model",
 )
+
+DETECTRON2_IMAGENET = replace(ADELAIDET, library="detectron2", marker="stem.conv1.")
+"""Its converted ImageNet files, which hold the trunk under the trunk's own names."""
+
+_MMDETECTION_TOWERS = tuple(
+    (f"{theirs}_convs.{i}.{layer}", f"{ours}_tower.{3 * i + offset}")
+    for theirs, ours in (("cls", "cls"), ("reg", "bbox"))
+    for i in range(4)
+    for layer, offset in (("conv", 0), ("gn", 1))
+)
+"""Layers of the towers at mmdetection and here."""
 
 MMDETECTION = FileLayout(
     library="mmdetection",
@@ -43,12 +88,7 @@ MMDETECTION = FileLayout(
         *((rf"^neck\.lateral_convs\.{i}\.conv\.", f"backbone.fpn.fpn_inner{i + 2}.") for i in range(3)),
         *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"backbone.fpn.fpn_layer{i + 2}.") for i in range(3)),
         *((rf"^neck\.fpn_convs\.{i + 3}\.conv\.", f"backbone.fpn.top_blocks.p{i + 6}.") for i in range(2)),
-        *(
-            (rf"^bbox_head\.{theirs}_convs\.{i}\.{layer}\.", f"rpn.head.{ours}_tower.{3 * i + offset}.")
-            for theirs, ours in (("cls", "cls"), ("reg", "bbox"))
-            for i in range(4)
-            for layer, offset in (("conv", 0), ("gn", 1))
-        ),
+        *((rf"^bbox_head\.{re.escape(theirs)}\.", f"rpn.head.{ours}.") for theirs, ours in _MMDETECTION_TOWERS),
         # The library's early files say fcos_ where later ones say conv_.
         (r"^bbox_head\.(conv|fcos)_cls\.", "rpn.head.cls_logits."),
         (r"^bbox_head\.(conv|fcos)_reg\.", "rpn.head.bbox_pred."),
@@ -56,7 +96,23 @@ MMDETECTION = FileLayout(
         (r"^bbox_head\.scales\.", "rpn.head.scales."),
     ),
     norm_eps=1e-5,
-    absent_is_zero=_TOWER_BIAS,
+    absent=((_TOWER_BIAS, 0.0),),
+    renames_back=(
+        (r"^backbone\.body\.stem\.", "backbone."),
+        (r"^backbone\.body\.layer", "backbone.layer"),
+        *((rf"^backbone\.fpn\.fpn_inner{i + 2}\.", f"neck.lateral_convs.{i}.conv.") for i in range(3)),
+        *((rf"^backbone\.fpn\.fpn_layer{i + 2}\.", f"neck.fpn_convs.{i}.conv.") for i in range(3)),
+        *((rf"^backbone\.fpn\.top_blocks\.p{i + 6}\.", f"neck.fpn_convs.{i + 3}.conv.") for i in range(2)),
+        *((rf"^rpn\.head\.{re.escape(ours)}\.", f"bbox_head.{theirs}.") for theirs, ours in _MMDETECTION_TOWERS),
+        (r"^rpn\.head\.cls_logits\.", "bbox_head.conv_cls."),
+        (r"^rpn\.head\.bbox_pred\.", "bbox_head.conv_reg."),
+        (r"^rpn\.head\.centerness\.", "bbox_head.conv_centerness."),
+        (r"^rpn\.head\.scales\.", "bbox_head.scales."),
+    ),
+    wrapper="state_dict",
+    beside={"meta": {}},
+    counters=r"backbone\..*running_var",
+    single_numbers=r"bbox_head\.scales\..*",
 )
 
 TORCHVISION = FileLayout(
@@ -74,6 +130,39 @@ IMAGENET = FileLayout(
 )
 
 
+_CAFFE_PARTS = (
+    *((f"branch2{letter}", f"conv{number}", f"bn{number}") for number, letter in ((1, "a"), (2, "b"), (3, "c"))),
+    ("branch1", "downsample.0", "downsample.1"),
+)
+
+CAFFE_IMAGENET = FileLayout(
+    library="Detectron",
+    marker="conv1_w",
+    renames=(
+        (r"^conv1_w$", "backbone.body.stem.conv1.weight"),
+        (r"^res_conv1_bn_s$", "backbone.body.stem.bn1.weight"),
+        (r"^res_conv1_bn_b$", "backbone.body.stem.bn1.bias"),
+        *(
+            (rf"^res{stage + 1}_(\d+)_{branch}{theirs}$", rf"backbone.body.layer{stage}.\1.{ours}")
+            for stage in (1, 2, 3, 4)
+            for branch, convolution, norm in _CAFFE_PARTS
+            for theirs, ours in (
+                ("_w", f"{convolution}.weight"),
+                ("_bn_s", f"{norm}.weight"),
+                ("_bn_b", f"{norm}.bias"),
+            )
+        ),
+    ),
+    # Statistics are folded into scale and shift.
+    absent=((r"backbone\.body\..*running_mean", 0.0), (r"backbone\.body\..*running_var", 1.0)),
+)
+"""The ResNets of the paper's authors as Detectron pickled them (R-50.pkl), which FCOS's authors start from.
+
+Source:
+    tianzhi0549/FCOS, fcos_core/utils/c2_model_loading.py.
+"""
+
+
 def _refused(layout: FileLayout, variant: str) -> FileLayout:
     return FileLayout(
         library=layout.library,
@@ -82,10 +171,21 @@ def _refused(layout: FileLayout, variant: str) -> FileLayout:
     )
 
 
-AUTHORS_LAYOUTS = (AUTHORS, ADELAIDET, MMDETECTION, IMAGENET, _refused(TORCHVISION, '"torchvision"'))
+AUTHORS_LAYOUTS = (
+    *(AUTHORS, ADELAIDET, MMDETECTION, IMAGENET, CAFFE_IMAGENET, DETECTRON2_IMAGENET),
+    _refused(TORCHVISION, '"torchvision"'),
+)
 """For the variants "original" and "improved", whose files cannot be told apart by their keys."""
 TORCHVISION_LAYOUTS = (
     TORCHVISION,
     *(_refused(layout, '"original" or "improved"') for layout in (AUTHORS, ADELAIDET, MMDETECTION)),
 )
 """For the variant "torchvision"."""
+
+EXPORTS = {
+    # Without biases in the towers this is the library's own configuration of the paper's version.
+    "original": {"authors": AUTHORS, "mmdetection": replace(MMDETECTION, leaves_out_zero=_TOWER_BIAS)},
+    "improved": {"authors": AUTHORS, "mmdetection": MMDETECTION, "adelaidet": ADELAIDET},
+    "torchvision": {"torchvision": TORCHVISION},
+}
+"""Layouts that can hold a variant, by variant; others compute something else with these weights."""

@@ -1,5 +1,6 @@
 """Weights that others have published: read safely, matched by name, with a receipt that accounts for every key."""
 
+import dataclasses
 import os
 import pickle
 import re
@@ -14,8 +15,12 @@ from torch import Tensor
 
 from detectors.detector import Detector, DetectorError
 from detectors.file_layouts import FileLayout
+from detectors.plain_pickle import ForbiddenGlobalError, read_arrays
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "blobs")
+
+# The first bytes of torch.save before PyTorch 1.6: its magic number as a pickle.
+_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass
@@ -38,6 +43,10 @@ class Receipt:
     adjusted: dict[str, str] = field(default_factory=dict)
     """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to what was done."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
     def summary(self) -> str:
         """Some lines for a person: the counts, then what was skipped and what is missing, by reason."""
         lines = [
@@ -54,13 +63,14 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
     """Load a published weights file into `detector`, key by key.
 
     Takes what the authors' code, torchvision and PyTorch's ImageNet files hold: a state dict, plain or under
-    "state_dict" or "model", with or without the prefix "module." and the counters of batch norm. A file of the
+    "state_dict", "model" or "blobs", with or without the prefix "module." and the counters of batch norm. A file of the
     backbone alone loads into the backbone. What other libraries call and keep otherwise is renamed and adjusted as
     the detector's `file_layouts` say. Nothing is changed unless all of it fits.
 
     Args:
         detector: receives the weights; what the file does not have keeps its value.
-        path: `.safetensors`, or a file of `torch.save` under any other name. No code in it is run.
+        path: `.safetensors`, or under any other name a file of `torch.save` or a pickle of numpy arrays. No code in
+            it is run.
         skip_mismatched: leave out tensors of another shape (another number of classes, say) instead of refusing.
 
     Raises:
@@ -111,9 +121,9 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
             continue
         if name in of_other_shape:
             receipt.missing[name] = "another shape in the file"
-        elif layout is not None and layout.absent_is_zero and re.fullmatch(layout.absent_is_zero, name):
-            receipt.missing[name] = f"{layout.library} does without it; set to 0"
-            absent[name] = torch.zeros_like(own[name])
+        elif layout is not None and (value := layout.value_of_absent(name)) is not None:
+            receipt.missing[name] = f"{layout.library} does without it; set to {value:g}"
+            absent[name] = torch.full_like(own[name], value)
         elif name.endswith("num_batches_tracked"):
             receipt.missing[name] = "not in the file, which may be older than this counter of batch norm"
         else:
@@ -136,21 +146,34 @@ def read(path: Path) -> Mapping[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch asks for an issue where a file is no checkpoint at all
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        if _is_plain_pickle(path):
+            with path.open("rb") as file:
+                content = read_arrays(file)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch asks for an issue where a file is no checkpoint at all
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        named = error.args[0] if isinstance(error, ForbiddenGlobalError) else None
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code := named or (found and found.group(1)):
             raise DetectorError(
-                f"{path} holds code or objects beside tensors ({code.group(1)}), which loading would run; refused. "
+                f"{path} holds code or objects beside tensors ({code}), which loading would run; refused. "
                 "Save it again where it is trusted, as torch.save(model.state_dict(), path)."
             ) from error
-        raise DetectorError(f"{no_checkpoint}a pickle that torch.save did not write; refused.") from error
+        raise DetectorError(f"{no_checkpoint}neither a file of torch.save nor a pickle of arrays; refused.") from error
     except Exception as error:  # the parsers raise whatever they meet in a damaged file
         raise DetectorError(f"{no_checkpoint}damaged or of another kind ({type(error).__name__}).") from error
     if not isinstance(content, Mapping):
         raise DetectorError(f"{no_checkpoint}it holds a {type(content).__name__}, not a state dict.")
     return content
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether Python's pickle wrote the file, and not torch.save, old or new."""
+    with path.open("rb") as file:
+        start = file.read(len(_OLD_TORCH))
+    return start != _OLD_TORCH and start[:1] == b"\x80" and start[1:2] <= b"\x05"
 
 
 def _unwrap(content: Mapping[str, Any], receipt: Receipt) -> Mapping[str, Any]:

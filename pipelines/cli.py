@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipelines.jobs_commands import add_jobs_commands
 from pipelines.shards_commands import add_shards_commands
+from pipelines.weights_commands import add_weights_commands
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -141,6 +142,7 @@ def command_line() -> argparse.ArgumentParser:
 
     add_shards_commands(commands)
     add_jobs_commands(commands)
+    add_weights_commands(commands)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     actions = bench.add_subparsers(dest="action", metavar="subject", required=True, parser_class=_Parser)

@@ -133,7 +133,7 @@ class _Judged:
 
 
 def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _Judged:
-    checkpoint = _checkpoint(path, newest)
+    checkpoint = find_checkpoint(path, newest)
     recorded = from_dict(checkpoint.facts["recipe"])
     recipe = with_flags(recorded, flags)
     if fixed := [line for line in differences(to_dict(recorded), to_dict(recipe)) if not line.startswith("data.")]:
@@ -151,7 +151,7 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
     detector.load_state_dict(checkpoint.weights())
     reading = Reading(
         recipe.data.store(location),
-        recipe.data.input_size,
+        recipe.evaluation.input_size or recipe.data.input_size,
         recipe.data.max_objects,
         recipe.data.cache_folder or None,
         recipe.data.cache_bytes,
@@ -185,7 +185,12 @@ def _track(judged: _Judged, results: Mapping[str, ModeResult], table: str) -> No
         console.say("tracked", "test_time/* and evaluation/test_time.txt in the run's MLflow")
 
 
-def _checkpoint(path: Path, newest: bool) -> Checkpoint:
+def find_checkpoint(path: Path, newest: bool = False) -> Checkpoint:
+    """The checkpoint at a path: itself, or of a run the best (else the newest).
+
+    Raises:
+        ConfigError: there is none.
+    """
     if (path / "checkpoint.json").exists() or path.name.startswith("step-"):
         return open_checkpoint(path)
     folder = CheckpointFolder(path / "checkpoints", warn=lambda line: console.say("warning", line))

@@ -30,9 +30,10 @@ from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.files import write_json
-from pipelines.recipe import Recipe, to_dict, to_yaml
+from pipelines.recipe import OptimizerSettings, Recipe, to_dict, to_yaml
 from pipelines.report import write_report
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
+from pipelines.weights import fetch_weights
 
 logger = logging.getLogger("aweigh")
 
@@ -120,7 +121,7 @@ class _Training:
         self.engine = Engine(
             self.detector,
             _OPTIMIZERS[recipe.optimizer.name],
-            _parameter_groups(self.detector, recipe),
+            parameter_groups(self.detector, recipe.optimizer),
             dataclasses.replace(recipe.engine, precision=precision),
             self.split,
             context.device,
@@ -128,7 +129,7 @@ class _Training:
         )
         self.stopwatch = Stopwatch(context.device, exact=bool(job.measured_steps))
         self.tracker: Tracker | None = None
-        self.last_step = job.measured_steps or self.plan.steps_per_epoch * recipe.schedule.epochs
+        self.last_step = job.measured_steps or recipe.schedule.last_step(self.plan.steps_per_epoch)
         self.saved_step = self.step if checkpoint else -1
         self.evaluation: Evaluation | None = None
         self.interval = _Interval()
@@ -233,9 +234,10 @@ class _Training:
         recipe = self.recipe
         epoch, inside = divmod(self.step, self.plan.steps_per_epoch)
         last = self.step == self.last_step
-        evaluation = inside == 0 and (last or epoch % recipe.evaluation.every_epochs == 0)
+        # A schedule in steps may end inside an epoch.
+        evaluation = last or (inside == 0 and epoch % recipe.evaluation.every_epochs == 0)
         evaluation = evaluation and bool(recipe.data.validation)
-        at_epoch = inside == 0 and (last or epoch % recipe.checkpoint.every_epochs == 0)
+        at_epoch = last or (inside == 0 and epoch % recipe.checkpoint.every_epochs == 0)
         at_step = recipe.checkpoint.every_steps > 0 and self.step % recipe.checkpoint.every_steps == 0
         return evaluation, evaluation or at_epoch or at_step
 
@@ -284,7 +286,7 @@ class _Training:
             recipe.data.store(recipe.data.validation),
             load_manifest(recipe.data.validation),
             recipe.evaluation,
-            input_size=recipe.data.input_size,
+            input_size=recipe.evaluation.input_size or recipe.data.input_size,
             max_objects=recipe.data.max_objects,
             boxes=recipe.data.box_rules,
             cache_folder=recipe.data.cache_folder or None,
@@ -344,7 +346,7 @@ class _Training:
     def _finish(self) -> None:
         """Say that the run is complete: its last evaluation came before its last checkpoint."""
         if self.first_rank:
-            facts = {"step": self.step, "epochs": self.recipe.schedule.epochs, "run": self.job.run}
+            facts = {"step": self.step, "epochs": self.step / self.plan.steps_per_epoch, "run": self.job.run}
             write_json(self.context.folder / "result.json", facts)
 
     def _measure(self) -> None:
@@ -412,7 +414,8 @@ def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Dete
         torch.manual_seed(recipe.seed)
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
     if initial and recipe.detector.weights:
-        receipt = detectors.published.load(detector, recipe.detector.weights)
+        path = fetch_weights(recipe.detector, detector, recipe.data.cache_folder)
+        receipt = detectors.published.load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
         logger.info("%s", receipt.summary())
     return detector
 
@@ -455,15 +458,30 @@ def check_classes(checkpoint: Checkpoint, manifest: Manifest) -> None:
     raise ConfigError(f"{checkpoint.path} is of another class list: it has {what}. Use the shards it was trained for.")
 
 
-def _parameter_groups(detector: Detector, recipe: Recipe) -> list[dict[str, Any]]:
-    optimizer = recipe.optimizer
-    group: dict[str, Any] = {
-        "params": [parameter for parameter in detector.parameters() if parameter.requires_grad],
-        "lr": optimizer.learning_rate,
-        "weight_decay": optimizer.weight_decay,
-    }
-    group |= {"momentum": optimizer.momentum} if optimizer.name == "sgd" else {"betas": optimizer.betas}
-    return [group]
+def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[dict[str, Any]]:
+    """What torch's optimizer is given: one group, or two where biases are trained otherwise."""
+    own = {"momentum": optimizer.momentum} if optimizer.name == "sgd" else {"betas": optimizer.betas}
+    learning = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
+    biases = [parameter for name, parameter in learning.items() if name.endswith("bias")]
+    others = [parameter for name, parameter in learning.items() if not name.endswith("bias")]
+    decay, factor = optimizer.bias_weight_decay, optimizer.bias_learning_rate_factor
+    if decay is None and factor == 1:
+        others, biases = list(learning.values()), []
+    groups = [
+        (others, 1.0, optimizer.weight_decay),
+        (biases, factor, optimizer.weight_decay if decay is None else decay),
+    ]
+    return [
+        {
+            "params": params,
+            "lr": optimizer.learning_rate * scale,
+            "lr_factor": scale,
+            "weight_decay": weight_decay,
+            **own,
+        }
+        for params, scale, weight_decay in groups
+        if params
+    ]
 
 
 def _peak_bytes(device: torch.device) -> int:

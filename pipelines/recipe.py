@@ -25,6 +25,9 @@ from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
 from data_shards.store import Store, open_store
 from pipelines.errors import ConfigError
 
+IMAGENET = "imagenet"
+"""In place of a file, the published ImageNet weights of a detector's backbone."""
+
 _FORBID = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -41,7 +44,25 @@ class DetectorSettings:
     """The detector's own settings, such as size_weight; its module lists them."""
 
     weights: str | None = None
-    """Weights to start from: a published checkpoint, ImageNet backbone weights, or a checkpoint of aweigh."""
+    """Weights to start from: a file, an https:// address or an s3:// location; `imagenet` for the published ImageNet
+    weights of the backbone; `none` for random ones."""
+
+    weights_sha256: str = ""
+    """The sha256 the weights must have, or its first digits; empty takes the one in a published file's name, such as
+    resnet18-5c106cde.pth."""
+
+    skip_mismatched: bool = False
+    """Train layers anew whose shape in the weights is another (heads of other classes), instead of refusing."""
+
+    def __post_init__(self) -> None:
+        if self.weights in ("none", ""):
+            object.__setattr__(self, "weights", None)
+        digits = self.weights_sha256
+        if digits and (not 8 <= len(digits) <= 64 or digits.strip("0123456789abcdef")):
+            raise ConfigError(
+                f"detector.weights_sha256 is {digits!r}; give the first 8 to 64 of the digits 0-9 and a-f that "
+                f"`sha256sum` prints."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +178,23 @@ class OptimizerSettings:
     momentum: float = 0.9
     """Of sgd."""
 
+    bias_learning_rate_factor: float = 1.0
+    """What the rate of biases is multiplied by, those of normalisations included; FCOS trains with 2."""
+
+    bias_weight_decay: float | None = None
+    """Weight decay of biases; without it that of all else. FCOS trains with 0."""
+
     def __post_init__(self) -> None:
         # Written so that NaN fails, too.
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"optimizer.learning_rate is {self.learning_rate:g}; it must be above 0.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"optimizer.weight_decay is {self.weight_decay:g}; it must be 0 or more.")
+        for name in ("weight_decay", "bias_weight_decay"):
+            decay = getattr(self, name)
+            if decay is not None and not 0 <= decay < math.inf:
+                raise ConfigError(f"optimizer.{name} is {decay:g}; it must be 0 or more.")
+        factor = self.bias_learning_rate_factor
+        if not 0 < factor < math.inf:
+            raise ConfigError(f"optimizer.bias_learning_rate_factor is {factor:g}; it must be above 0.")
         for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
             if not all(0 <= value < 1 for value in values):
                 raise ConfigError(
@@ -172,42 +204,102 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When the learning rate falls and when training ends."""
+    """When the learning rate falls and when training ends: by epochs, or by steps where a publication counts those."""
 
     __pydantic_config__ = _FORBID
 
     epochs: int = 140
-    """Passes over the training set."""
+    """Passes over the training set; 0 where steps says when training ends."""
 
     drops_at: tuple[int, ...] = (90, 120)
     """Epochs after which the learning rate is lower by drop_factor (Objects as Points, section 5)."""
+
+    steps: int = 0
+    """Optimizer steps of the whole training, in place of epochs; 0 where epochs says when training ends."""
+
+    drops_at_steps: tuple[int, ...] = ()
+    """Steps after which the learning rate is lower by drop_factor, in place of drops_at."""
 
     drop_factor: float = 0.1
     """What each drop multiplies the rate by."""
 
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly from zero; the published CenterNet has none."""
+    """Steps of a lower rate in the beginning; the published CenterNet has none."""
+
+    warmup: Literal["linear", "constant"] = "linear"
+    """linear: the rate rises from warmup_factor to 1; constant: it is warmup_factor until it jumps to 1."""
+
+    warmup_factor: float = 0.0
+    """What the rate of the first step is multiplied by; 0 (linear only) starts at 1 / warmup_steps."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigError(f"schedule.epochs is {self.epochs}; it must be 1 or more.")
-        if unreached := [epoch for epoch in self.drops_at if epoch >= self.epochs]:
+        self._check_end()
+        unit, field_name = ("step", "drops_at_steps") if self.steps else ("epoch", "drops_at")
+        end, drops = self.steps or self.epochs, getattr(self, field_name)
+        if unreached := [place for place in drops if place >= end]:
             raise ConfigError(
-                f"schedule.drops_at contains {', '.join(map(str, unreached))}, but training ends after epoch "
-                f"{self.epochs}. Remove them or raise schedule.epochs."
+                f"schedule.{field_name} contains {', '.join(map(str, unreached))}, but training ends after {unit} "
+                f"{end}. Remove them or raise schedule.{unit}s."
             )
-        if list(self.drops_at) != sorted(set(self.drops_at)) or any(epoch < 1 for epoch in self.drops_at):
-            raise ConfigError(f"schedule.drops_at is {list(self.drops_at)}; it must rise, from 1 on.")
+        if list(drops) != sorted(set(drops)) or any(place < 1 for place in drops):
+            raise ConfigError(f"schedule.{field_name} is {list(drops)}; it must rise, from 1 on.")
         if not 0 < self.drop_factor <= 1:
             raise ConfigError(f"schedule.drop_factor is {self.drop_factor:g}; it must be above 0 and at most 1.")
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more.")
+        if not 0 <= self.warmup_factor <= 1 or (self.warmup == "constant" and self.warmup_factor == 0):
+            least = "above 0" if self.warmup == "constant" else "0 or more"
+            raise ConfigError(f"schedule.warmup_factor is {self.warmup_factor:g}; it must be {least} and at most 1.")
+
+    def last_step(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps or self.epochs * steps_per_epoch
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """What the learning rate is multiplied by in the step after `step` steps."""
-        dropped = sum(step >= epoch * steps_per_epoch for epoch in self.drops_at)
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return float(warmup * self.drop_factor**dropped)
+        drops = self.drops_at_steps or [epoch * steps_per_epoch for epoch in self.drops_at]
+        return self._warmup(step) * self.drop_factor ** sum(step >= drop for drop in drops)
+
+    def describe(self, steps_per_epoch: int) -> str:
+        """The arithmetic of it, for a person."""
+        end = self.last_step(steps_per_epoch)
+        unit, drops = ("steps", self.drops_at_steps) if self.steps else ("epochs", self.drops_at)
+        if self.steps:
+            text = f"{end:,} steps = {end / steps_per_epoch:.4g} epochs of {steps_per_epoch:,}"
+        else:
+            text = f"{steps_per_epoch:,} steps × {self.epochs:,} epochs = {end:,} steps"
+        if drops:
+            text += f", ÷{1 / self.drop_factor:g} after {unit} {', '.join(f'{drop:,}' for drop in drops)}"
+        if self.warmup_steps:
+            text += f", {self.warmup} warm-up over {self.warmup_steps:,} steps from {self._warmup(0):.3g}"
+        return text
+
+    def _warmup(self, step: int) -> float:
+        if step >= self.warmup_steps:
+            return 1.0
+        if self.warmup == "constant":
+            return self.warmup_factor
+        if self.warmup_factor == 0:
+            return (step + 1) / self.warmup_steps
+        return self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
+
+    def _check_end(self) -> None:
+        """Refuse what counts in both units, or in neither."""
+        for name in ("epochs", "steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"schedule.{name} is {getattr(self, name)}; it must be 0 or more.")
+        if not self.epochs and not self.steps:
+            raise ConfigError("schedule.epochs and schedule.steps are both 0; one of them has to end training.")
+        if self.steps and (self.epochs or self.drops_at):
+            raise ConfigError(
+                f"schedule.steps is {self.steps} beside epochs {self.epochs} and drops_at {list(self.drops_at)}; one "
+                f"unit at a time: set schedule.steps 0 and drops_at_steps [], or epochs 0 and drops_at []."
+            )
+        if self.epochs and self.drops_at_steps:
+            raise ConfigError(
+                f"schedule.drops_at_steps is {list(self.drops_at_steps)}, but training ends after epoch {self.epochs}; "
+                f"set schedule.drops_at instead, or count all of it in steps."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +333,9 @@ class EvaluationSettings:
     soft_nms: bool = False
     """Soft-NMS for a single scale too (CenterNet's --nms); several scales always end with the detector's own."""
 
+    input_size: tuple[int, int] | None = None
+    """Height and width for the fixed geometry, in pixels; without it data.input_size."""
+
     batch_size: int = 8
     """Images that go through the network together, where they have one size."""
 
@@ -270,6 +365,8 @@ class EvaluationSettings:
             raise ConfigError(
                 f"evaluation.scaled_longer_side_limit is {self.scaled_longer_side_limit}; it must be 1 or more."
             )
+        if self.input_size is not None and min(self.input_size) < 1:
+            raise ConfigError(f"evaluation.input_size is {list(self.input_size)}; height and width must be 1 or more.")
         if self.pictures < 0:
             raise ConfigError(f"evaluation.pictures is {self.pictures}; it must be 0 (none) or more.")
 

@@ -24,7 +24,7 @@ from pipelines import console, tracking
 from pipelines.errors import ConfigError
 from pipelines.files import write_json, write_text
 from pipelines.loop import Job, build_detector, check_fits, train_worker
-from pipelines.recipe import Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
+from pipelines.recipe import IMAGENET, Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def train(recipe: Recipe) -> TrainingResult:
     recipe = absolute(recipe)
     name = run_name(recipe)
     folder = Path(recipe.run.folder) / name
-    manifest, plan = check(recipe)
+    has_begun = any((folder / "checkpoints").glob("step-*"))
+    manifest, plan = check(recipe, fresh=not has_begun)
     _check_writable(folder)
     with exclusive_run(folder):
         checkpoint = CheckpointFolder(folder / "checkpoints", warn=lambda line: console.say("warning", line)).latest()
@@ -57,7 +58,7 @@ def train(recipe: Recipe) -> TrainingResult:
             _agree_with_earlier_attempts(recipe, checkpoint, name)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         _say_what_will_happen(recipe, name, manifest, plan)
-        last_step = plan.steps_per_epoch * recipe.schedule.epochs
+        last_step = recipe.schedule.last_step(plan.steps_per_epoch)
         finished = (folder / "result.json").exists() and checkpoint is not None and checkpoint.step == last_step
         if finished:
             console.say("done", f"run {name} ended before, at step {last_step:,}")
@@ -109,12 +110,16 @@ def absolute(recipe: Recipe) -> Recipe:
         validation=path(recipe.data.validation),
         cache_folder=path(recipe.data.cache_folder),
     )
-    detector = replace(recipe.detector, weights=path(recipe.detector.weights) if recipe.detector.weights else None)
+    weights = recipe.detector.weights
+    detector = replace(recipe.detector, weights=path(weights) if weights and weights != IMAGENET else weights)
     return replace(recipe, data=data, detector=detector, run=replace(recipe.run, folder=path(recipe.run.folder)))
 
 
-def check(recipe: Recipe) -> tuple[Manifest, Plan]:
-    """Everything that can be known to be wrong before a worker is started."""
+def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
+    """Everything that can be known to be wrong before a worker is started.
+
+    A `fresh` run starts from the recipe's initial weights, which are fetched and loaded here first.
+    """
     _check_settings(recipe)
     manifest = load_manifest(recipe.data.train)
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
@@ -126,7 +131,7 @@ def check(recipe: Recipe) -> tuple[Manifest, Plan]:
                 f"Build both from one class list."
             )
         _check_shards(location, found)
-    detector = build_detector(recipe, manifest, initial=True)
+    detector = build_detector(recipe, manifest, initial=fresh)
     check_input_size(recipe, detector)
     detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
     _check_labels(recipe, detector, manifest)
@@ -154,7 +159,7 @@ def check_before_submission(recipe: Recipe) -> None:
         ("run.folder", recipe.run.folder),
         ("data.train", recipe.data.train),
         ("data.validation", recipe.data.validation),
-        ("detector.weights", recipe.detector.weights or ""),
+        ("detector.weights", "" if recipe.detector.weights == IMAGENET else recipe.detector.weights or ""),
     ):
         if location and "://" not in location and not Path(location).is_absolute():
             raise ConfigError(
@@ -162,7 +167,8 @@ def check_before_submission(recipe: Recipe) -> None:
                 f"the absolute path of a file system that every node mounts."
             )
     if Path(recipe.data.train).is_dir():
-        check(recipe)  # the cluster's file system is mounted here, too
+        # The cluster's file system is mounted here, too; ImageNet's weights are fetched by who trains.
+        check(recipe, fresh=recipe.detector.weights != IMAGENET)
     else:
         check_input_size(recipe, detectors.build(recipe.detector.name, 80, **recipe.detector.settings))
 
@@ -174,12 +180,13 @@ def check_input_size(recipe: Recipe, detector: Detector) -> None:
         ConfigError: with the nearest size that it can.
     """
     divisor = detector.stride_divisor
-    if any(side % divisor for side in recipe.data.input_size):
-        height, width = (max(divisor, round(side / divisor) * divisor) for side in recipe.data.input_size)
-        raise ConfigError(
-            f"data.input_size is {list(recipe.data.input_size)}; {recipe.detector.name} needs multiples of {divisor}, "
-            f"such as {height} {width}."
-        )
+    for name, size in (("data", recipe.data.input_size), ("evaluation", recipe.evaluation.input_size or ())):
+        if any(side % divisor for side in size):
+            height, width = (max(divisor, round(side / divisor) * divisor) for side in size)
+            raise ConfigError(
+                f"{name}.input_size is {list(size)}; {recipe.detector.name} needs multiples of {divisor}, such as "
+                f"{height} {width}."
+            )
 
 
 def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> None:
@@ -261,13 +268,6 @@ def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterato
 
 def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: Plan) -> None:
     split = split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
-    schedule = recipe.schedule
-    steps = plan.steps_per_epoch
-    drops = (
-        f", ÷{1 / schedule.drop_factor:g} after epochs {', '.join(map(str, schedule.drops_at))}"
-        if schedule.drops_at
-        else ""
-    )
     console.say("run", f"{name}, recipe {recipe.recipe}, seed {recipe.seed}, in {Path(recipe.run.folder) / name}")
     console.say(
         "data",
@@ -277,8 +277,8 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
     console.say("batch", str(split))
     console.say(
         "schedule",
-        f"{steps:,} steps × {schedule.epochs:,} epochs = {steps * schedule.epochs:,} steps; "
-        f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g}{drops}",
+        f"{recipe.schedule.describe(plan.steps_per_epoch)}; {recipe.optimizer.name}, "
+        f"learning rate {recipe.optimizer.learning_rate:g}",
     )
     derived = json.dumps(deepspeed_config(recipe.engine, split, "fp32"))
     console.say("engine", f"ZeRO {recipe.engine.zero_stage}, precision {recipe.engine.precision}, DeepSpeed {derived}")

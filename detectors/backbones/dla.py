@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from detectors.layers.deformable_convolution import DeformableConvolution
 from detectors.layers.upsampling import bilinear_kernel
 
+DLA34_IMAGENET = "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth"
+"""Where its authors published the ImageNet weights; the server has been gone since, so a copy has to be given."""
+
 
 class DLA34(nn.Module):
     """The convolutional part of DLA-34 in six levels, strides 1 to 32.

@@ -21,6 +21,29 @@ _BLOCKS: dict[int, tuple[int, int, int, int]] = {
     152: (3, 8, 36, 3),
 }
 
+IMAGENET = {
+    depth: f"https://download.pytorch.org/models/{name}"
+    for depth, name in (
+        (18, "resnet18-5c106cde.pth"),
+        (34, "resnet34-333f7ec4.pth"),
+        (50, "resnet50-19c8e357.pth"),
+        (101, "resnet101-5d3b4d8f.pth"),
+        (152, "resnet152-b121ed2d.pth"),
+    )
+}
+"""The ImageNet files that PyTorch published first, which CenterNet starts from, by depth."""
+
+TORCHVISION_IMAGENET = {
+    50: "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    101: "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+}
+"""torchvision's IMAGENET1K_V1 files, which its detectors start from, by depth."""
+
+CAFFE_IMAGENET = {
+    depth: f"https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-{depth}.pkl" for depth in (50, 101)
+}
+"""The files of the paper's authors as Detectron keeps them, by depth; FCOS's authors start from these."""
+
 Norm = Callable[[int], nn.Module]
 """Makes the normalisation of so many channels."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 from pipelines.recipe import Recipe, from_yaml
-from pipelines.recipes import centernet, demo
+from pipelines.recipes import ablations, centernet, centernet_tasks, demo, fcos
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function
@@ -23,6 +23,39 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
         centernet.centernet_dla34_1x,
         centernet.centernet_dla34_2x,
         centernet.centernet_hourglass104,
+        centernet.centernet_resdcn18_voc_384,
+        centernet.centernet_resdcn18_voc_512,
+        centernet.centernet_resdcn101_voc_384,
+        centernet.centernet_resdcn101_voc_512,
+        centernet.centernet_dla34_voc_384,
+        centernet.centernet_dla34_voc_512,
+        centernet_tasks.centernet_dla34_pose_1x,
+        centernet_tasks.centernet_dla34_pose_3x,
+        centernet_tasks.centernet_hourglass104_pose_1x,
+        centernet_tasks.centernet_hourglass104_pose_3x,
+        centernet_tasks.centernet_dla34_3d_3dop,
+        centernet_tasks.centernet_dla34_3d_sub,
+        ablations.ablation_a_original,
+        ablations.ablation_a_512,
+        ablations.ablation_a_384,
+        ablations.ablation_b_02,
+        ablations.ablation_b_01,
+        ablations.ablation_b_002,
+        ablations.ablation_c_l1,
+        ablations.ablation_c_smooth_l1,
+        ablations.ablation_d_140,
+        ablations.ablation_d_230,
+        fcos.fcos_resnet50_1x,
+        fcos.fcos_resnet50_2x,
+        fcos.fcos_resnet50_140,
+        fcos.fcos_resnet50_230,
+        fcos.fcos_resnet101_2x,
+        fcos.fcos_improved_resnet50_1x,
+        fcos.fcos_improved_resnet50_2x,
+        fcos.fcos_improved_resnet50_140,
+        fcos.fcos_improved_resnet50_230,
+        fcos.fcos_improved_resnet101_2x,
+        fcos.fcos_torchvision_resnet50,
     )
 }
 

@@ -80,6 +80,13 @@ def test_giou_by_hand() -> None:
     assert giou_loss(first, second).item() == pytest.approx(0.8 + 4 / 9)
 
 
+def test_the_authors_add_their_epsilon_to_the_enclosing_box_itself() -> None:
+    nothing = torch.zeros(1, 4)
+    # GIoU is (0 + 1) / (0 + 1) - (1e-7 - 0) / 1e-7 = 0; without the pixel 0 / 1e-7 - 0 / 1e-7 = 0.
+    assert_close(giou_loss(nothing, nothing, plus=1.0), tensor([1.0]))
+    assert_close(giou_loss(nothing, nothing), tensor([1.0]))
+
+
 def test_box_losses_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for loss in (unitbox_iou_loss, giou_loss):

@@ -240,6 +240,14 @@ def test_preprocessing_is_the_published_one_for_coco() -> None:
     assert narrow("centernet_hourglass104").preprocessing.size_divisor == 128
 
 
+def test_preprocessing_for_voc_is_imagenets_on_bgr() -> None:
+    with torch.device("meta"):
+        preprocessing = detectors.build("centernet_hourglass104", pixel_statistics="imagenet").preprocessing
+    assert (preprocessing.channel_order, preprocessing.mean) == ("bgr", (0.485, 0.456, 0.406))
+    assert preprocessing.std == (0.229, 0.224, 0.225)
+    assert preprocessing.size_divisor == 128
+
+
 def test_an_image_whose_sides_do_not_fit_is_refused() -> None:
     message = r"the input is 64 x 100 pixels; .* multiples of 32\. Pad or resize"
     with pytest.raises(detectors.DetectorError, match=message):

@@ -299,8 +299,9 @@ def test_outputs_and_losses_are_float32_under_autocast(variant: str) -> None:
     losses["loss"].backward()
 
 
-def test_a_batch_is_its_images_one_by_one_and_saving_keeps_it(tmp_path: Path) -> None:
-    detector = fcos("improved").eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_is_its_images_one_by_one_and_saving_keeps_it(variant: str, tmp_path: Path) -> None:
+    detector = fcos(variant).eval()
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         together = detector(images)
@@ -310,7 +311,7 @@ def test_a_batch_is_its_images_one_by_one_and_saving_keeps_it(tmp_path: Path) ->
                     assert_close(one[name][0], both[name][row], rtol=1e-4, atol=1e-5)
     torch.save(detector.state_dict(), tmp_path / "weights.pth")
     torch.manual_seed(5)
-    again = detectors.build("fcos_resnet50", 3, variant="improved", width=8, channels=64).eval()
+    again = detectors.build("fcos_resnet50", 3, variant=variant, width=8, channels=64).eval()
     detectors.published.load(again, tmp_path / "weights.pth")
     with torch.no_grad():
         assert torch.equal(again(images)[2]["logits"], together[2]["logits"])

@@ -1,14 +1,18 @@
 """Files of the authors, AdelaiDet, mmdetection, torchvision and ImageNet, made here with the published keys."""
 
 import json
+import pickle
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import detectors
 from detectors import Detector, DetectorError, published
+from detectors.export import save_as
 from detectors.fcos_files import COCO_CATEGORY_IDS
 from detectors.published import Receipt
 
@@ -31,10 +35,16 @@ def authors() -> Detector:
     return detectors.build("fcos_resnet50", variant="improved")
 
 
+@cache
+def of_variant(variant: str) -> Detector:
+    """One for all tests, which reset it."""
+    return detectors.build("fcos_resnet50", variant=variant)
+
+
 def reset(detector: Detector) -> Detector:
     with torch.no_grad():
         for value in detector.state_dict().values():
-            value.fill_(-5)
+            value.fill_(5)
     return detector
 
 
@@ -157,3 +167,122 @@ def test_an_imagenet_file_loads_into_the_trunk(variant: str, tmp_path: Path) -> 
     assert not any(key.startswith("backbone.body.") for key in receipt.missing)
     stem = "backbone.body.conv1.weight" if variant == "torchvision" else "backbone.body.stem.conv1.weight"
     assert detector.state_dict()[stem].eq(1).all()
+
+
+CAFFE_NAMES = {  # of each part of a bottleneck: its convolution, and scale and shift of its norm
+    "conv1": "branch2a",
+    "conv2": "branch2b",
+    "conv3": "branch2c",
+    "downsample.0": "branch1",
+}
+
+
+def caffe_file(path: Path) -> dict[str, np.ndarray]:
+    """Detectron's R-50.pkl, by the shapes of torchvision's ResNet-50; every array with a number of its own."""
+    arrays: dict[str, np.ndarray] = {}
+    for key, shape, _ in json.loads((LAYOUTS / "resnet50_torchvision.json").read_text()):
+        stage, _, rest = key.partition(".")
+        if stage == "conv1":
+            arrays |= {"conv1_w": np.zeros(shape), "res_conv1_bn_s": np.zeros(64), "res_conv1_bn_b": np.zeros(64)}
+        elif stage.startswith("layer") and key.endswith("weight") and len(shape) == 4:
+            block, part = rest.split(".", 1)
+            name = f"res{int(stage[5]) + 1}_{block}_{CAFFE_NAMES[part.removesuffix('.weight')]}"
+            arrays |= {f"{name}_w": np.zeros(shape), f"{name}_bn_s": np.zeros(shape[0])}
+            arrays |= {f"{name}_bn_b": np.zeros(shape[0]), f"{name}_w_momentum": np.zeros(shape)}
+    arrays |= {"conv1_b": np.zeros(64), "fc1000_w": np.zeros((1000, 2048)), "fc1000_b": np.zeros(1000)}
+    for number, (key, value) in enumerate(arrays.items()):
+        arrays[key] = (value + 1 + number % 97).astype(np.float32)
+    path.write_bytes(pickle.dumps({"blobs": arrays}, protocol=2))
+    return arrays
+
+
+def test_detectrons_imagenet_file_loads_into_the_trunk(authors: Detector, tmp_path: Path) -> None:
+    arrays = caffe_file(tmp_path / "R-50.pkl")
+    receipt = published.load(reset(authors), tmp_path / "R-50.pkl")
+    assert sorted([*receipt.renamed, *receipt.skipped]) == sorted(arrays)
+    assert len(receipt.renamed) == 159  # 53 convolutions, each with scale and shift
+    assert all(key.endswith("_momentum") or key.startswith(("fc1000", "conv1_b")) for key in receipt.skipped)
+    state = authors.state_dict()
+    for theirs, ours in {
+        "res_conv1_bn_s": "stem.bn1.weight",
+        "res2_0_branch1_w": "layer1.0.downsample.0.weight",
+        "res2_0_branch1_bn_b": "layer1.0.downsample.1.bias",
+        "res4_5_branch2c_bn_s": "layer3.5.bn3.weight",
+        "res5_2_branch2a_w": "layer4.2.conv1.weight",
+    }.items():
+        assert receipt.renamed[theirs] == f"backbone.body.{ours}"
+        assert state[f"backbone.body.{ours}"].eq(float(arrays[theirs].flat[0])).all()
+    # Statistics are folded into scale and shift: nothing of what stood there before may stay.
+    assert state["backbone.body.layer3.5.bn3.running_mean"].eq(0).all()
+    assert state["backbone.body.layer3.5.bn3.running_var"].eq(1).all()
+    assert receipt.missing["backbone.body.stem.bn1.running_var"] == "Detectron does without it; set to 1"
+
+
+def test_detectron2s_converted_imagenet_file_loads_into_the_trunk(authors: Detector, tmp_path: Path) -> None:
+    weights = layout_file("fcos_r50_adelaidet", tmp_path / "whole.pth")
+    start = "backbone.bottom_up."
+    trunk = {key.removeprefix(start): value.numpy() for key, value in weights.items() if key.startswith(start)}
+    content = {"model": trunk, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content))
+    receipt = published.load(reset(authors), tmp_path / "R-50.pkl")
+    assert len(receipt.renamed) == len(trunk) == 265
+    assert not any(key.startswith("backbone.body.") for key in receipt.missing)
+    assert receipt.skipped.keys() == {"__author__", "matching_heuristics"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "library", "layout"),
+    [
+        ("improved", "authors", "fcos_r50_tianzhi"),
+        ("improved", "adelaidet", "fcos_r50_adelaidet"),
+        ("improved", "mmdetection", "fcos_r50_mmdet"),
+        ("original", "authors", "fcos_r50_tianzhi"),
+        ("original", "mmdetection", "fcos_r50_mmdet_base"),
+        ("torchvision", "torchvision", "fcos_r50_torchvision"),
+    ],
+)
+def test_what_a_library_wrote_is_written_back_as_it_was(
+    variant: str, library: str, layout: str, tmp_path: Path
+) -> None:
+    weights = layout_file(layout, tmp_path / "theirs.pth")
+    detector = reset(of_variant(variant))
+    published.load(detector, tmp_path / "theirs.pth")
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    exported = save_as(detector, tmp_path / "back.pth", library)
+    assert sorted([*exported.written, *exported.left_out]) == sorted(detector.state_dict())
+    content = torch.load(tmp_path / "back.pth", weights_only=True)
+    wrapper = {"torchvision": None, "mmdetection": "state_dict"}.get(library, "model")
+    back = content if wrapper is None else content[wrapper]
+    assert back.keys() == weights.keys()
+    for key, value in weights.items():
+        assert back[key].shape == value.shape, key
+        if not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(back[key], value, rtol=2e-7, atol=0, msg=key)
+    published.load(reset(detector), tmp_path / "back.pth")
+    for key, value in detector.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=2e-7, atol=0, msg=key)
+
+
+def test_biases_that_are_not_0_are_written_beside_mmdetections_base(tmp_path: Path) -> None:
+    detector = reset(of_variant("original"))
+    with torch.no_grad():
+        detector.get_parameter("rpn.head.cls_tower.3.bias").fill_(0.5)
+    exported = save_as(detector, tmp_path / "back.pth", "mmdetection")
+    assert not exported.left_out
+    entries = json.loads((LAYOUTS / "fcos_r50_mmdet.json").read_text())
+    assert torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"].keys() == {key for key, *_ in entries}
+
+
+def test_what_a_library_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    original = of_variant("original")
+    with pytest.raises(DetectorError, match="cannot be written as 'adelaidet'; known are authors, mmdetection"):
+        save_as(original, tmp_path / "back.pth", "adelaidet")
+    with torch.no_grad():
+        original.get_buffer("backbone.body.layer2.1.bn2.running_var").fill_(2e-6)
+    with pytest.raises(DetectorError, match=r"layer2.1.bn2.running_var has a variance of 2e-06, and mmdetection adds"):
+        save_as(original, tmp_path / "back.pth", "mmdetection")
+    assert not list(tmp_path.iterdir())
+    save_as(original, tmp_path / "back.pth", "authors")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DetectorError, match="cannot be written"):
+        save_as(original, tmp_path / "file" / "back.pth", "authors")

@@ -1,10 +1,13 @@
 """Published weights: every key accounted for, nothing loaded by halves, no code run."""
 
+import codecs
 import json
 import os
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -240,11 +243,9 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
         "empty.pth": (b"", "is no checkpoint: damaged or of another kind"),
         "text.pth": (b"<html>quota exceeded</html>" * 20, "is no checkpoint: "),
         "text.safetensors": (b"<html>quota exceeded</html>" * 20, "is no checkpoint: damaged or of another kind"),
-        "plain.pkl": (
-            pickle.dumps({"conv1.weight": [1.0]}),
-            "is no checkpoint: a pickle that torch.save did not write",
-        ),
-        "evil.pkl": (pickle.dumps(Code(tmp_path / "ran")), "is no checkpoint: a pickle that torch.save did not write"),
+        "plain.pkl": (pickle.dumps({"conv1.weight": [1.0]}), "is no checkpoint: it holds conv1.weight, but no tensor"),
+        "cut.pkl": (pickle.dumps({"conv1.weight": [1.0]})[:-4], "is no checkpoint: "),
+        "evil.pkl": (pickle.dumps(Code(tmp_path / "ran")), r"evil.pkl holds code or objects .*\(posix.mkdir\)"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -262,3 +263,57 @@ def test_a_missing_file_and_other_content_are_refused(tmp_path: Path) -> None:
         published.load(detector(), saved([1, 2], tmp_path / "list.pth"))
     with pytest.raises(DetectorError, match="is no checkpoint: it holds epoch, name, but no tensor"):
         published.load(detector(), saved({"epoch": 3, "name": "x"}, tmp_path / "numbers.pth"))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickle_of_arrays_loads(tmp_path: Path, protocol: int) -> None:
+    weights = other_weights()
+    weights["conv1.weight"] = weights["conv1.weight"] * torch.arange(1, 8)  # no two columns alike
+    content = {key: value.numpy() for key, value in weights.items()}
+    content["conv1.weight"] = np.asfortranarray(content["conv1.weight"])
+    content["bn1.weight"] = content["bn1.weight"].astype(">f8")
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"blobs": OrderedDict(content), "cfg": "text"}, protocol=protocol))
+    ours = detector()
+    receipt = published.load(ours, path)
+    assert_loaded(ours, weights)
+    assert_accounted(receipt, ours, {"cfg", *weights})
+
+
+def test_a_pickle_of_python_2_loads(tmp_path: Path) -> None:
+    # Python 2 wrote the bytes of arrays as text of one byte a character; so does protocol 0 of Python 3 by _codecs.
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(
+        b"\x80\x02}q\x00X\x0a\x00\x00\x00bn1.weightq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq"
+        b"\x03K\x00\x85q\x04U\x01bq\x05\x87q\x06Rq\x07(K\x01K\x08\x85q\x08cnumpy\ndtype\nq\x09U\x02f4q\x0aK\x00K\x01"
+        b"\x87q\x0bRq\x0c(K\x03U\x01<q\x0dNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x0eb\x89U\x20"
+        + np.arange(-3, 5, dtype="<f4").tobytes()
+        + b"q\x0ftq\x10bs."
+    )
+    ours = detector()
+    published.load(ours, path)
+    assert ours.state_dict()["bn1.weight"].tolist() == [-3, -2, -1, 0, 1, 2, 3, 4]
+
+
+class Forged:
+    """An array of objects whose bytes pretend to be addresses."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return np.dtype, ("O",), (3, "|", None, None, None, -1, -1, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (Forged(), r"numpy.dtype\('O'\)"),
+        (np.array([print, None]), r"numpy.dtype\('O8'\)"),
+        ({"weights": range(3)}, "range"),
+        (codecs.encode, "but no tensor"),  # known as a name; it is neither called nor kept
+    ],
+)
+def test_a_pickle_of_anything_but_arrays_of_numbers_is_refused(tmp_path: Path, content: object, named: str) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"conv1.weight": content}, protocol=2))
+    with pytest.raises(DetectorError, match=named) as refusal:
+        published.load(detector(), path)
+    assert "\n" not in str(refusal.value)

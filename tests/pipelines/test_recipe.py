@@ -59,6 +59,97 @@ def test_warm_up_rises_from_the_first_step_to_the_whole_rate() -> None:
     assert [schedule.factor(step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "learning_rate", "epochs", "drops_at"),
+    [
+        ("centernet_dla34_pose_1x", 128, 5e-4, 140, (90, 120)),
+        ("centernet_dla34_pose_3x", 128, 5e-4, 320, (270, 300)),
+        ("centernet_hourglass104_pose_1x", 24, 2.5e-4, 50, (40,)),
+        ("centernet_hourglass104_pose_3x", 24, 2.5e-4, 150, (130,)),
+        ("centernet_dla34_3d_3dop", 16, 1.25e-4, 70, (45, 60)),
+        ("centernet_dla34_3d_sub", 16, 1.25e-4, 70, (45, 60)),
+        ("centernet_resdcn18_voc_384", 32, 1.25e-4, 70, (45, 60)),
+        ("centernet_resdcn101_voc_512", 32, 1.25e-4, 70, (45, 60)),
+        ("centernet_dla34_voc_512", 32, 1.25e-4, 70, (45, 60)),
+    ],
+)
+def test_published_schedules_of_other_tasks(
+    name: str, batch: int, learning_rate: float, epochs: int, drops_at: tuple[int, ...]
+) -> None:
+    test_published_schedules(name, batch, learning_rate, epochs, drops_at)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "drops"),
+    [
+        ("fcos_resnet50_1x", 90_000, (60_000, 80_000)),
+        ("fcos_resnet101_2x", 180_000, (120_000, 160_000)),
+        ("fcos_improved_resnet50_1x", 90_000, (60_000, 80_000)),
+        ("fcos_improved_resnet101_2x", 180_000, (120_000, 160_000)),
+    ],
+)
+def test_published_schedules_of_fcos(name: str, steps: int, drops: tuple[int, int]) -> None:
+    recipe = recipes.get(name)
+    assert recipe.batch.global_size == 16
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.01, 0.9)
+    assert (optimizer.weight_decay, optimizer.bias_weight_decay, optimizer.bias_learning_rate_factor) == (1e-4, 0, 2)
+    assert recipe.engine.clip_norm == 0
+    schedule = recipe.schedule
+    assert (schedule.last_step(7000), schedule.drops_at_steps) == (steps, drops)
+    # 500 steps of a third, then the whole rate until the drops.
+    factors = [schedule.factor(step, 7000) for step in (0, 499, 500, drops[0] - 1, drops[0], drops[1], steps - 1)]
+    assert factors == pytest.approx([1 / 3, 1 / 3, 1, 1, 0.1, 0.01, 0.01])
+
+
+def test_fcos_on_our_schedules_and_torchvisions() -> None:
+    ours = recipes.get("fcos_improved_resnet50_140")
+    assert (ours.schedule.epochs, ours.schedule.drops_at, ours.schedule.warmup_steps) == (140, (90, 120), 500)
+    assert recipes.get("fcos_resnet50_230").schedule.drops_at == (180, 210)
+    theirs = recipes.get("fcos_torchvision_resnet50")
+    assert (theirs.schedule.epochs, theirs.schedule.drops_at) == (26, (16, 22))
+    assert (theirs.optimizer.bias_learning_rate_factor, theirs.optimizer.bias_weight_decay) == (1, None)
+    # 0.001 + 0.999 * 500 / 1000 = 0.5005
+    assert [theirs.schedule.factor(step, 7000) for step in (0, 500, 1000)] == pytest.approx([0.001, 0.5005, 1])
+
+
+def test_the_ablations_change_one_thing_each() -> None:
+    base = recipes.get("centernet_dla34_1x")
+    named = {name: recipes.get(f"ablation_{name}") for name in ("a_384", "b_02", "b_002", "c_smooth_l1", "d_230")}
+    assert named["a_384"].data.input_size == (512, 512)
+    assert (named["a_384"].evaluation.geometry, named["a_384"].evaluation.input_size) == ("fixed", (384, 384))
+    assert recipes.get("ablation_a_original").evaluation.geometry == "keep"
+    changed = {name: differences(to_dict(base), to_dict(recipe)) for name, recipe in named.items()}
+    assert {name: [line for line in lines if not line.startswith("recipe:")] for name, lines in changed.items()} == {
+        "a_384": [],
+        "b_02": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.2"],
+        "b_002": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.02"],
+        "c_smooth_l1": ["detector.settings: {} → None", "detector.settings.regression_loss: None → smooth_l1"],
+        "d_230": ["schedule.drops_at: [90, 120] → [180, 210]", "schedule.epochs: 140 → 230"],
+    }
+
+
+def test_published_recipes_name_the_weights_they_start_from() -> None:
+    of_imagenet = {name for name in recipes.names() if recipes.get(name).detector.weights == "imagenet"}
+    assert set(recipes.names()) - of_imagenet == {
+        "demo",
+        "centernet_hourglass104",
+        *(f"centernet_{network}_pose_{times}" for network in ("dla34", "hourglass104") for times in ("1x", "3x")),
+    }
+    assert with_flags(recipes.get("centernet_dla34_1x"), ["--detector.weights", "none"]).detector.weights is None
+
+
+def test_a_schedule_in_steps_says_its_arithmetic() -> None:
+    schedule = recipes.get("fcos_resnet50_1x").schedule
+    assert schedule.describe(7329) == (
+        "90,000 steps = 12.28 epochs of 7,329, ÷10 after steps 60,000, 80,000, "
+        "constant warm-up over 500 steps from 0.333"
+    )
+    assert (
+        Schedule(epochs=12, drops_at=(8, 11)).describe(25) == "25 steps × 12 epochs = 300 steps, ÷10 after epochs 8, 11"
+    )
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe_names_a_detector_that_exists_with_settings_it_knows(name: str) -> None:
     import torch
@@ -124,6 +215,20 @@ def test_flags_set_any_field() -> None:
         ("--optimizer.learning_rate .nan", "optimizer.learning_rate is nan; it must be above 0."),
         ("--optimizer.betas 0.9 2", "optimizer.betas is 0.9, 2.0; it must be 0 or more and below 1."),
         ("--optimizer.weight_decay -1", "optimizer.weight_decay is -1; it must be 0 or more."),
+        ("--schedule.epochs 0", "schedule.epochs and schedule.steps are both 0"),
+        ("--schedule.steps 300", "schedule.steps is 300 beside epochs 140 and drops_at [90, 120]; one unit at a time"),
+        ("--schedule.drops_at_steps 300", "schedule.drops_at_steps is [300], but training ends after epoch 140"),
+        (
+            "--schedule.epochs 0 --schedule.drops_at [] --schedule.steps 9 --schedule.drops_at_steps 9",
+            "schedule.drops_at_steps contains 9, but training ends after step 9. Remove them or raise schedule.steps.",
+        ),
+        ("--schedule.steps -1", "schedule.steps is -1; it must be 0 or more."),
+        ("--schedule.warmup constant", "schedule.warmup_factor is 0; it must be above 0 and at most 1."),
+        ("--schedule.warmup_factor 2", "schedule.warmup_factor is 2; it must be 0 or more and at most 1."),
+        ("--optimizer.bias_weight_decay -1", "optimizer.bias_weight_decay is -1; it must be 0 or more."),
+        ("--optimizer.bias_learning_rate_factor 0", "optimizer.bias_learning_rate_factor is 0; it must be above 0."),
+        ("--evaluation.input_size 0 64", "evaluation.input_size is [0, 64]; height and width must be 1 or more."),
+        ("--detector.weights_sha256 abc", "detector.weights_sha256 is 'abc'; give the first 8 to 64 of the digits"),
         ("--schedule.drop_factor 0", "schedule.drop_factor is 0; it must be above 0 and at most 1."),
         ("--tracking.system_seconds -1", "tracking.system_seconds is -1; it must be 0 (none) or more."),
         ("--evaluation.pictures -3", "evaluation.pictures is -3; it must be 0 (none) or more."),

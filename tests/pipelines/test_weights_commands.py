@@ -1,0 +1,121 @@
+"""`aweigh weights import` and `export`, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import detectors
+from pipelines.cli import main
+from tests.pipelines.test_cli import SMALL, _refused, _train
+
+NARROW = ["--detector.settings.width", "8", "--detector.settings.head_channels", "8"]
+
+
+@pytest.fixture(scope="module")
+def published_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow DLA-34 as the authors' code saves it."""
+    torch.manual_seed(0)
+    state = detectors.build("centernet_dla34", 3, width=8, head_channels=8).state_dict()
+    path = tmp_path_factory.mktemp("weights") / "model_last.pth"
+    torch.save({"epoch": 230, "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    return path
+
+
+def test_a_published_file_comes_in_and_goes_out_again(
+    published_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
+    brought = ["weights", "import", str(published_file), "--detector", "centernet_dla34", "--num-classes", "3", *NARROW]
+    main([*brought, "--output", str(ours)])
+    out, err = capsys.readouterr()
+    assert out == (
+        f"{published_file}: 400 loaded (400 of them under another name), 1 skipped, 0 missing\n"
+        "skipped  epoch: beside 'state_dict': not a weight\n"
+    )
+    assert f"weights   {ours}, for --detector.weights" in err
+    # The file says which detector it is of.
+    main(["weights", "export", str(ours), "--output", str(back)])
+    assert capsys.readouterr().out == (
+        f"{back}: 400 keys of centernet_dla34 in the layout of its authors, 0 left out, 0 added\n"
+    )
+    content, before = (torch.load(path, weights_only=True) for path in (back, published_file))
+    assert content["epoch"] == 0
+    assert list(content["state_dict"]) == [key.removeprefix("module.") for key in before["state_dict"]]
+    for key, value in before["state_dict"].items():
+        assert torch.equal(content["state_dict"][key.removeprefix("module.")], value)
+
+
+def test_the_receipt_as_json_and_line_by_line_has_every_key(
+    published_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brought = ["weights", "import", str(published_file), "--detector", "centernet_dla34", "--num-classes", "5", *NARROW]
+    main([*brought, "--skip-mismatched", "--json"])
+    receipt = json.loads(capsys.readouterr().out)
+    assert (receipt["detector"], receipt["num_classes"], len(receipt["renamed"])) == ("centernet_dla34", 5, 398)
+    assert receipt["skipped"]["module.hm.2.bias"] == "shape 3, the detector's is 5"
+    assert receipt["missing"] == dict.fromkeys(("hm.2.weight", "hm.2.bias"), "another shape in the file")
+    main([*brought, "--skip-mismatched", "--keys"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "renamed  module.base.fc.bias → base.fc.bias" in lines
+    assert "skipped  module.hm.2.bias: shape 3, the detector's is 5" in lines
+    assert "missing  hm.2.bias: another shape in the file" in lines
+    assert sum(line.startswith("renamed  ") for line in lines) == 398
+
+
+def test_a_file_of_the_backbone_alone_is_not_written_as_a_detector(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = detectors.build("centernet_dla34", 3, width=8).state_dict()
+    path = tmp_path / "dla34.pth"
+    torch.save({key.removeprefix("base."): value for key, value in base.items() if key.startswith("base.")}, path)
+    line = _refused(
+        capsys, "weights", "export", path, "--detector", "centernet_dla34", *NARROW, "--output", tmp_path / "back.pth"
+    )
+    assert "it does not hold all of centernet_dla34, so nothing is written" in line
+    assert not (tmp_path / "back.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import", "{file}", "--detector", "centernet_dla43"], "did you mean 'centernet_dla34'?"),
+        (
+            ["import", "{file}", "--detector", "centernet_dla34", "--data.threads", "3"],
+            "unknown argument '--data.threads'",
+        ),
+        (["import", "{file}", "--detector", "centernet_dla34", *NARROW], "trained on 3 classes, the detector has 80"),
+        (["import", "nowhere.pth", "--detector", "centernet_dla34", *NARROW], "nowhere.pth is not there"),
+        (["export", "{file}", "--output", "back.pth"], "does not say which detector it is of; give --detector NAME"),
+        (
+            [
+                *("export", "{file}", "--detector", "centernet_dla34", "--num-classes", "3", *NARROW),
+                *("--layout", "torchvision", "--output", "back.pth"),
+            ],
+            "centernet_dla34 cannot be written as 'torchvision'; known are authors.",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], message: str, published_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("{file}", str(published_file)) for word in arguments]
+    assert message in _refused(capsys, "weights", *words)
+
+
+def test_training_says_at_once_that_weights_do_not_fit_or_cannot_be_had(
+    published_file: Path,
+    small_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AWEIGH_WEIGHTS_URL", str(tmp_path / "copies"))
+    monkeypatch.setenv("AWEIGH_CACHE", str(tmp_path / "cache"))
+    command = _train(small_shards, tmp_path, *SMALL)
+    line = _refused(capsys, *command, "--detector.weights", "imagenet")
+    assert f"weights file {tmp_path}/copies/resnet18-5c106cde.pth is not there" in line
+    line = _refused(capsys, *command, "--detector.weights", published_file, "--detector.weights_sha256", "0" * 8)
+    assert "not 00000000: it is damaged or another file" in line
+    assert not (tmp_path / "refused" / "logs").exists()
