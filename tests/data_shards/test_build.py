@@ -1,7 +1,11 @@
 import hashlib
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import zlib
 from dataclasses import replace
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import webdataset
 
@@ -17,8 +22,9 @@ from data_shards.errors import DataError
 from data_shards.index import ShardIndex
 from data_shards.manifest import load_manifest
 from data_shards.shards import Shards
-from data_shards.store import open_store
+from data_shards.store import Store, open_store
 from tests.data_shards.samples import document, jpeg, photo, write_coco
+from tests.data_shards.test_shards import flip_a_bit
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -259,6 +265,181 @@ def test_a_build_that_is_cut_off_leaves_no_data_set(tmp_path: Path, monkeypatch:
     with pytest.raises(DataError, match=r"there are no shards at .*/out/train: it has no manifest\.json\. Build them"):
         load_manifest(str(tmp_path / "out" / "train"))
     assert build_shards(annotations, images, str(tmp_path / "out"), split="train", shard_bytes=1)
+
+
+KILLED = """
+import multiprocessing, os, sys
+import data_shards.build as build
+
+build.BYTES_WORTH_A_PROCESS = 1
+annotations, images, output, processes, last = sys.argv[1:]
+
+
+def end(at):
+    if at.shards == int(last):
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        os.kill(os.getpid(), 9)
+
+
+if __name__ == "__main__":
+    build.build_shards(
+        annotations, images, output, split="train", shard_bytes=1, processes=int(processes), progress=end
+    )
+"""
+
+
+def killed(folder: Path, annotations: Path, images: Path, output: str, processes: int, last: int) -> list[int]:
+    """Build in a process that is killed with -9 after so many shards; gives the processes that it had started."""
+    (folder / "killed.py").write_text(KILLED)
+    words = [annotations, images, output, processes, last]
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(
+        [sys.executable, str(folder / "killed.py"), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    return [int(word) for word in ended.stdout.split()]
+
+
+def test_a_killed_build_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations, images = write_coco(tmp_path, document(8))
+    whole = build_shards(annotations, images, str(tmp_path / "whole"), split="train", shard_bytes=1)
+    output = tmp_path / "out" / "train"
+    killed(tmp_path, annotations, images, str(tmp_path / "out"), 1, 5)
+    left = set(contents(output))
+    assert {f"train-00000{number}.built.json" for number in range(5)} <= left
+    assert "manifest.json" not in left
+    (output / ".train-000005.tar.0123.part").write_bytes(b"half")
+    (output / "train-000099.tar").write_bytes(b"of a build with other settings that was killed, too")
+    flip_a_bit(output / "train-000001.tar", 700)  # rotten since: not kept
+    touched = images / json.loads(read_tar(output / "train-000002.tar"))["file_name"]
+    os.utime(touched, (1, 1))  # perhaps another image now: not kept
+
+    told: list[Progress] = []
+    writes: list[str] = []
+    folder_store = type(open_store(tmp_path))
+    original = folder_store.write_bytes
+
+    def counting(self: Store, name: str, data: bytes) -> None:
+        writes.append(name)
+        original(self, name, data)
+
+    monkeypatch.setattr(folder_store, "write_bytes", counting)
+    report = build_shards(
+        annotations, images, str(tmp_path / "out"), split="train", shard_bytes=1, progress=told.append
+    )
+    assert report.manifest == whole.manifest
+    assert contents(output) == contents(Path(whole.location))  # and nothing else is left there
+    assert [name for name in writes if name.endswith(".tar")] == [
+        f"train-00000{number}.tar" for number in (1, 2, 5, 6, 7)
+    ]
+    assert report.kept_shards == told[-1].kept_images == 3
+    assert "3 shards of an earlier build kept, every byte compared" in report.describe()
+
+
+def test_a_killed_build_with_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path, document(6))
+    killed(tmp_path, annotations, images, str(tmp_path / "out"), 1, 3)
+    report = build_shards(annotations, images, str(tmp_path / "out"), split="train", shard_bytes=1, max_size=40)
+    assert report.kept_shards == 0
+    clean = build_shards(annotations, images, str(tmp_path / "clean"), split="train", shard_bytes=1, max_size=40)
+    assert contents(Path(report.location)) == contents(Path(clean.location))
+
+
+@pytest.mark.slow  # each process imports torch, with webdataset
+def test_the_processes_of_a_killed_build_end_with_it(tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path, document(8))
+    started = killed(tmp_path, annotations, images, str(tmp_path / "out"), 2, 2)
+    assert len(started) == 2
+    left = [psutil.Process(number) for number in started if psutil.pid_exists(number)]
+    assert psutil.wait_procs(left, timeout=30)[1] == []
+
+
+def test_a_killed_build_into_s3_is_gone_on_with(tmp_path: Path, s3: str) -> None:
+    annotations, images = write_coco(tmp_path, document(5))
+    killed(tmp_path, annotations, images, f"{s3}/set", 1, 3)
+    store = open_store(f"{s3}/set/train")
+    assert sum(name.endswith(".built.json") for name in store.list_names()) == 3
+    report = build_shards(annotations, images, f"{s3}/set", split="train", shard_bytes=1)
+    assert report.kept_shards == 3
+    here = build_shards(annotations, images, str(tmp_path / "here"), split="train", shard_bytes=1)
+    assert {name: store.read_bytes(name) for name in store.list_names()} == contents(Path(here.location))
+
+
+def read_tar(path: Path) -> bytes:
+    """The JSON of the one sample of a shard."""
+    with tarfile.open(path) as archive:
+        member = archive.extractfile(archive.getmembers()[1])
+        assert member is not None
+        return member.read()
+
+
+def test_larger_images_are_encoded_again_only_when_asked(tmp_path: Path) -> None:
+    content = document(4, sizes=((48, 64), (60, 30)))
+    names = ["nose", "left_eye", "right_eye"]
+    content["categories"] = [item | {"keypoints": names, "skeleton": []} for item in content["categories"]]
+    for item in content["annotations"]:
+        item["keypoints"] = [5.0, 6.0, 2, 7.0, 8.0, 1, 0, 0, 0]
+    annotations, images = write_coco(tmp_path, content)
+    options = {"split": "train", "max_size": 60, "jpeg_quality": 90}
+    report = build_shards(annotations, images, str(tmp_path / "a"), **options)  # type: ignore[arg-type]
+    again = build_shards(annotations, images, str(tmp_path / "b"), **options)  # type: ignore[arg-type]
+    assert contents(Path(report.location)) == contents(Path(again.location))
+    assert (report.manifest.source.max_size, report.manifest.source.jpeg_quality) == (60, 90)
+    assert "images longer than 60 pixels were encoded again, JPEG quality 90" in report.describe()
+    shards = Shards(report.location, load_manifest(report.location))
+    index = shards.index(0)
+    for row, image_id in enumerate(index.image_ids.tolist()):
+        stored = (images / f"{image_id}.jpg").read_bytes()
+        sample = shards.read_json(0, row)
+        own = [item for item in content["annotations"] if item["image_id"] == image_id]
+        if image_id in (107, 121):  # 60 high, 30 wide: as it was
+            assert shards.read_image(0, row) == stored
+            assert sample["annotations"] == own
+            continue
+        # 64 x 48 becomes 60 x 45: everything is 0.9375 times as large.
+        assert (sample["width"], sample["height"]) == (index.widths[row], index.heights[row]) == (60, 45)
+        small = cv2.imdecode(np.frombuffer(shards.read_image(0, row), np.uint8), cv2.IMREAD_COLOR)
+        by_opencv = cv2.resize(cv2.imread(str(images / f"{image_id}.jpg")), (60, 45), interpolation=cv2.INTER_AREA)
+        assert small.shape == (45, 60, 3)
+        assert np.abs(small.astype(int) - by_opencv).mean() < 4
+        first_box, last_box = index.row_splits[row : row + 2]
+        for item, kept, place in zip(own, sample["annotations"], range(first_box, last_box), strict=True):
+            assert np.allclose(kept["bbox"], np.array(item["bbox"]) * 0.9375)
+            assert np.isclose(kept["area"], item["area"] * 0.9375**2)
+            assert np.allclose(kept["segmentation"], np.array(item["segmentation"]) * 0.9375)
+            assert kept["keypoints"] == [4.6875, 5.625, 2, 6.5625, 7.5, 1, 0, 0, 0]
+            assert index.keypoints[place].tolist() == [[4.6875, 5.625, 2], [6.5625, 7.5, 1], [0, 0, 0]]
+            assert index.boxes[place, 0] == item["bbox"][0] * 0.9375
+    with pytest.raises(DataError, match="max_size is -1 and jpeg_quality 95"):
+        build_shards(annotations, images, str(tmp_path / "c"), split="train", max_size=-1)
+
+
+def test_a_segmentation_in_run_lengths_does_not_outlive_a_smaller_image(tmp_path: Path) -> None:
+    content = document(2, sizes=((48, 64),))
+    content["annotations"][0]["segmentation"] = {"size": [48, 64], "counts": "abc"}
+    annotations, images = write_coco(tmp_path, content)
+    report = build_shards(annotations, images, str(tmp_path / "a"), split="train", max_size=32)
+    shards = Shards(report.location, report.manifest)
+    (sample,) = (sample for row in range(2) if (sample := shards.read_json(0, row))["annotations"])
+    assert "segmentation" not in sample["annotations"][0]
+    assert sample["annotations"][0]["bbox"] == [1.25, 2.125, 6.5, 4.75]
+
+
+def test_images_without_an_object_are_dropped_when_asked(tmp_path: Path) -> None:
+    content = document(9)
+    # Of images with i % 4 boxes three have none; of the one with a single box, that is a pixel wide now.
+    content["annotations"][0]["bbox"] = [3, 3, 1, 9]
+    annotations, images = write_coco(tmp_path, content)
+    report = build_shards(annotations, images, str(tmp_path / "out"), split="train", empty_images="drop")
+    assert report.manifest.num_samples == 5
+    assert (report.manifest.source.empty_images, report.manifest.source.dropped_images) == ("drop", 4)
+    assert "4 images without an object dropped" in report.describe()
+    assert load_manifest(report.location) == report.manifest
+    with pytest.raises(DataError, match="already holds another data set"):
+        build_shards(annotations, images, str(tmp_path / "out"), split="train")
 
 
 def test_shards_in_s3_are_those_of_a_folder(tmp_path: Path, s3: str) -> None:
