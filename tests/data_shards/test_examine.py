@@ -91,7 +91,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (images / "114.jpg").write_bytes(cmyk(photo(114, *sizes[114])))
     (images / "142.jpg").write_bytes((images / "121.jpg").read_bytes())  # both 64 x 48
     content["annotations"][0]["bbox"] = [-30, 5, 35, 10]  # of image 107, partly outside
-    content["annotations"].append({**content["annotations"][1], "id": 5000, "bbox": [3, 3, 0, 9]})  # dropped
+    content["annotations"].append({**content["annotations"][1], "id": 5000, "bbox": [3, 3, 0, 9]})  # dropped, of 114
     annotations.write_text(json.dumps(content))
     build_shards(annotations, images, str(folder), split="train", shard_bytes=20_000)
 
@@ -160,3 +160,39 @@ def test_what_cannot_be_examined_is_refused(ill: Path) -> None:
         examine(str(ill / "train"), against=f"{ill / 'train'}/")
     with pytest.raises(DataError, match="there are no shards at"):
         examine(str(ill / "nothing"))
+
+
+def test_joints_that_cannot_be_right_are_found(tmp_path: Path) -> None:
+    content = document(6, sizes=((48, 64),))
+    content["categories"] = [item | {"keypoints": ["nose", "tail"]} for item in content["categories"]]
+    for item in content["annotations"]:
+        x, y, width, height = item["bbox"]
+        item["keypoints"] = [x + 1, y + 1, 2, x + width - 1, y + height - 1, 1]
+    first, second, third, *_ = content["annotations"]
+    first["keypoints"] = [70, 10, 2, 0, 0, 0]  # the image is 64 wide
+    second["keypoints"] = [3, 5, 2, 50, 5, 1]  # the box ends at 16.5
+    third["keypoints"] = [0, 0, 0, 0, 0, 0]
+    annotations, images = write_coco(tmp_path, content)
+    report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
+    found = examine(report.location)
+    by_kind = {item.kind: item for item in found.findings}
+    assert by_kind["joints_outside"].keys == ("000000000107",)
+    assert (
+        by_kind["joints_outside"].text == "joint 1 at (70, 10) of box (2.5, 4.25, 15.5, 13.75) is not in 64 x 48 pixels"
+    )
+    assert by_kind["joints_off_box"].keys == ("000000000114",)
+    assert "joint 2 at (50, 5)" in by_kind["joints_off_box"].text
+    assert sum(item.kind.startswith("joints") for item in found.findings) == 2
+    numbers = found.numbers[report.location]
+    # 7 objects, one of them a crowd; of the others one has no joint, and one has lost its second.
+    assert (numbers.objects, numbers.joints, numbers.objects_without_joints) == (6, 9, 1)
+    assert "joints        9 labelled; 1 objects without any" in found.describe()
+
+
+def test_what_is_to_be_ignored_is_no_object(tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path, document(8))
+    report = build_shards(annotations, images, str(tmp_path / "out"), split="train", ignore={"bottle": "dog"})
+    numbers = examine(report.location).numbers[report.location]
+    assert set(numbers.objects_of_class) == {"dog", "person"}
+    content = document(8)
+    assert numbers.objects == sum(item["category_id"] != 44 and not item["iscrowd"] for item in content["annotations"])

@@ -93,9 +93,7 @@ def test_a_whole_batch_has_the_moments_of_the_published_pipeline(tmp_path: Path)
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
     plan = make_plan(report.manifest, seed=0, global_batch_size=16)
     ours: list[np.ndarray] = []
-    with TrainingLoader(
-        report.location, plan, World(1, 0), input_size=(64, 64), stop_step=100, threads=1
-    ) as loader:
+    with TrainingLoader(report.location, plan, World(1, 0), input_size=(64, 64), stop_step=100, threads=1) as loader:
         for batch in loader:
             pixels = augment(batch, CocoNormalisation()).numpy()
             for row in range(16):
@@ -121,9 +119,7 @@ def measured(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> np.nd
     first = boxes[0] if (labels >= 0).any() else np.zeros(4, np.float32)
     blue_to_red = pixels[0].mean() - pixels[2].mean()
     left_to_right = pixels[:, :, :32].mean() - pixels[:, :, 32:].mean()
-    return np.array(
-        [*pixels.mean(axis=(1, 2)), *pixels.std(axis=(1, 2)), blue_to_red, left_to_right, *first]
-    )
+    return np.array([*pixels.mean(axis=(1, 2)), *pixels.std(axis=(1, 2)), blue_to_red, left_to_right, *first])
 
 
 def published_sample(bgr: np.ndarray, xywh: np.ndarray, generator: np.random.RandomState) -> np.ndarray:
@@ -296,7 +292,9 @@ def test_a_shorter_side_belongs_to_the_sample_and_every_one_is_drawn() -> None:
     values, counts = np.unique(draws.content_sizes[:, 0], return_counts=True)
     assert values.tolist() == list(range(640, 801))
     assert np.abs(counts - COUNT / 161).max() < 5 * np.sqrt(COUNT / 161)
-    listed = draw(AugmentationSettings(geometry="shorter_side", shorter_sides=(640, 800)), 0, 0, np.arange(99), sizes[:99])
+    listed = draw(
+        AugmentationSettings(geometry="shorter_side", shorter_sides=(640, 800)), 0, 0, np.arange(99), sizes[:99]
+    )
     assert set(listed.content_sizes[:, 0].tolist()) == {640, 800}
     alone = draw(settings, 0, 0, np.array([77]), sizes[:1])
     assert np.array_equal(alone.content_sizes[0], draws.content_sizes[77])
@@ -320,9 +318,7 @@ def test_colours_are_jittered_by_the_image_without_its_padding(
             name: getattr(batch, name)[row : row + 1]
             for name in ("boxes", "labels", "image_ids", "transforms", "original_sizes", "sample_ids", "flips")
         }
-        colours = {
-            name: getattr(batch, name)[row : row + 1] for name in ("colour_factors", "colour_order", "lighting")
-        }
+        colours = {name: getattr(batch, name)[row : row + 1] for name in ("colour_factors", "colour_order", "lighting")}
         images = batch.images[row : row + 1, :, :height, :width]
         alone = augment(Batch(images=images, epoch=0, step=0, **own, **colours), CocoNormalisation())
         assert_allclose(together[row, :, :height, :width], alone[0], atol=1e-4)

@@ -359,7 +359,9 @@ def test_what_is_ignored_is_a_crowd_to_the_judge(driven: tuple[dict[str, Any], B
     content, report = driven
     truth = coco_ground_truth(report.location)
     # 48 objects of 9 categories but one; Tram and Misc are gone, DontCare stands for three classes.
-    count = {category: sum(item["category_id"] == category for item in content["annotations"]) for category in range(10)}
+    count = {
+        category: sum(item["category_id"] == category for item in content["annotations"]) for category in range(10)
+    }
     assert len(truth["annotations"]) == sum(count[each] for each in (1, 2, 3, 4, 5, 6)) + 3 * count[9]
     assert len({item["id"] for item in truth["annotations"]}) == len(truth["annotations"])
     cars = [item for item in truth["annotations"] if item["category_id"] == 2]
@@ -406,7 +408,11 @@ def test_a_mirrored_object_faces_the_other_way(driven: tuple[dict[str, Any], Bui
     [
         (lambda content: content["annotations"][0].pop("alpha"), {}, "has alpha missing, while others are annotated"),
         (lambda content: content["annotations"][0].update(dim=[1, 2]), {}, r"has dim \[1, 2\], .* it takes 3 numbers"),
-        (lambda content: content["images"][0].update(calib=[[1, 2]]), {}, r"image 7 has the calib .* three rows of four"),
+        (
+            lambda content: content["images"][0].update(calib=[[1, 2]]),
+            {},
+            r"image 7 has the calib .* three rows of four",
+        ),
         (lambda content: None, {"ignore": {"Vam": "Car"}}, "has no category 'Vam'; did you mean 'Van'?"),
         (lambda content: None, {"ignore": {"Van": "Truck", "Truck": "Car"}}, "category 'Truck' is ignored or left out"),
         (lambda content: None, {"leave_out": KITTI}, "all its categories are ignored or left out"),

@@ -1,15 +1,19 @@
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
 
+from data_shards import verify
 from data_shards.build import BuildReport, build_shards
 from data_shards.errors import DataError
 from data_shards.manifest import load_manifest
+from data_shards.shards import Shards
 from data_shards.store import Sink, _FolderStore, open_store
 from data_shards.transfer import pull_shards, push_shards
-from data_shards.verify import verify_shards
+from data_shards.verify import VerifyProgress, verify_shards
 from tests.data_shards.samples import document, write_coco
 from tests.data_shards.test_shards import flip_a_bit
 
@@ -137,6 +141,55 @@ def test_verify_counts_everything_and_names_every_wrong_shard(copied: Path, buil
     assert len(problems) == 2
     assert "train-000000.tar does not match the manifest" in problems[0]
     assert "train-000002.tar cannot be opened (No such file or directory)" in problems[1]
+
+
+def test_a_stopped_verification_is_gone_on_with(
+    built: BuildReport, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(at: VerifyProgress) -> None:
+        if at.shards == 2:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"decode": True, "cache_folder": tmp_path / "cache"}
+    flip_a_bit(copied / "train-000001.tar", 700)
+    with pytest.raises(KeyboardInterrupt):
+        verify_shards(str(copied), progress=stop, **options)
+    (notes,) = (tmp_path / "cache" / "verified").iterdir()
+    with open(notes, "a") as file:
+        file.write('\n["train-0000')  # a line that a kill cut off
+
+    read: list[int] = []
+    original = verify._count_verified
+
+    def counting(shards: Shards, shard: int, decode: bool) -> int:
+        read.append(int(shards.manifest.shards[0].name[6:12]))
+        return original(shards, shard, decode)
+
+    monkeypatch.setattr(verify, "_count_verified", counting)
+    report = verify_shards(str(copied), **options)
+    assert read == [1, 2]  # what was wrong is read again, what was whole is not
+    assert (report.kept_shards, report.decoded_images, len(report.problems)) == (
+        1,
+        14 - built.manifest.shards[1].samples,
+        1,
+    )
+    # It came to its end, so the next one reads everything.
+    assert list((tmp_path / "cache" / "verified").iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        verify_shards(str(copied), progress=stop, **options)
+    os.utime(copied / "train-000000.tar", (1, 1))  # touched since
+    read.clear()
+    assert verify_shards(str(copied), **options).kept_shards == 0
+    assert read == [0, 1, 2]
+
+
+@pytest.mark.slow  # it starts processes
+def test_processes_verify_as_one_does(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "BYTES_WORTH_A_PROCESS", 1)
+    (copied / "train-000002.tar").unlink()
+    alone, together = (verify_shards(str(copied), decode=True, processes=count) for count in (1, 2))
+    assert alone == together
+    assert len(alone.problems) == 1
 
 
 def test_verify_reads_a_bucket(built: BuildReport, s3: str, tmp_path: Path) -> None:

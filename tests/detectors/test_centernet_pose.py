@@ -95,6 +95,32 @@ def test_targets_are_those_of_the_published_procedure(seed: int) -> None:
     assert targets.joint_mask.any()
 
 
+def test_of_a_turned_image_only_joint_heatmaps_are_learnt() -> None:
+    boxes, labels, keypoints = people(3)
+    rotated = torch.tensor([False, True])
+    network = detector()
+    plain = network.encode(boxes, labels, INPUT, keypoints=keypoints)
+    turned = network.encode(boxes, labels, INPUT, keypoints=keypoints, rotated=rotated)
+    for name, value in vars(turned).items():
+        assert torch.equal(value[0], getattr(plain, name)[0]), name
+    assert_close(turned.heatmap[1], torch.full_like(turned.heatmap[1], 0.9999))
+    assert not turned.object_mask[1].any()
+    assert not turned.displacement_mask[1].any()
+    # People whose unturned box has left the frame count here, with a Gaussian of a single cell.
+    assert (turned.joint_mask[1] & plain.joint_mask[1]).equal(plain.joint_mask[1])
+    expected = np.zeros((JOINTS, 24, 32), np.float32)
+    count = 0
+    for box, label, joints in zip(boxes[1, :6].numpy(), labels[1, :6], keypoints[1, :6].numpy(), strict=True):
+        x1, y1, x2, y2 = np.clip(box / 4, 0, [31, 23, 31, 23])
+        gone = x2 <= x1 or y2 <= y1
+        for joint, (x, y, visible) in enumerate(joints / np.float32([4, 4, 1])):
+            if label >= 0 and visible > 0 and 0 <= x < 32 and 0 <= y < 24:
+                draw(expected[joint], int(x), int(y), 0 if gone else radius_of(x2 - x1, y2 - y1))
+                count += 1
+    assert int(turned.joint_mask[1].sum()) == count
+    assert_close(turned.joint_heatmap[1], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
 def test_a_person_without_joints_is_a_centre_but_regresses_nothing() -> None:
     boxes, keypoints = torch.tensor([[[16.0, 16, 80, 80]]]), torch.zeros(1, 1, JOINTS, 3)
     targets = detector().encode(boxes, torch.zeros(1, 1, dtype=torch.int64), INPUT, keypoints=keypoints)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from data_shards.augment import augment
 from data_shards.loader import EvaluationLoader
 from data_shards.manifest import load_manifest
 from data_shards.plan import World
+from data_shards.settings import BoxRules
 from detectors import Detections, Detector, Preprocessing
 from pipelines.detect import in_image, points_in_image
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.recipe import EvaluationSettings
 
+EDGES = BoxRules()
 PLAIN = Preprocessing("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), scale=1.0)
 
 
@@ -27,10 +30,11 @@ class Oracle(Detector):
     stride_divisor = 32
     num_classes = 3
 
-    def __init__(self, location: str, geometry: str, input_size: tuple[int, int]) -> None:
+    def __init__(self, location: str, geometry: str, input_size: tuple[int, int], rules: BoxRules) -> None:
         super().__init__()
         self.truth: dict[float, tuple[Tensor, Tensor]] = {}
-        with EvaluationLoader(location, World(1, 0), geometry=geometry, input_size=input_size) as batches:  # type: ignore[arg-type]
+        options: dict[str, Any] = {"geometry": geometry, "shorter_side": 80, "boxes": rules}
+        with EvaluationLoader(location, World(1, 0), input_size=input_size, **options) as batches:
             for batch in batches:
                 real = batch.labels[0] >= 0
                 key = float(augment(batch, PLAIN).double().sum())
@@ -54,25 +58,26 @@ class Oracle(Detector):
         return [Detections(boxes, torch.ones(len(boxes)), labels) for boxes, labels in found]
 
 
-def _evaluate(location: str, geometry: str, batch_size: int) -> Evaluation:
+def _evaluate(location: str, geometry: str, batch_size: int, rules: BoxRules = EDGES) -> Evaluation:
     found = evaluate(
-        Oracle(location, geometry, (64, 96)),
+        Oracle(location, geometry, (64, 96), rules),
         location,
         load_manifest(location),
-        replace(EvaluationSettings(), geometry=geometry, batch_size=batch_size, pictures=2),  # type: ignore[arg-type]
+        replace(EvaluationSettings(), geometry=geometry, batch_size=batch_size, shorter_side=80, pictures=2),  # type: ignore[arg-type]
         input_size=(64, 96),
         max_objects=8,
         cache_folder=None,
         threads=1,
         device=torch.device("cpu"),
         world=World(1, 0),
+        boxes=rules,
     )
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("geometry", ["fixed", "keep"])
+@pytest.mark.parametrize("geometry", ["fixed", "keep", "width", "shorter_side"])
 def test_who_knows_the_truth_has_an_ap_of_one(small_shards: Path, geometry: str, batch_size: int) -> None:
     found = _evaluate(str(small_shards / "train"), geometry, batch_size)
     # Boxes went from the image to the input and back; a wrong frame would cost every strict IoU.
@@ -82,6 +87,14 @@ def test_who_knows_the_truth_has_an_ap_of_one(small_shards: Path, geometry: str,
     assert found.losses == {"loss": 1.5}
     assert found.metrics()["val/loss"] == 1.5
     assert [picture.image_id for picture in found.pictures] == [100, 107]
+
+
+def test_boxes_that_end_on_their_last_pixel_get_it_back(small_shards: Path) -> None:
+    rules = BoxRules(crowd="drop", box_ends="last_pixel")
+    found = _evaluate(str(small_shards / "train"), "shorter_side", 2, rules)
+    assert pytest.approx(1.0) == found.coco.AP
+    assert found.losses == {"loss": 1.25}  # without the crowds of three images, 15 on 12
+    assert [len(picture.truth_crowd) for picture in found.pictures] == [0, 1]
 
 
 def test_a_picture_is_the_photograph_without_the_letterbox(small_shards: Path) -> None:

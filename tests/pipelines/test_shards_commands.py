@@ -13,6 +13,7 @@ from detectors import Preprocessing
 from pipelines.cli import main
 from pipelines.contact_sheet import heatmap_over, received_pixels
 from pipelines.pictures import class_color
+from tests.data_shards.samples import document, write_coco
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -64,6 +65,32 @@ def test_show_draws_the_samples(small_shards: Path, tmp_path: Path, capsys: pyte
     assert "has no sample 000000000008" in refused(capsys, "show", train, "--output", sheet, "--key", 8)
     assert "--samples is 0" in refused(capsys, "show", train, "--output", sheet, "--samples", 0)
     assert "unknown recipe 'demoo'" in refused(capsys, "show", train, "--output", sheet, "--recipe", "demoo")
+
+
+def test_show_draws_joints_and_whole_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = document(4)
+    names = ["nose", "left_hand", "right_hand"]
+    content["categories"] = [{"id": 1, "name": "person", "keypoints": names, "skeleton": [[1, 2], [1, 3]]}]
+    for item in content["annotations"]:
+        item |= {"category_id": 1, "keypoints": [6, 8, 2, 12, 10, 1, 0, 0, 0]}
+    annotations, images = write_coco(tmp_path, content)
+    built = ["--annotations", str(annotations), "--images", str(images), "--output", str(tmp_path), "--split", "train"]
+    main(["shards", "build", *built])
+    assert "with 3 joints" in capsys.readouterr().out
+    train, sheet = str(tmp_path / "train"), tmp_path / "sheet.png"
+    pose = ["--detector.name", "centernet_dla34_pose", "--data.input_size", "64", "64"]
+    pose += ["--detector.settings", "{width: 4, head_channels: 8, joints: 3}"]
+    show = ["shards", "show", train, "--output", str(sheet), "--key", "107"]
+    main([*show, *pose])
+    with_joints = cv2.imread(str(sheet))
+    # The image is 48 x 64, drawn 255 x 340 from (24, 64): the nose at (6, 8) is a dot of its class's colour.
+    x, y = 24 + round(6 * 340 / 64), 64 + round(8 * 340 / 64)
+    assert np.abs(with_joints[y, x, ::-1].astype(int) - class_color(0)).max() < 12
+    hidden = 24 + round(12 * 340 / 64), 64 + round(10 * 340 / 64)  # labelled and not seen
+    assert with_joints[hidden[1], hidden[0]].min() > 240
+    whole = ["--augmentation.geometry", "shorter_side", "--augmentation.shorter_sides", "70"]
+    main([*show, "--key", "114", *pose, *whole])
+    assert "2 samples of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
@@ -119,3 +146,14 @@ def test_imports_go_straight_into_a_build(tmp_path: Path, capsys: pytest.Capture
     main(["shards", "build", *built, *images])
     assert "1 image in 1 shard" in capsys.readouterr().out
     assert "is there already" in refused(capsys, "import-yolo", *images, *names, "--output", tmp_path / "yolo.json")
+
+
+def test_what_to_ignore_is_named_with_its_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, images = write_coco(tmp_path, document(4))
+    built = ["--annotations", annotations, "--images", images, "--output", tmp_path, "--split", "train"]
+    assert "'bottle' is neither" in refused(capsys, "build", *built, "--ignore", "bottle")
+    assert "did you mean 'bottle'?" in refused(capsys, "build", *built, "--ignore", "bottel=dog")
+    main(["shards", "build", *map(str, built), "--ignore", "bottle=dog", "--empty-images", "drop", "--max-size", "40"])
+    shown = capsys.readouterr()
+    assert "ignored: bottle (as dog); left out: none" in shown.out
+    assert "a second" in shown.err
