@@ -115,7 +115,7 @@ def test_a_whole_batch_has_the_moments_of_the_published_pipeline(tmp_path: Path)
 
 
 def measured(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean and spread of each channel, differences of channels and of halves, and the place and size of the first box."""
+    """Mean and spread of each channel, differences of channels and of halves, and the first box."""
     first = boxes[0] if (labels >= 0).any() else np.zeros(4, np.float32)
     blue_to_red = pixels[0].mean() - pixels[2].mean()
     left_to_right = pixels[:, :, :32].mean() - pixels[:, :, 32:].mean()
@@ -218,7 +218,7 @@ def test_no_input_exceeds_the_room_that_is_made_for_it(height: int, width: int, 
 def authors_sample(
     bgr: np.ndarray, xywh: np.ndarray, size: tuple[int, int], flip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize, mirror, normalise in the authors' order; boxes scaled by the ratios and mirrored by x' = width - 1 - x."""
+    """Resize, mirror, normalise in the authors' order; boxes mirrored by x' = width - 1 - x."""
     height, width = bgr.shape[:2]
     pixels = cv2.resize(bgr, size[::-1], interpolation=cv2.INTER_LINEAR)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)

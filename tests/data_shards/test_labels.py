@@ -216,7 +216,7 @@ def test_evaluation_gives_joints_in_the_input_frame(posed: tuple[dict[str, Any],
     torch.testing.assert_close(batch.keypoints[row, 0, : len(points)][labelled, :2], expected)
     truth = coco_ground_truth(report.location)
     assert truth["categories"][0]["keypoints"] == PERSON
-    assert [item for item in truth["annotations"] if item["image_id"] == 107][0]["keypoints"] == item["keypoints"]
+    assert next(item for item in truth["annotations"] if item["image_id"] == 107)["keypoints"] == item["keypoints"]
 
 
 @pytest.mark.parametrize(
