@@ -187,6 +187,8 @@ def results_from_detections(
     corners = np.asarray(boxes_in_image).reshape(-1, 4)  # width and height in their own precision, as published
     confidence = np.asarray(scores, dtype=np.float64).reshape(-1)
     finite = np.isfinite(corners).all(axis=1) & np.isfinite(confidence)
+    if keypoints is not None:
+        finite &= np.isfinite(np.asarray(keypoints)).all(axis=(1, 2))
     if not finite.all():
         # Called once an image: the same text each time, so that Python says it once.
         warnings.warn("detections that are not finite are left out of the evaluation", RuntimeWarning, stacklevel=2)
@@ -203,7 +205,8 @@ def results_from_detections(
     ]
     if keypoints is not None:
         places = np.asarray(keypoints, dtype=np.float64)[finite]
-        triples = np.concatenate((places, np.ones((*places.shape[:2], 1))), axis=2).reshape(len(places), -1)
+        triples = np.concatenate((places, np.ones((*places.shape[:2], 1))), axis=2)
+        triples = triples.reshape(len(places), 3 * places.shape[1])
         triples = _two_decimals(triples) if rounding else triples
         for result, triple in zip(results, triples.tolist(), strict=True):
             result["keypoints"] = triple

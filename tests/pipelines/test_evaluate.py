@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from data_shards.augment import augment
+from data_shards.build import build_shards
 from data_shards.loader import EvaluationLoader
 from data_shards.manifest import load_manifest
 from data_shards.plan import World
@@ -18,6 +19,8 @@ from detectors import Detections, Detector, Preprocessing
 from pipelines.detect import in_image, points_in_image
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.recipe import EvaluationSettings
+from pipelines.report import figures, tables
+from tests.data_shards.samples import document, write_coco
 
 EDGES = BoxRules()
 PLAIN = Preprocessing("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), scale=1.0)
@@ -120,3 +123,62 @@ def test_boxes_of_a_mirrored_input_keep_their_corners() -> None:
     transform = torch.tensor([[-1.0, 0.0, 99.0], [0.0, 1.0, 0.0]])
     found = Detections(torch.tensor([[79.0, 5.0, 59.0, 9.0]]), torch.ones(1), torch.zeros(1, dtype=torch.long))
     assert_close(in_image(found, transform).boxes, torch.tensor([[20.0, 5, 40, 9]]))
+
+
+class Posed(Oracle):
+    """Knows where the joints of every image are, too."""
+
+    needs = ("keypoints",)
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location, "keep", (64, 96))
+        self.joints: dict[float, Tensor] = {}
+        with EvaluationLoader(location, World(1, 0), geometry="keep") as batches:
+            for batch in batches:
+                assert batch.keypoints is not None
+                key = float(augment(batch, PLAIN).double().sum())
+                self.joints[key] = batch.keypoints[0][batch.labels[0] >= 0]
+
+    def decode(
+        self, outputs: list[dict[str, Tensor]], input_size: tuple[int, int], limit: int = 100
+    ) -> list[Detections]:
+        found = super().decode(outputs, input_size, limit)
+        for one, value in zip(found, outputs[0]["sums"], strict=True):
+            one.keypoints = self.joints[float(value)]
+        return found
+
+
+def test_joints_come_back_to_the_image_and_are_judged(tmp_path: Path) -> None:
+    content = document(8)
+    content["categories"] = [
+        {"id": 1, "name": "person", "keypoints": [f"joint {number}" for number in range(17)], "skeleton": []}
+    ]
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        places = [(x + width * joint / 17, y + height * (16 - joint) / 17) for joint in range(17)]
+        annotation |= {
+            "category_id": 1,
+            "iscrowd": 0,
+            "keypoints": [value for place in places for value in (*place, 2)],
+            "num_keypoints": 17,
+        }
+    annotations, images = write_coco(tmp_path, content)
+    location = build_shards(annotations, images, str(tmp_path / "out"), split="val").location
+    found = evaluate(
+        Posed(location),
+        location,
+        load_manifest(location),
+        replace(EvaluationSettings(), geometry="keep", pictures=0),
+        input_size=(64, 96),
+        max_objects=8,
+        cache_folder=None,
+        threads=1,
+        device=torch.device("cpu"),
+        world=World(1, 0),
+    )
+    assert found is not None
+    assert found.keypoints is not None
+    assert found.score == found.keypoints.AR50 == pytest.approx(1.0)
+    assert found.metrics()["val/keypoints/AP50"] == pytest.approx(1.0)
+    assert figures(found, 5)["keypoints"]["AP50"] == pytest.approx(1.0)
+    assert tables(found).startswith("keypoints\nAP        ")
