@@ -19,8 +19,8 @@ from typing import IO, TYPE_CHECKING
 
 import filelock
 
+from data_shards.cache import default_cache_folder
 from data_shards.errors import DataError
-from data_shards.shards import default_cache_folder
 from data_shards.store import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
@@ -118,7 +118,8 @@ def _fetch(location: str, expected: str, path: Path) -> None:
 def _from_store(location: str, path: Path) -> None:
     folder, _, name = location.rpartition("/")
     try:
-        open_store(folder).download(name, path)
+        with path.open("wb") as file:
+            open_store(folder).fetch(name, file.fileno(), ranges=4)
     except DataError as error:
         raise ConfigError(str(error)) from error
 

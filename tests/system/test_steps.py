@@ -1,4 +1,4 @@
-"""FCOS through the whole command: a schedule in steps that ends inside an epoch, biases apart, and its weights out again."""
+"""FCOS through the whole command: a schedule in steps that ends inside an epoch, and its weights out again."""
 
 import json
 from pathlib import Path
