@@ -119,7 +119,7 @@ def _from_store(location: str, path: Path) -> None:
     folder, _, name = location.rpartition("/")
     try:
         with path.open("wb") as file:
-            open_store(folder).stream(name, file)
+            open_store(folder).fetch(name, file.fileno(), ranges=4)
     except DataError as error:
         raise ConfigError(str(error)) from error
 
