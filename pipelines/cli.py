@@ -129,12 +129,24 @@ def command_line() -> argparse.ArgumentParser:
     add_jobs_commands(commands)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
-    actions = bench.add_subparsers(dest="action", metavar="train", required=True, parser_class=_Parser)
+    actions = bench.add_subparsers(dest="action", metavar="train|object-store", required=True, parser_class=_Parser)
     bench_train = actions.add_parser("train", help="where the time of a training step goes")
     bench_train.add_argument("recipe")
     bench_train.add_argument("--steps", type=int, default=20, help="steps to train, 3 of them to warm up (default: 20)")
     bench_train.add_argument("--json", action="store_true", help="print the figures as JSON")
     _flags(bench_train, _bench_train)
+    store = actions.add_parser(
+        "object-store", help="an epoch from S3 with latency and little bandwidth, and from a folder"
+    )
+    store.add_argument(
+        "--data", required=True, metavar="LOCATION", help="shards in a folder; they are served from there"
+    )
+    store.add_argument("--rounds", type=int, default=3, help="turns of each way (default: 3)")
+    store.add_argument("--threads", type=int, default=1, help="that decode (default: 1)")
+    store.add_argument("--latency", type=float, default=100, metavar="MS", help="of each answer (default: 100)")
+    store.add_argument("--bandwidth", type=float, default=80, metavar="MB/S", help="of all connections (default: 80)")
+    store.add_argument("--json", action="store_true", help="print the figures as JSON")
+    store.set_defaults(run=_bench_object_store)
 
     ui = commands.add_parser("ui", help="open MLflow on the runs of a folder")
     ui.add_argument("--folder", default="runs", help="folder of the runs (default: runs)")
@@ -202,6 +214,19 @@ def _bench_train(known: argparse.Namespace) -> None:
     from pipelines.bench import bench_train
 
     bench_train(_resolved(known.recipe, known.rest), steps=known.steps, as_json=known.json)
+
+
+def _bench_object_store(known: argparse.Namespace) -> None:
+    from pipelines.bench_object_store import print_object_store
+
+    print_object_store(
+        known.data,
+        rounds=known.rounds,
+        threads=known.threads,
+        latency_milliseconds=known.latency,
+        megabytes_per_second=known.bandwidth,
+        as_json=known.json,
+    )
 
 
 def _ui(known: argparse.Namespace) -> None:
