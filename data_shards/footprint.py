@@ -7,7 +7,8 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
-from data_shards.plan import DEFAULT_STREAMS, DEFAULT_WINDOW_SHARDS, Plan, check_divisible, make_plan
+from data_shards.plan import DEFAULT_STREAMS, DEFAULT_WINDOW_SHARDS, Plan, World, check_divisible, make_plan
+from data_shards.schedule import NodeSchedule, fetched_bytes
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,13 @@ class Footprint:
     """How many shards each node reads in an epoch; the same ones in every epoch."""
     bytes_per_node: tuple[int, ...]
     """Their bytes: what a node fetches in its first epoch, and the cache it needs to fetch no more."""
+    cache_least: int
+    """Bytes that a node's cache needs at least: then no shard is fetched twice in an epoch."""
     cache_bytes: int | None
     """What a node has room for; None where it was not said."""
+    later_bytes: int | None
+    """What the node that reads most fetches in its second epoch and about in each later one, with `cache_bytes`; None
+    where that was not said or is less than `cache_least`."""
 
     @property
     def cache_needed(self) -> int:
@@ -55,21 +61,26 @@ class Footprint:
             f"fetch     {_range(self.shards_per_node, '{:,}')} shards, {_range(self.bytes_per_node, size=True)} by "
             f"each node in its first epoch; {self.share:.2f} × the data set over all nodes",
         ]
-        if self.cache_bytes is None:
-            lines.append(
-                f"cache     {_size(self.cache_needed)} on a node keeps all it reads: later epochs fetch nothing"
-            )
-        elif self.cache_bytes >= self.cache_needed:
-            lines.append(
-                f"cache     {_size(self.cache_bytes)} holds the {_size(self.cache_needed)} a node reads: later epochs "
-                "fetch nothing"
-            )
-        else:
-            lines.append(
-                f"cache     {_size(self.cache_bytes)} is {_size(self.cache_needed - self.cache_bytes)} less than the "
-                f"{_size(self.cache_needed)} a node reads: take more nodes or a larger disk"
-            )
+        lines.append(f"cache     {self._describe_cache()}")
         return "\n".join(lines)
+
+    def _describe_cache(self) -> str:
+        needed, least = _size(self.cache_needed), _size(self.cache_least)
+        if self.cache_bytes is None:
+            text = f"{needed} on a node keeps all it reads: later epochs fetch nothing"
+            return text if self.cache_least == self.cache_needed else f"{text}; it works with {least} or more"
+        given = _size(self.cache_bytes)
+        if self.cache_bytes >= self.cache_needed:
+            return f"{given} holds the {needed} a node reads: later epochs fetch nothing"
+        if self.later_bytes is None:
+            return (
+                f"{given} is less than the {least} of shards that a node needs at the same time (it reads {needed}): "
+                "take more nodes or a larger disk"
+            )
+        return (
+            f"{given} of the {needed} a node reads (it works with {least} or more): later epochs fetch about "
+            f"{_size(self.later_bytes)} each, no shard twice"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The same figures as plain values."""
@@ -91,7 +102,9 @@ class Footprint:
             "bytes_per_node": list(self.bytes_per_node),
             "fetched_data_sets": self.share,
             "cache_needed_bytes": self.cache_needed,
+            "cache_least_bytes": self.cache_least,
             "cache_bytes": self.cache_bytes,
+            "later_epochs_fetch_bytes": self.later_bytes,
             "cache_fits": None if self.cache_bytes is None else self.cache_bytes >= self.cache_needed,
         }
 
@@ -137,8 +150,15 @@ def footprint(
     )
     check_divisible(global_batch_size, workers, "workers")
     shard_bytes = np.array([shard.bytes for shard in manifest.shards], dtype=np.int64)
-    size = global_batch_size // nodes
-    read = [plan.shards_of_slots(node * size, size) for node in range(nodes)]
+    schedules = [
+        NodeSchedule(plan, shard_bytes, World(workers, node * (workers // nodes), nodes, node)) for node in range(nodes)
+    ]
+    read = [schedule.shards for schedule in schedules]
+    least = max(schedule.least_bytes for schedule in schedules)
+    later = None
+    if cache_bytes is not None and cache_bytes >= least:
+        busiest = max(schedules, key=lambda schedule: int(shard_bytes[schedule.shards].sum()))
+        later = fetched_bytes(busiest, cache_bytes, 2)[1]
     return Footprint(
         plan=plan,
         manifest=manifest,
@@ -146,7 +166,9 @@ def footprint(
         workers=workers,
         shards_per_node=tuple(len(shards) for shards in read),
         bytes_per_node=tuple(int(shard_bytes[shards].sum()) for shards in read),
+        cache_least=least,
         cache_bytes=cache_bytes,
+        later_bytes=later,
     )
 
 

@@ -147,9 +147,9 @@ class Plan:
             stream that two nodes share is read by both.
         """
         per_stream = self.global_batch_size // self.streams
-        _, first_samples, stream = self._pieces
+        _, shards, stream = self.pieces
         mine = (stream >= first // per_stream) & (stream <= (first + size - 1) // per_stream)
-        return np.unique(self.locate(first_samples[mine])[0])
+        return np.unique(shards[mine])
 
     def shard_uses(self, epoch: int, first: int, size: int) -> ShardUses:
         """When some places of the global batches need which shards: from where a window opens to where it closes.
@@ -197,7 +197,7 @@ class Plan:
             f"shuffled in windows of {self.window_shards} shards, seed {self.seed}"
         )
 
-    @property
+    @cached_property
     def pieces(self) -> tuple[Int64, Int64, Int64]:
         """Of each piece that streams cut from a shard, int64 `(pieces,)`: its samples, its shard, its stream."""
         counts, first_samples, stream = self._pieces

@@ -62,6 +62,7 @@ class ObjectRead:
         self._began = time.monotonic()
         self._deadline_seconds = settings.deadline_seconds
         self._attempts = self._failures = 0
+        self._failure: Exception | None = None
         self._etag = ""
         self._size = -1
         self._over = False
@@ -107,6 +108,7 @@ class ObjectRead:
         with ThreadPoolExecutor(count) as pool:
             rest = [pool.submit(read, begin, end) for begin, end in spans if begin < end]
             failures = [read(0, min(LEAST_RANGE_BYTES, cuts[1]), first), *(part.result() for part in rest)]
+        self._over = False
         # What stopped the others is not the cause.
         for failure in sorted(filter(None, failures), key=lambda failure: isinstance(failure, Stopped)):
             raise failure
@@ -196,6 +198,7 @@ class ObjectRead:
     def _wait(self, error: Exception) -> None:
         """Sleep before the next attempt, or give up: told to, or because it would come after the deadline."""
         with self._lock:
+            self._failure = error
             self._failures += 1
             longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** min(self._failures - 1, 16))
         delay = random.uniform(0, longest)
@@ -207,8 +210,8 @@ class ObjectRead:
         if self._stop.is_set() or self._over:
             raise Stopped
         if time.monotonic() + delay - self._began > self._deadline_seconds:
-            cause = error or _BrokenError(f"not all of its bytes came within {self._deadline_seconds:g} s")
-            raise DataError(self._line(cause)) from error
+            slow = _BrokenError(f"not all of its bytes came within {self._deadline_seconds:g} s")
+            raise DataError(self._line(error or self._failure or slow)) from error
 
     def _line(self, error: BaseException) -> str:
         attempts = f"{self._attempts} attempt{'s' * (self._attempts != 1)}"

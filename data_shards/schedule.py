@@ -6,6 +6,7 @@ Replacement Algorithms, 1966). A shard between two uses of one epoch counts as i
 twice in that epoch.
 """
 
+import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_shards.plan import Int64, Plan, ShardUses, World
 _SPREAD_STEPS = 8
 _LOOK_STEPS = 4
 _NEVER = np.iinfo(np.int64).max
+_IN_USE = -1
 
 
 class Needs(NamedTuple):
@@ -76,7 +78,9 @@ class NodeSchedule:
         next_steps[np.intersect1d(begun, again)] = step
 
         known = self.shards
-        order = known[np.lexsort((known, self._soon(step)[known], next_steps[known]))]
+        # Only among those in use: what is farther away must keep its place, or it would be fetched and dropped in turn.
+        soon = np.where(next_steps == step, self._soon(step), 0)
+        order = known[np.lexsort((known, soon[known], next_steps[known]))]
         changes = np.concatenate([first_steps[coming & (first_steps > step)], last_steps[coming] + 1])
         valid_until = int(changes.min()) if len(changes) else _NEVER
         return Needs(order, next_steps[order], step, min(valid_until, (epoch + 1) * self.plan.steps_per_epoch))
@@ -96,6 +100,16 @@ class NodeSchedule:
             most = min(most, budget)
         count = int(np.searchsorted(total, most, side="right"))
         return min(count, int(np.searchsorted(needs.next_steps, _NEVER)))
+
+    def spans(self, epoch: int) -> tuple[Int64, Int64, Int64]:
+        """The shards that an epoch uses, ascending, with the first and the last step of each."""
+        uses = self.plan.shard_uses(epoch, self._first, self._size)
+        shards, place = np.unique(uses.shards, return_inverse=True)
+        first_steps = np.full(len(shards), _NEVER)
+        last_steps = np.zeros(len(shards), dtype=np.int64)
+        np.minimum.at(first_steps, place, uses.first_steps)
+        np.maximum.at(last_steps, place, uses.last_steps)
+        return shards, first_steps, last_steps
 
     def _epoch(self, epoch: int) -> ShardUses:
         if epoch not in self._uses:
@@ -121,19 +135,62 @@ def least_bytes(plan: Plan, shard_bytes: Int64, first: int, size: int) -> int:
     More than the whole of the node's shards is never needed.
     """
     per_stream = plan.global_batch_size // plan.streams
-    everything = int(shard_bytes[plan.shards_of_slots(first, size)].sum())
     counts, shards, stream = plan.pieces
-    needed = 0
-    cut = np.bincount(shards, minlength=len(shard_bytes)) > 1
-    for number in range(first // per_stream, (first + size - 1) // per_stream + 1):
-        mine = stream == number
-        pieces = int(mine.sum())
+    last = (first + size - 1) // per_stream
+    mine = (stream >= first // per_stream) & (stream <= last)
+    counts, shards, stream = counts[mine], shards[mine], stream[mine]
+    found, pieces_of_shard = np.unique(shards, return_counts=True)
+    everything = int(shard_bytes[found].sum())
+    needed = int(shard_bytes[found[pieces_of_shard > 1]].sum())
+    for number in range(first // per_stream, last + 1):
+        here = stream == number
+        pieces = int(here.sum())
         windows = max(1, pieces // plan.window_shards)
         fewest, most = pieces // windows, -(-pieces // windows)
-        smallest_window = int(np.sort(counts[mine])[:fewest].sum())
+        smallest_window = int(np.sort(counts[here])[:fewest].sum())
         held = 2 * most if smallest_window >= per_stream * _SPREAD_STEPS else pieces
-        needed += int(np.sort(shard_bytes[shards[mine]])[::-1][:held].sum())
-        needed += int(shard_bytes[shards[mine & cut[shards]]].sum())
+        needed += int(np.sort(shard_bytes[shards[here]])[::-1][:held].sum())
         if needed >= everything:
             return everything
     return needed
+
+
+def fetched_bytes(schedule: NodeSchedule, budget: int, epochs: int) -> list[int]:
+    """What a node fetches in each of the first epochs, from an empty cache of so many bytes.
+
+    Args:
+        schedule: the node's.
+        budget: room in bytes, at least `schedule.least_bytes`; 0 for no limit.
+        epochs: how many.
+    """
+    sizes = schedule.shard_bytes.tolist()
+    fetched: list[int] = []
+    free = budget
+    next_use: dict[int, int] = {}  # of every shard that is here; IN_USE while it is
+    in_use: list[tuple[int, int]] = []  # the one that ends first is first
+    idle: list[tuple[int, int]] = []  # the one that is used again last is first; may hold what is not so any more
+    spans = schedule.spans(0)
+    for epoch in range(epochs):
+        shards, first_steps, last_steps = spans
+        spans = schedule.spans(epoch + 1)
+        again = dict(zip(spans[0].tolist(), spans[1].tolist(), strict=True))
+        fetched.append(0)
+        uses = sorted(zip(first_steps.tolist(), shards.tolist(), last_steps.tolist(), strict=True))
+        for first, shard, last in [*uses, (_NEVER, -1, 0)]:
+            while in_use and in_use[0][0] < first:
+                _, ended = heapq.heappop(in_use)
+                next_use[ended] = again.get(ended, _NEVER)
+                heapq.heappush(idle, (-next_use[ended], ended))
+            if shard < 0:
+                break
+            if shard not in next_use:
+                fetched[-1] += sizes[shard]
+                free -= sizes[shard]
+            next_use[shard] = _IN_USE
+            heapq.heappush(in_use, (last, shard))
+            while budget and free < 0 and idle:
+                negative, victim = heapq.heappop(idle)
+                if next_use.get(victim) == -negative:
+                    del next_use[victim]
+                    free += sizes[victim]
+    return fetched

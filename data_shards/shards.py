@@ -276,12 +276,11 @@ class Shards:
             data = self.store.read_bytes(record.index)
             try:
                 self._check_index(record, data)
-            except DataError:
+                write_at(file, data, 0)
+                return
+            except DataError as error:
                 if attempt == _FETCHES:
-                    raise
-                continue
-            write_at(file, data, 0)
-            return
+                    raise DataError(f"{error} It was fetched {_FETCHES} times.") from None
 
     def _check_index(self, record: Shard, data: bytes) -> None:
         found = hashlib.sha256(data).hexdigest()

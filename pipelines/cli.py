@@ -177,6 +177,18 @@ def command_line() -> argparse.ArgumentParser:
     bench_deformable.add_argument("--repeats", type=int, default=10, help="timed repetitions (default: 10)")
     bench_deformable.add_argument("--json", action="store_true", help="print the figures as JSON")
     bench_deformable.set_defaults(run=_bench_deformable)
+    store = actions.add_parser(
+        "object-store", help="an epoch from S3 with latency and little bandwidth, and from a folder"
+    )
+    store.add_argument(
+        "--data", required=True, metavar="LOCATION", help="shards in a folder; they are served from there"
+    )
+    store.add_argument("--rounds", type=int, default=3, help="turns of each way (default: 3)")
+    store.add_argument("--threads", type=int, default=1, help="that decode (default: 1)")
+    store.add_argument("--latency", type=float, default=100, metavar="MS", help="of each answer (default: 100)")
+    store.add_argument("--bandwidth", type=float, default=80, metavar="MB/S", help="of all connections (default: 80)")
+    store.add_argument("--json", action="store_true", help="print the figures as JSON")
+    store.set_defaults(run=_bench_object_store)
 
     ui = commands.add_parser("ui", help="open MLflow on the runs of a folder")
     ui.add_argument("--folder", default="runs", help="folder of the runs (default: runs)")
@@ -262,6 +274,19 @@ def _bench_detectors(known: argparse.Namespace) -> None:
         repeats=known.repeats,
         precision=known.precision,
         channels_last=known.channels_last,
+        as_json=known.json,
+    )
+
+
+def _bench_object_store(known: argparse.Namespace) -> None:
+    from pipelines.bench.object_store import print_object_store
+
+    print_object_store(
+        known.data,
+        rounds=known.rounds,
+        threads=known.threads,
+        latency_milliseconds=known.latency,
+        megabytes_per_second=known.bandwidth,
         as_json=known.json,
     )
 

@@ -1,15 +1,20 @@
-"""A real S3 server (moto, over HTTP) for every test that reads or writes a bucket."""
+"""S3 servers: moto over HTTP for every test that reads or writes a bucket, and Ceph's radosgw for the whole story."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests import ceph
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +61,37 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3.session.Session().client("s3").create_bucket(Bucket="shards-test")
     yield "s3://shards-test"
     reset_auth(s3_endpoint, "inf")
+
+
+@pytest.fixture(scope="session")
+def radosgw_endpoint() -> Iterator[str]:
+    """The address of a radosgw of our own; skips where Ceph is not installed."""
+    if reason := ceph.why_not():
+        pytest.skip(reason)
+    # Unix sockets lie in it, whose paths must be short.
+    with tempfile.TemporaryDirectory(prefix="rgw-") as folder:
+        server = ceph.RadosGateway(Path(folder))
+        try:
+            yield server.endpoint
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def radosgw(radosgw_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket on radosgw, with the environment set to reach it; gives `s3://bucket`."""
+    import boto3
+
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", radosgw_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ceph.ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ceph.SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
 
 
 def reset_auth(endpoint: str, free_actions: str) -> None:

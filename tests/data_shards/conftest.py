@@ -1,10 +1,12 @@
 """Shards that several tests read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data_shards.build import BuildReport, build_shards
+from pipelines.object_server import ObjectServer
 from tests.data_shards.samples import document, write_coco
 
 
@@ -24,3 +26,27 @@ def copied(built: BuildReport, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(built.location, tmp_path / "copied"))
+
+
+@pytest.fixture
+def object_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """A server that does what S3 does on a bad day; `s3://bucket/…` reaches it, and retries come soon."""
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("data_shards.s3_reading._FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr("data_shards.s3_reading._LONGEST_DELAY_SECONDS", 0.1)
+    with ObjectServer() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        yield server
+
+
+@pytest.fixture
+def served(built: BuildReport, object_server: ObjectServer) -> str:
+    """The shards on that server, as `s3://bucket/train`."""
+    for path in Path(built.location).iterdir():
+        object_server.objects[f"bucket/train/{path.name}"] = path.read_bytes()
+    return "s3://bucket/train"

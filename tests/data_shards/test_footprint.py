@@ -67,7 +67,32 @@ def test_the_table_says_the_arithmetic() -> None:
     assert found.as_json()["cache_fits"] is True
     small = footprint(manifest([100] * 10), global_batch_size=50, cache_bytes=4_000_000)
     assert "none left out" in small.describe()
-    assert "4.0 MB is 6.0 MB less than the 10.0 MB a node reads: take more nodes or a larger disk" in small.describe()
+    assert (
+        "4.0 MB is less than the 10.0 MB of shards that a node needs at the same time (it reads 10.0 MB): take more "
+        "nodes or a larger disk" in small.describe()
+    )
+    assert small.later_bytes is None
+
+
+def test_the_table_says_what_a_cache_for_some_of_the_shards_costs() -> None:
+    arguments = {"global_batch_size": 12, "streams": 3, "window_shards": 2}
+    data = manifest([100] * 60)
+    assert (
+        footprint(data, **arguments)
+        .describe()
+        .endswith("60.0 MB on a node keeps all it reads: later epochs fetch nothing; it works with 12.0 MB or more")
+    )
+    # Three streams of 20 shards, windows of 2, two windows of each stream at the same time.
+    found = footprint(data, cache_bytes=40_000_000, **arguments)
+    assert found.cache_least == pytest.approx(12_000_000, rel=1e-4)
+    assert found.later_bytes is not None
+    # 20 MB do not fit; the order of an epoch is another one, so somewhat more has to come again.
+    assert 20_000_000 <= found.later_bytes <= 30_000_000
+    assert found.describe().splitlines()[-1] == (
+        f"cache     40.0 MB of the 60.0 MB a node reads (it works with 12.0 MB or more): later epochs fetch about "
+        f"{found.later_bytes / 1e6:.1f} MB each, no shard twice"
+    )
+    assert found.as_json()["later_epochs_fetch_bytes"] == found.later_bytes
 
 
 @pytest.mark.parametrize(
