@@ -17,7 +17,17 @@ from cluster.errors import ClusterError
 
 # Data, results, environments and caches: never code. In the notation of .gitignore; a leading slash means the top.
 EXCLUDED = (
-    *(".git/", ".venv*/", "venv/", "node_modules/", "__pycache__/", "*.pyc", "*.egg-info/", ".*_cache/", ".hypothesis/"),
+    *(
+        ".git/",
+        ".venv*/",
+        "venv/",
+        "node_modules/",
+        "__pycache__/",
+        "*.pyc",
+        "*.egg-info/",
+        ".*_cache/",
+        ".hypothesis/",
+    ),
     *("/runs/", "/demo/", "/shards/", "/mlruns/", "mlflow.db", "mlartifacts/", "*.tar", "*.tar.*", "*.tgz", "*.zip"),
     *(".env", ".netrc", ".aws/", ".ssh/", "*.pem"),
 )

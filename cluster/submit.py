@@ -197,7 +197,9 @@ class JobServer:
             except (ClusterError, RuntimeError, OSError) as error:
                 deadline = deadline or time.monotonic() + _RECONNECT_SECONDS
                 if time.monotonic() > deadline:
-                    raise ClusterError(f"the head at {self.address} was lost while {id} was followed: {error}") from error
+                    raise ClusterError(
+                        f"the head at {self.address} was lost while {id} was followed: {error}"
+                    ) from error
             time.sleep(2)
 
     def output(self, id: str) -> str:
@@ -258,7 +260,9 @@ def _unreachable(address: str, cause: str) -> str:
 
 
 def _is_running(run: str, id: str) -> str:
-    return f"run {run} is being trained already, as job {id}. `aweigh logs {run}` follows it, `aweigh stop {run}` ends it."
+    return (
+        f"run {run} is being trained already, as job {id}. `aweigh logs {run}` follows it, `aweigh stop {run}` ends it."
+    )
 
 
 def _job(details: Any) -> Job:
