@@ -90,9 +90,9 @@ def carried_environment(environment: Mapping[str, str], named: tuple[str, ...] =
 
 def job_prefix(run: str) -> str:
     """The part of a run's job ids before the number: the run's name as far as a URL takes it."""
-    if re.fullmatch(r"[\w.-]{1,100}", run, flags=re.ASCII):
+    if re.fullmatch(r"\w[\w.-]{0,99}", run, flags=re.ASCII):
         return run
-    plain = re.sub(r"[^\w.-]+", "-", run, flags=re.ASCII).strip("-")[:80]
+    plain = re.sub(r"[^\w.-]+", "-", run, flags=re.ASCII).strip("-.")[:80] or "run"
     return f"{plain}-{hashlib.sha256(run.encode()).hexdigest()[:6]}"
 
 
