@@ -74,7 +74,7 @@ class Examination:
 def examine(
     settings: ClusterSettings,
     *,
-    folder: Path,
+    folder: Path | None,
     probes: Sequence[Probe],
     cache: Cache | None,
     say: Say,
@@ -84,7 +84,7 @@ def examine(
 
     Args:
         settings: workers, device and cores as the training will have them.
-        folder: the run's folder.
+        folder: the run's folder; None where it is no folder.
         probes: checks of data and tracking.
         cache: disk for fetched shards; None where they are read in place.
         say: told what is looked at.
@@ -177,7 +177,7 @@ def _names(ray: Any, ids: Sequence[str]) -> list[str]:
 
 
 def _findings(
-    posts: _Posts, folder: Path, probes: Sequence[Probe], cache: Cache | None, *, gpu: bool
+    posts: _Posts, folder: Path | None, probes: Sequence[Probe], cache: Cache | None, *, gpu: bool
 ) -> Iterator[Finding]:
     yield _workers(posts)
     yield from _versions(posts)
@@ -185,7 +185,8 @@ def _findings(
     yield _all_reduce(posts, gpu=gpu)
     yield _shared_memory(posts, gpu=gpu)
     yield _clocks(posts)
-    yield _run_folder(posts, folder)
+    if folder is not None:
+        yield _run_folder(posts, folder)
     if cache is not None:
         yield _cache(posts, cache)
     for probe in probes:

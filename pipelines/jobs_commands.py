@@ -94,6 +94,9 @@ def submit_command(
     extra, name = _recipe_in_package(recipe_word, here)
     package = collect(here, code, ROOMS, extra)
     environment = carried_environment(os.environ, tuple(known.env))
+    if environment.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", ".")):
+        del environment["MLFLOW_TRACKING_URI"]
+        say("variables", "MLFLOW_TRACKING_URI names a database of this machine and stays here; set tracking.uri")
     words = ["python", "-m", "pipelines", command, name, *flags]
     if not recipe.run.name:
         words += ["--run.name", run_name(recipe)]

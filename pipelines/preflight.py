@@ -63,8 +63,11 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
     from pipelines.train import absolute, tracking_uri
 
     recipe = absolute(recipe)
-    folder = Path(recipe.run.folder) / run_name(recipe)
+    place = f"{recipe.run.folder}/{run_name(recipe)}"
     probes = [_data_probe(name, location) for name, location in _shards(recipe) if location]
+    if "://" in place:
+        fix = "give the nodes write access (AWS: an instance profile, or AWS_* variables of the job)"
+        probes.append(Probe("run folder", functools.partial(write_data, place), fix=fix))
     uri = tracking_uri(recipe)
     probes.append(
         Probe(
@@ -77,7 +80,7 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
     )
     found = examine(
         recipe.cluster,
-        folder=folder,
+        folder=None if "://" in place else Path(place),
         probes=probes,
         cache=_cache(recipe),
         say=lambda line: console.say("preflight", line),
@@ -115,6 +118,18 @@ def read_data(location: str) -> str:
 
         raise DataError(f"{location} has a manifest, but not its first shard {shard}")
     return f"{location}, {manifest.num_samples:,} images, manifest {manifest.digest[:6]}"
+
+
+def write_data(location: str) -> str:
+    """Write a small object and remove it; runs on a node.
+
+    Raises:
+        DataError: why it cannot be written.
+    """
+    from data_shards.store import open_store
+
+    open_store(location).check_writable()
+    return f"{location}, writable"
 
 
 def read_tracking(uri: str) -> str:

@@ -176,6 +176,7 @@ def check_places(recipe: Recipe) -> None:
         ("data.train", recipe.data.train),
         ("data.validation", recipe.data.validation),
         ("detector.weights", recipe.detector.weights or ""),
+        ("data.cache_folder", recipe.data.cache_folder),
     ):
         if location and "://" not in location and not Path(location).is_absolute():
             raise ConfigError(
