@@ -106,7 +106,7 @@ def test_plain_ray_job_submit_trains_on_two_nodes_after_looking_at_them(
         env={**os.environ, **cluster.environment, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "preflight looking at 2 workers on 2 nodes" in done.stdout
