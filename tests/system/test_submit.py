@@ -117,7 +117,8 @@ def test_plain_ray_job_submit_trains_on_two_nodes_after_looking_at_them(
 
 def test_the_exit_status_of_a_job_is_that_of_the_command(tmp_path: Path, cluster: Head) -> None:
     nowhere = tmp_path / "nowhere"
-    command = _submit(cluster, "--data.train", str(nowhere), "--run.folder", str(tmp_path), "--run.name", "wrong")
+    words = ["--data.train", str(nowhere), "--data.validation", "", "--run.folder", str(tmp_path)]
+    command = _submit(cluster, *words, "--run.name", "wrong")
     assert f"{nowhere}" in command.finish(status=2)
     assert "job wrong-1 failed" in command.lines[-1]
 
