@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.authentication import WHERE, send_token
 from cluster.errors import ClusterError
+from cluster.placement import reserved, wants_gpu
 from cluster.settings import ClusterSettings
 
 # Set before Ray is imported anywhere; a value of the user's stays.
@@ -105,16 +106,30 @@ def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
     }
 
 
+def dashboard_url() -> str:
+    """Address of the dashboard of the cluster that this process is connected to; empty where it has none."""
+    from ray._private.worker import _global_node
+
+    url = (_global_node.webui_url if _global_node else "") or ""
+    return url if not url or "://" in url else f"http://{url}"
+
+
 def _check_resources(ray: Any, settings: ClusterSettings, address: str | None) -> None:
     resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
-    if settings.device == "cuda" and gpus < settings.workers:
+    lacks_gpus = settings.device == "cuda" and gpus < settings.workers
+    lacks_cpus = address is not None and cpus < settings.workers * settings.cpus_per_worker
+    if address and settings.wait_minutes and (lacks_gpus or lacks_cpus):
+        with reserved(ray, settings, 60 * settings.wait_minutes, gpu=wants_gpu(ray, settings)):
+            return
+    wait = " Where an autoscaler starts nodes, give it time: --cluster.wait_minutes 20." if address else ""
+    if lacks_gpus:
         raise ClusterError(
             f"cluster.workers {settings.workers} on cuda need {settings.workers} GPUs, the cluster has {gpus:g}; "
-            f"set cluster.workers to {gpus:g} or cluster.device to cpu."
+            f"set cluster.workers to {gpus:g} or cluster.device to cpu.{wait}"
         )
-    if address and cpus < settings.workers * settings.cpus_per_worker:
+    if lacks_cpus:
         raise ClusterError(
             f"cluster.workers {settings.workers} × cluster.cpus_per_worker {settings.cpus_per_worker:g} need more "
-            f"than the cluster's {cpus:g} CPUs; lower one of them."
+            f"than the cluster's {cpus:g} CPUs; lower one of them.{wait}"
         )

@@ -1,6 +1,7 @@
 """Settings of this room, free of torch and Ray so that a recipe is read in an instant."""
 
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,10 +50,18 @@ class ClusterSettings:
     timeout_seconds: int = 600
     """How long a rank waits for the others before it is counted as lost."""
 
+    wait_minutes: float = 0.0
+    """How long to wait for nodes that an autoscaler has to start; 0 refuses at once where there are too few."""
+
+    preflight: bool = True
+    """Check the nodes before workers on several of them start, as `aweigh preflight` does."""
+
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("max_failures", 0), ("timeout_seconds", 1)):
             if getattr(self, name) < least:
                 raise ClusterError(f"cluster.{name} is {getattr(self, name)}; it must be {least} or more.")
+        if not 0 <= self.wait_minutes < math.inf:
+            raise ClusterError(f"cluster.wait_minutes is {self.wait_minutes:g}; it must be 0 (do not wait) or more.")
         if not self.cpus_per_worker > 0:
             raise ClusterError(f"cluster.cpus_per_worker is {self.cpus_per_worker:g}; it must be above 0.")
 

@@ -37,7 +37,7 @@ _OF_THIS_MACHINE = frozenset(
         *("MLFLOW_REGISTRY_URI", "NCCL_TOPO_FILE", "NCCL_CONF_FILE"),
     }
 )
-_RUN, _ATTEMPT = "aweigh_run", "aweigh_attempt"
+_RUN = "aweigh_run"  # the key of the run's name in a job's metadata
 # Ray kills a job 3 s after it asked it to stop; a checkpoint takes longer.
 _JOB_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
 _RECONNECT_SECONDS = 600
@@ -90,9 +90,9 @@ def carried_environment(environment: Mapping[str, str], named: tuple[str, ...] =
 
 def job_prefix(run: str) -> str:
     """The part of a run's job ids before the number: the run's name as far as a URL takes it."""
-    if re.fullmatch(r"[\w.-]{1,100}", run, flags=re.ASCII):
+    if re.fullmatch(r"\w[\w.-]{0,99}", run, flags=re.ASCII):
         return run
-    plain = re.sub(r"[^\w.-]+", "-", run, flags=re.ASCII).strip("-")[:80]
+    plain = re.sub(r"[^\w.-]+", "-", run, flags=re.ASCII).strip("-.")[:80] or "run"
     return f"{plain}-{hashlib.sha256(run.encode()).hexdigest()[:6]}"
 
 
@@ -146,8 +146,10 @@ class JobServer:
         earlier = self.jobs(run)
         if going_on := [job for job in earlier if not job.has_ended]:
             raise ClusterError(_is_running(run, going_on[-1].id))
-        number = 1 + max((int(job.id.rpartition("-")[2]) for job in earlier), default=0)
-        id = f"{job_prefix(run)}-{number}"
+        prefix = f"{job_prefix(run)}-"
+        numbers = [job.id.removeprefix(prefix) for job in earlier]
+        number = 1 + max((int(text) for text in numbers if text.isdecimal()), default=0)
+        id = f"{prefix}{number}"
         with tempfile.TemporaryDirectory(prefix="aweigh-") as folder:
             archive = Path(folder) / "package.zip"
             package.write(archive)
@@ -160,7 +162,7 @@ class JobServer:
                             "working_dir": str(archive),
                             "env_vars": {**_JOB_ENVIRONMENT, **environment},
                         },
-                        metadata={_RUN: run, _ATTEMPT: str(number)},
+                        metadata={_RUN: run},
                     )
             except ClusterError as error:
                 # Somebody submitted the same run between our look and our request.
@@ -171,8 +173,10 @@ class JobServer:
         """Hand over what the job prints, from its first line, until it ends; a lost connection is made again.
 
         Raises:
-            ClusterError: the head did not come back for ten minutes.
+            ClusterError: the head did not come back for ten minutes, or came back without the job.
         """
+        from aiohttp import ClientError
+
         written = 0
 
         async def copy() -> None:
@@ -194,7 +198,12 @@ class JobServer:
                 if job.has_ended:
                     return job
                 deadline = None
-            except (ClusterError, RuntimeError, OSError) as error:
+            except (ClusterError, RuntimeError, OSError, ClientError) as error:
+                if "does not exist" in str(error):
+                    raise ClusterError(
+                        f"the head at {self.address} does not know job {id} any more: it was started anew. Submit the "
+                        f"run again; it resumes."
+                    ) from error
                 deadline = deadline or time.monotonic() + _RECONNECT_SECONDS
                 if time.monotonic() > deadline:
                     raise ClusterError(

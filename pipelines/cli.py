@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pipelines.jobs_commands import add_jobs_commands
+from pipelines.jobs_commands import add_jobs_commands, add_submission_arguments
 from pipelines.shards_commands import add_shards_commands
 from pipelines.weights_commands import add_weights_commands
 
@@ -144,6 +144,18 @@ def command_line() -> argparse.ArgumentParser:
     add_jobs_commands(commands)
     add_weights_commands(commands)
 
+    preflight = commands.add_parser(
+        "preflight",
+        help="check a cluster for a training, before a GPU minute is spent",
+        description="Run it where Ray runs, with RAY_ADDRESS set, or from here with --address. It stands one process "
+        "where each worker will stand; a row for each check, with what to do. Exit status 1 where something is wrong.",
+    )
+    preflight.add_argument("recipe", nargs="?", help="what will be trained; without it, the cluster alone is checked")
+    preflight.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_submission_arguments(preflight)
+    preflight.set_defaults(detach=False)
+    _flags(preflight, _preflight)
+
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     actions = bench.add_subparsers(dest="action", metavar="subject", required=True, parser_class=_Parser)
     bench_train = actions.add_parser("train", help="where the time of a training step goes")
@@ -226,6 +238,25 @@ def _train(known: argparse.Namespace) -> None:
     from pipelines.train import train
 
     show_result(train(recipe), recipe)
+
+
+def _preflight(known: argparse.Namespace) -> None:
+    # Without a recipe, the cluster alone is looked at.
+    flags = [*([] if known.recipe else ["--data.train", "", "--data.validation", ""]), *known.rest]
+    name = known.recipe or "demo"
+    recipe = _resolved(name, flags)
+    if not known.address:
+        from pipelines.preflight import preflight
+
+        sys.exit(0 if preflight(recipe, known.json) else 1)
+    if known.json:
+        fail("--json prints where Ray runs, a job's log holds more: leave out --address, and set RAY_ADDRESS there.")
+    from pipelines.jobs_commands import submit_command
+    from pipelines.recipe import run_name
+    from pipelines.train import check_places
+
+    check_places(recipe)
+    submit_command("preflight", name, recipe, flags, known, job_run=f"{run_name(recipe)}-preflight")
 
 
 def _evaluate(known: argparse.Namespace) -> None:

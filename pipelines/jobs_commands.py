@@ -76,7 +76,7 @@ def submit_command(
     Args:
         command: train, or preflight.
         recipe_word: the recipe as the user named it.
-        recipe: what it resolves to; checked here.
+        recipe: what it resolves to, checked by the caller.
         flags: the user's fields, handed on.
         known: address, env and detach.
         job_run: what the job is listed under.
@@ -89,13 +89,14 @@ def submit_command(
     from cluster.submit import JobServer, carried_environment
     from pipelines.console import say
     from pipelines.recipe import run_name
-    from pipelines.train import check_before_submission
 
-    check_before_submission(recipe)
     here, code = Path.cwd(), Path(__file__).resolve().parent.parent
     extra, name = _recipe_in_package(recipe_word, here)
     package = collect(here, code, ROOMS, extra)
     environment = carried_environment(os.environ, tuple(known.env))
+    if environment.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", ".")):
+        del environment["MLFLOW_TRACKING_URI"]
+        say("variables", "MLFLOW_TRACKING_URI names a database of this machine and stays here; set tracking.uri")
     words = ["python", "-m", "pipelines", command, name, *flags]
     if not recipe.run.name:
         words += ["--run.name", run_name(recipe)]
@@ -115,8 +116,10 @@ def submit_command(
 def _submit(known: argparse.Namespace) -> None:
     from pipelines import recipes
     from pipelines.recipe import run_name, with_flags
+    from pipelines.train import check_before_submission
 
     recipe = with_flags(recipes.get(known.recipe), known.rest)
+    check_before_submission(recipe)
     submit_command("train", known.recipe, recipe, known.rest, known, job_run=run_name(recipe))
 
 

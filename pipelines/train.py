@@ -13,6 +13,7 @@ import numpy as np
 import detectors
 from cluster.checkpoint import Checkpoint, CheckpointFolder
 from cluster.engine import check_deepspeed, deepspeed_config, split_batch
+from cluster.local import connected, dashboard_url
 from cluster.workers import exclusive_run, run_workers
 from data_shards.batch import Slot
 from data_shards.manifest import Manifest, load_manifest
@@ -24,6 +25,7 @@ from pipelines import console, tracking
 from pipelines.errors import ConfigError
 from pipelines.files import write_json, write_text
 from pipelines.loop import Job, build_detector, check_fits, train_worker
+from pipelines.preflight import before_training
 from pipelines.recipe import IMAGENET, Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
 
 
@@ -48,6 +50,7 @@ def train(recipe: Recipe) -> TrainingResult:
     recipe = absolute(recipe)
     name = run_name(recipe)
     folder = Path(recipe.run.folder) / name
+    _check_kept(recipe)
     has_begun = any((folder / "checkpoints").glob("step-*"))
     manifest, plan = check(recipe, fresh=not has_begun)
     _check_writable(folder)
@@ -65,11 +68,7 @@ def train(recipe: Recipe) -> TrainingResult:
             tracking.deliver_spool(folder / "tracking")  # what a server that was down has not been told
         else:
             known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
-            with _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
-                where = os.environ.get("RAY_ADDRESS", "started on this machine for this run")
-                console.say(
-                    "cluster", f"{recipe.cluster.workers} workers on Ray, {where}; their logs in {folder / 'logs'}"
-                )
+            with _on_cluster(recipe), _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
                 run_workers(
                     train_worker,
                     Job(
@@ -84,6 +83,25 @@ def train(recipe: Recipe) -> TrainingResult:
                     settings=recipe.cluster,
                 )
     return read_result(folder, name, last_step)
+
+
+@contextmanager
+def _on_cluster(recipe: Recipe) -> Iterator[None]:
+    """Connect, look at the nodes where workers will stand on several, and say where everything is."""
+    logs = Path(recipe.run.folder) / run_name(recipe) / "logs"
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        where = "started on this machine for this run"
+        console.say("cluster", f"{recipe.cluster.workers} workers on Ray, {where}; their logs in {logs}")
+        yield
+        return
+    with connected(recipe.cluster):
+        console.say("cluster", f"{recipe.cluster.workers} workers on Ray, {address}; their logs in {logs}")
+        if url := dashboard_url():
+            console.say("dashboard", url)
+        if recipe.cluster.preflight:
+            before_training(recipe)
+        yield
 
 
 def read_result(folder: Path, name: str, step: int) -> TrainingResult:
@@ -155,22 +173,28 @@ def check_before_submission(recipe: Recipe) -> None:
         ConfigError, DataError, DetectorError: something given cannot be used there.
     """
     _check_settings(recipe)
+    check_places(recipe)
+    if Path(recipe.data.train).is_dir():
+        # The cluster's file system is mounted here, too; ImageNet's weights are fetched by who trains.
+        check(recipe, fresh=recipe.detector.weights != IMAGENET)
+    else:
+        check_input_size(recipe, detectors.build(recipe.detector.name, 80, **recipe.detector.settings))
+
+
+def check_places(recipe: Recipe) -> None:
+    """Refuse what means a place on this machine, where the training is on another one."""
     for field, location in (
         ("run.folder", recipe.run.folder),
         ("data.train", recipe.data.train),
         ("data.validation", recipe.data.validation),
         ("detector.weights", "" if recipe.detector.weights == IMAGENET else recipe.detector.weights or ""),
+        ("data.cache_folder", recipe.data.cache_folder),
     ):
         if location and "://" not in location and not Path(location).is_absolute():
             raise ConfigError(
                 f"{field} {location!r} means a place on this machine, which the cluster does not see: give s3://… or "
                 f"the absolute path of a file system that every node mounts."
             )
-    if Path(recipe.data.train).is_dir():
-        # The cluster's file system is mounted here, too; ImageNet's weights are fetched by who trains.
-        check(recipe, fresh=recipe.detector.weights != IMAGENET)
-    else:
-        check_input_size(recipe, detectors.build(recipe.detector.name, 80, **recipe.detector.settings))
 
 
 def check_input_size(recipe: Recipe, detector: Detector) -> None:
@@ -211,6 +235,16 @@ def _check_shards(location: str, manifest: Manifest) -> None:
     if open_store(location).local_path("manifest.json") is None:
         return
     Shards(location, manifest).verify()
+
+
+def _check_kept(recipe: Recipe) -> None:
+    """Refuse to write a run where Ray unpacks a job: it deletes that folder."""
+    unpacked = "runtime_resources/working_dir_files/"
+    if unpacked in recipe.run.folder:
+        raise ConfigError(
+            "run.folder is relative, and the working directory of a submitted job is deleted with it: give "
+            "--run.folder the absolute path of a file system that every node mounts."
+        )
 
 
 def _check_writable(folder: Path) -> None:

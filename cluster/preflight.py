@@ -1,0 +1,404 @@
+"""What would spoil a training on this cluster, found before a GPU minute is spent.
+
+One small process stands where each worker will stand. Every check says what it found and, where something is wrong,
+what to do. Checks of data and tracking are handed in as functions: this room knows neither.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster import node_checks
+from cluster.local import connected
+from cluster.placement import node_of_each_worker, reserved, wants_gpu
+from cluster.settings import ClusterSettings
+
+Verdict = Literal["ok", "look", "wrong"]
+Say = Callable[[str], None]
+
+_ANSWER_SECONDS = 180
+_SKEW_LOOK_SECONDS, _SKEW_WRONG_SECONDS = 1.0, 30.0
+_SEEN_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was checked, what was found, and the fix."""
+
+    check: str
+    verdict: Verdict
+    """ok; look: training works, but worse than it might; wrong: it would fail, or be lost."""
+    found: str
+    fix: str = ""
+    stops_training: bool = True
+    """Whether a training refuses to start where this is wrong."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A check that somebody else knows how to make, on one worker of every node or on the first worker alone."""
+
+    check: str
+    run: Callable[[], str]
+    """Importable and picklable; gives what it found, raises what is wrong."""
+    fix: str
+    everywhere: bool = True
+    """On every node, where all have to find the same; else on the node of rank 0."""
+    stops_training: bool = True
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Disk that a node needs for what it fetches."""
+
+    folder: str
+    whole_bytes: int
+    """What a node reads in an epoch; with less, it fetches again."""
+    least_bytes: int
+    """Less than this, and it cannot read at all."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was looked at, and what was found there."""
+
+    nodes: int
+    """Nodes that workers stand on."""
+    findings: list[Finding]
+
+
+def examine(
+    settings: ClusterSettings,
+    *,
+    folder: Path | None,
+    probes: Sequence[Probe],
+    cache: Cache | None,
+    say: Say,
+    only_several_nodes: bool = False,
+) -> Examination:
+    """Check the cluster at RAY_ADDRESS, or this machine.
+
+    Args:
+        settings: workers, device and cores as the training will have them.
+        folder: the run's folder; None where it is no folder.
+        probes: checks of data and tracking.
+        cache: disk for fetched shards; None where they are read in place.
+        say: told what is looked at.
+        only_several_nodes: look at nothing where all workers stand on one node.
+
+    Raises:
+        ClusterError: the cluster cannot be reached or has no room for the workers.
+    """
+    with connected(settings) as ray:
+        gpu = wants_gpu(ray, settings)
+        # Nodes that were asked for have come by now; what is left is the time to hand the room out.
+        with reserved(ray, settings, _ANSWER_SECONDS, gpu=gpu) as group:
+            ids = node_of_each_worker(group)
+            nodes = len(set(ids))
+            if only_several_nodes and nodes == 1:
+                return Examination(nodes, [])
+            say(f"looking at {_counted(len(ids), 'worker')} on {_counted(nodes, 'node')}")
+            with _posts(ray, group, settings, ids, gpu=gpu) as posts:
+                return Examination(nodes, list(_findings(posts, folder, probes, cache, gpu=gpu)))
+
+
+@dataclass(frozen=True)
+class _Posts:
+    """The processes that stand where the workers will, by rank."""
+
+    ray: Any
+    actors: list[Any]
+    nodes: list[str]
+    """A readable name of each rank's node."""
+
+    @property
+    def first_of_node(self) -> dict[str, int]:
+        """The lowest rank of each node, by the node's name."""
+        return {node: rank for rank, node in reversed(list(enumerate(self.nodes)))}
+
+    def ask(
+        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, told_rank: bool = False
+    ) -> dict[int, Any]:
+        """Run a function at some ranks at once, with its rank first where it is told; gives value or exception."""
+        pending = {
+            self.actors[rank].run.remote(function, *([rank] if told_rank else []), *arguments): rank for rank in ranks
+        }
+        self.ray.wait(list(pending), num_returns=len(pending), timeout=_ANSWER_SECONDS)
+        return {rank: self._answer(reference) for reference, rank in pending.items()}
+
+    def ask_nodes(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Run a function once on every node; by the node's name."""
+        first = self.first_of_node
+        answers = self.ask(sorted(first.values()), function, *arguments)
+        return {node: answers[rank] for node, rank in sorted(first.items(), key=lambda item: item[1])}
+
+    def _answer(self, reference: Any) -> Any:
+        try:
+            return self.ray.get(reference, timeout=0.1)
+        except self.ray.exceptions.GetTimeoutError:
+            return TimeoutError(f"no answer within {_ANSWER_SECONDS} s")
+        except Exception as error:
+            return getattr(error, "cause", None) or error
+
+
+class _Post:
+    """What stands at a worker's place: runs what it is handed."""
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+@contextmanager
+def _posts(ray: Any, group: Any, settings: ClusterSettings, ids: Sequence[str], *, gpu: bool) -> Iterator[_Posts]:
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    def actor(rank: int) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+        options = {"num_cpus": settings.cpus_per_worker, "num_gpus": 1 if gpu else 0, "scheduling_strategy": strategy}
+        return ray.remote(_Post).options(**options).remote()
+
+    actors = [actor(rank) for rank in range(len(ids))]
+    try:
+        yield _Posts(ray, actors, _names(ray, ids))
+    finally:
+        for one in actors:
+            ray.kill(one)
+
+
+def _names(ray: Any, ids: Sequence[str]) -> list[str]:
+    """Hosts as a person knows them; with a part of Ray's id where several nodes share one."""
+    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+    shared = [hosts[id] for id in set(ids)]
+    return [hosts[id] if shared.count(hosts[id]) == 1 else f"{hosts[id]}/{id[:6]}" for id in ids]
+
+
+def _findings(
+    posts: _Posts, folder: Path | None, probes: Sequence[Probe], cache: Cache | None, *, gpu: bool
+) -> Iterator[Finding]:
+    yield _workers(posts)
+    yield from _versions(posts)
+    yield _devices(posts, gpu=gpu)
+    yield _all_reduce(posts, gpu=gpu)
+    yield _shared_memory(posts, gpu=gpu)
+    yield _clocks(posts)
+    if folder is not None:
+        yield _run_folder(posts, folder)
+    if cache is not None:
+        yield _cache(posts, cache)
+    for probe in probes:
+        yield _probed(posts, probe)
+
+
+def _workers(posts: _Posts) -> Finding:
+    counts = {node: posts.nodes.count(node) for node in posts.first_of_node}
+    shown = ", ".join(f"{node} {count}" for node, count in sorted(counts.items()))
+    even = len(set(counts.values())) == 1
+    return Finding(
+        "workers",
+        "ok" if even else "look",
+        f"{len(posts.nodes)} on {_counted(len(counts), 'node')}: {shown}",
+        "" if even else "nodes with fewer workers share the network with fewer; take a multiple of a node's GPUs",
+        stops_training=False,
+    )
+
+
+def _versions(posts: _Posts) -> Iterator[Finding]:
+    """Python, packages and our own code, equal everywhere and to this process."""
+    answers = posts.ask_nodes(node_checks.versions)
+    if failed := _failures(answers):
+        yield Finding("versions", "wrong", failed, "start Ray on every node in the environment of requirements.txt")
+        return
+    here = node_checks.versions()
+    for name, value in here.items():
+        others = {node: found[name] for node, found in answers.items() if found[name] != value}
+        shown = ", ".join(f"{node} has {found}" for node, found in others.items())
+        ours = name == "aweigh"
+        fix = (
+            "submit with `aweigh submit`, which sends the code, or install the same checkout on every node"
+            if ours
+            else "install requirements.txt of this checkout there, and start Ray from that environment"
+        )
+        yield Finding(
+            name, "wrong" if others else "ok", f"{value} here; {shown}" if others else value, fix if others else ""
+        )
+
+
+def _devices(posts: _Posts, *, gpu: bool) -> Finding:
+    answers = posts.ask(range(len(posts.actors)), node_checks.device)
+    named = {f"rank {rank} on {posts.nodes[rank]}": answer for rank, answer in answers.items()}
+    if failed := _failures(named):
+        return Finding("GPU", "wrong", failed, "import torch there by hand, and read what it says")
+    if not gpu:
+        idle = sorted({posts.nodes[rank] for rank, found in answers.items() if found.gpus_of_node})
+        return Finding(
+            "GPU",
+            "look" if idle else "ok",
+            f"not used, though {', '.join(idle)} has some" if idle else "none, workers compute on CPU",
+            "start Ray there with --num-gpus, and set cluster.device cuda" if idle else "",
+            stops_training=False,
+        )
+    broken = {name: found.problem for name, found in named.items() if found.problem}
+    if broken:
+        return Finding(
+            "GPU",
+            "wrong",
+            "; ".join(f"{name}: {problem}" for name, problem in broken.items()),
+            "install a driver for the CUDA version of torch, or the build of torch for the driver",
+        )
+    kinds = sorted({found.name for found in answers.values()})
+    facts = sorted({f"driver {found.driver}, CUDA {found.cuda} of torch" for found in answers.values()})
+    mixed = len(kinds) > 1
+    return Finding(
+        "GPU",
+        "look" if mixed else "ok",
+        f"{' and '.join(kinds)}; {'; '.join(facts)}",
+        "every step waits for the slowest kind; use one" if mixed else "",
+        stops_training=False,
+    )
+
+
+def _all_reduce(posts: _Posts, *, gpu: bool) -> Finding:
+    backend = "nccl" if gpu else "gloo"
+    check, ranks = f"{backend} all-reduce", len(posts.actors)
+    if ranks == 1:
+        return Finding(check, "ok", "one worker, nothing to reduce")
+    address = posts.ask([0], node_checks.free_address)[0]
+    fix = (
+        "let nodes reach one another on every TCP port (AWS: a security group that allows itself all traffic), and "
+        f"name the network with {'NCCL' if gpu else 'GLOO'}_SOCKET_IFNAME where a node has several"
+    )
+    if isinstance(address, Exception):
+        return Finding(check, "wrong", _brief(address), fix)
+    found = posts.ask(range(ranks), node_checks.all_reduce, address, ranks, backend, told_rank=True)
+    answers = {f"rank {rank} on {posts.nodes[rank]}": answer for rank, answer in found.items()}
+    if failed := _failures(answers):
+        return Finding(check, "wrong", failed, fix)
+    slowest = min(answers.values())
+    return Finding(
+        check, "ok", f"{ranks} ranks, the right sum, {slowest / 1e9:.2f} GB/s bus bandwidth at the slowest rank"
+    )
+
+
+def _shared_memory(posts: _Posts, *, gpu: bool) -> Finding:
+    needed = {node: (256 if gpu else 64) * 2**20 * posts.nodes.count(node) for node in posts.first_of_node}
+    answers = posts.ask_nodes(node_checks.free_bytes, "/dev/shm")
+    if failed := _failures(answers):
+        return Finding("shared memory", "look", failed, "mount /dev/shm", stops_training=False)
+    least = min(answers, key=lambda node: answers[node] - needed[node])
+    small = answers[least] < needed[least]
+    return Finding(
+        "shared memory",
+        ("wrong" if gpu else "look") if small else "ok",
+        f"{_gib(answers[least])} free in /dev/shm of {least}, {_gib(needed[least])} wanted for its workers",
+        "start the container with --shm-size 8g (Kubernetes: an emptyDir with medium Memory at /dev/shm)"
+        if small
+        else "",
+        stops_training=gpu,
+    )
+
+
+def _clocks(posts: _Posts) -> Finding:
+    skews = {}
+    for node, rank in posts.first_of_node.items():
+        trips = []
+        for _ in range(3):
+            sent = time.time()
+            there = posts.ask([rank], time.time)[rank]
+            if isinstance(there, Exception):
+                return Finding("clocks", "wrong", f"{node}: {_brief(there)}", "look at Ray's dashboard")
+            trips.append((time.time() - sent, there - (sent + time.time()) / 2))
+        skews[node] = min(trips)[1]
+    worst = max(skews, key=lambda node: abs(skews[node]))
+    skew = abs(skews[worst])
+    verdict: Verdict = "ok" if skew < _SKEW_LOOK_SECONDS else "look" if skew < _SKEW_WRONG_SECONDS else "wrong"
+    return Finding(
+        "clocks",
+        verdict,
+        f"at most {skew:.2f} s from this process ({worst})",
+        "" if verdict == "ok" else "run chrony on every node; S3 refuses requests that are 15 minutes off",
+    )
+
+
+def _run_folder(posts: _Posts, folder: Path) -> Finding:
+    """A file written on each node has to be seen on all others, and by this process."""
+    check = "run folder"
+    token = f".preflight-{uuid.uuid4().hex[:12]}"
+    fix = "set run.folder to a file system that every node mounts under this path (EFS, FSx for Lustre, NFS)"
+    try:
+        node_checks.leave(folder / token, "driver")
+        written = posts.ask_nodes(node_checks.leave, folder / token)
+        if failed := _failures(written):
+            return Finding(check, "wrong", f"{folder} cannot be written: {failed}", fix)
+        names = {"driver", *written.values()}
+        seen = posts.ask_nodes(node_checks.wait_for_names, folder / token, names, _SEEN_SECONDS)
+        if failed := _failures(seen):
+            return Finding(check, "wrong", f"{folder} cannot be read: {failed}", fix)
+        here = node_checks.wait_for_names(folder / token, names, _SEEN_SECONDS)
+        apart = [node for node, name in written.items() if name not in here or "driver" not in seen[node]]
+        apart = apart or [node for node, found in seen.items() if found != names]
+        if apart:
+            shown = ", ".join(apart)
+            return Finding(check, "wrong", f"{folder} on {shown} is not the folder that the driver writes to", fix)
+        return Finding(check, "ok", f"{folder}, one folder for {_counted(len(written), 'node')}, readable and writable")
+    except OSError as error:
+        return Finding(check, "wrong", f"{folder}: {error.strerror or error}", fix)
+    finally:
+        posts.ask_nodes(node_checks.clear, folder / token)
+        node_checks.clear(folder / token)
+        with suppress(OSError):
+            folder.rmdir()  # where there was no run before, there is none now
+
+
+def _cache(posts: _Posts, cache: Cache) -> Finding:
+    answers = posts.ask_nodes(node_checks.writable_free_bytes, cache.folder)
+    fix = "set data.cache_folder, or AWEIGH_CACHE, to a disk of the node with more room"
+    if failed := _failures(answers):
+        return Finding("cache", "wrong", failed, fix)
+    least = min(answers, key=lambda node: answers[node])
+    free = answers[least]
+    verdict: Verdict = "ok" if free >= cache.whole_bytes else "look" if free >= cache.least_bytes else "wrong"
+    return Finding(
+        "cache",
+        verdict,
+        f"{_gib(free)} free in {cache.folder} of {least}; a node reads {_gib(cache.whole_bytes)} in an epoch",
+        "" if verdict == "ok" else fix,
+    )
+
+
+def _probed(posts: _Posts, probe: Probe) -> Finding:
+    if probe.everywhere:
+        answers: Mapping[str, Any] = posts.ask_nodes(probe.run)
+    else:
+        answers = {posts.nodes[0]: posts.ask([0], probe.run)[0]}
+    if failed := _failures(answers):
+        return Finding(probe.check, "wrong", failed, probe.fix, probe.stops_training)
+    if len(set(answers.values())) > 1:
+        shown = "; ".join(f"{node}: {found}" for node, found in answers.items())
+        return Finding(probe.check, "wrong", f"not the same everywhere: {shown}", probe.fix, probe.stops_training)
+    return Finding(probe.check, "ok", next(iter(answers.values())), stops_training=probe.stops_training)
+
+
+def _failures(answers: Mapping[str, Any]) -> str:
+    """What went wrong where, in a line; empty where nothing did."""
+    wrong: dict[str, list[str]] = {}
+    for where, answer in answers.items():
+        if isinstance(answer, Exception):
+            wrong.setdefault(_brief(answer), []).append(where)
+    return "; ".join(f"{', '.join(places)}: {problem}" for problem, places in wrong.items())
+
+
+def _brief(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"

@@ -1,0 +1,118 @@
+"""What the preflight makes of answers that this machine cannot give; the system tests run it on real nodes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cluster import node_checks, preflight
+from cluster.node_checks import Device
+from cluster.preflight import Cache, Finding, Probe, _Posts
+
+
+@dataclass(frozen=True)
+class Answers(_Posts):
+    """Posts on two nodes that answer as they are told: by function, one answer for each rank."""
+
+    answers: dict[Callable[..., Any], list[Any]]
+
+    def ask(
+        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, told_rank: bool = False
+    ) -> dict[int, Any]:
+        return {rank: self.answers[function][rank] for rank in ranks}
+
+
+def _posts(nodes: str = "aabb", **answers: list[Any]) -> Answers:
+    told = {getattr(node_checks, name): values for name, values in answers.items()}
+    return Answers(None, [None] * len(nodes), list(nodes), told)
+
+
+def _devices(*found: Device, gpu: bool = True) -> Finding:
+    return preflight._devices(_posts("ab", device=list(found)), gpu=gpu)
+
+
+A100 = Device("NVIDIA A100", "570.1", "13.0", 8, "")
+
+
+def test_another_version_on_one_node_is_named_with_the_fix() -> None:
+    here = node_checks.versions()
+    other = {**here, "torch": "2.11.0", "aweigh": "0123456789ab"}
+    rows = {row.check: row for row in preflight._versions(_posts(versions=[here, here, other, other]))}
+    assert rows["ray"] == Finding("ray", "ok", here["ray"])
+    assert rows["torch"].verdict == "wrong"
+    assert rows["torch"].found == f"{here['torch']} here; b has 2.11.0"
+    assert "install requirements.txt" in rows["torch"].fix
+    assert rows["aweigh"].verdict == "wrong"
+    assert "aweigh submit" in rows["aweigh"].fix
+
+
+def test_a_gpu_that_torch_cannot_use_is_wrong_and_named() -> None:
+    broken = Device("", "470.1", "13.0", 8, "torch for CUDA 13.0 finds no GPU (driver 470.1, 8 GPUs)")
+    row = _devices(A100, broken)
+    assert row.verdict == "wrong"
+    assert row.found == "rank 1 on b: torch for CUDA 13.0 finds no GPU (driver 470.1, 8 GPUs)"
+
+
+@pytest.mark.parametrize(("second", "verdict"), [(A100, "ok"), (Device("NVIDIA H100", "570.1", "13.0", 8, ""), "look")])
+def test_gpus_of_two_kinds_are_worth_a_look(second: Device, verdict: str) -> None:
+    row = _devices(A100, second)
+    assert row.verdict == verdict
+    assert "driver 570.1, CUDA 13.0 of torch" in row.found
+
+
+def test_gpus_that_ray_was_not_told_of_are_worth_a_look() -> None:
+    row = _devices(A100, Device("", "", "", 0, "torch is built for CPU"), gpu=False)
+    assert (row.verdict, row.found) == ("look", "not used, though a has some")
+
+
+def test_the_slowest_rank_is_the_bandwidth_and_a_lost_rank_is_named() -> None:
+    good = _posts(free_address=["tcp://a:1"] * 4, all_reduce=[4e9, 3e9, 2e9, 4e9])
+    assert "4 ranks, the right sum, 2.00 GB/s" in preflight._all_reduce(good, gpu=True).found
+    lost = _posts(free_address=["tcp://a:1"] * 4, all_reduce=[4e9, TimeoutError("no answer within 180 s"), 4e9, 4e9])
+    row = preflight._all_reduce(lost, gpu=True)
+    assert (row.verdict, row.found) == ("wrong", "rank 1 on a: no answer within 180 s")
+    assert "NCCL_SOCKET_IFNAME" in row.fix
+
+
+def test_a_container_of_64_mib_is_too_small_for_nccl() -> None:
+    row = preflight._shared_memory(_posts(free_bytes=[8 * 2**30, 0, 64 * 2**20, 0]), gpu=True)
+    assert row.verdict == "wrong"
+    assert "0.1 GiB free in /dev/shm of b, 0.5 GiB wanted" in row.found
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(200, "ok"), (99, "look"), (9, "wrong")])
+def test_a_small_cache_is_slow_and_a_tiny_one_wrong(free: int, verdict: str) -> None:
+    posts = _posts(writable_free_bytes=[2**40, 0, free * 2**30, 0])
+    row = preflight._cache(posts, Cache("/cache", whole_bytes=100 * 2**30, least_bytes=10 * 2**30))
+    assert row.verdict == verdict
+    assert "of b; a node reads 100.0 GiB" in row.found
+
+
+def test_a_clock_that_is_off_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    posts = Answers(None, [None, None], ["a", "b"], {time.time: [time.time(), time.time() + 100]})
+    row = preflight._clocks(posts)
+    assert row.verdict == "wrong"
+    assert "(b)" in row.found
+
+
+def test_a_probe_has_to_find_the_same_everywhere() -> None:
+    def manifest() -> str:
+        return ""
+
+    probe = Probe("data.train", manifest, fix="put it on S3")
+    same = Answers(None, [None, None], ["a", "b"], {manifest: ["m", "m"]})
+    assert preflight._probed(same, probe) == Finding("data.train", "ok", "m")
+    other = Answers(None, [None, None], ["a", "b"], {manifest: ["m", "n"]})
+    assert preflight._probed(other, probe) == Finding(
+        "data.train", "wrong", "not the same everywhere: a: m; b: n", "put it on S3"
+    )
+    gone = Answers(None, [None, None], ["a", "b"], {manifest: ["m", OSError("no folder /data")]})
+    assert preflight._probed(gone, probe).found == "b: no folder /data"
+
+
+def test_uneven_nodes_are_worth_a_look() -> None:
+    assert preflight._workers(_posts("aabb")).verdict == "ok"
+    assert preflight._workers(_posts("aaab")).verdict == "look"

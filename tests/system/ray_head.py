@@ -1,0 +1,109 @@
+"""A Ray cluster of our own on this machine, as `ray start` makes one; ended by its process ids alone."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SCRIPTS = Path(sys.executable).parent
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node."""
+
+    address: str
+    """For RAY_ADDRESS."""
+    dashboard: str
+    """For --address; nobody answers there without a dashboard."""
+    environment: dict[str, str]
+    """What a client needs."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on, outside of those that Ray gives to its workers."""
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            if (port := free.getsockname()[1]) >= 20000:
+                return port
+
+
+@contextmanager
+def ray_head(
+    folder: Path,
+    *flags: str,
+    cpus: int,
+    dashboard: bool = True,
+    prepare: Callable[[str], None] = lambda address: None,
+    **environment: str,
+) -> Iterator[Head]:
+    """Start a head that asks for a token; `folder` is short, for Ray's sockets lie below it.
+
+    `prepare` is told the address before the head starts.
+    """
+    port, web = free_port(), free_port()
+    prepare(f"127.0.0.1:{port}")
+    known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    started = [
+        *("--head", "--port", str(port), "--num-cpus", str(cpus), "--temp-dir", str(folder)),
+        *("--ray-client-server-port", str(free_port())),
+        *(("--dashboard-host", "127.0.0.1", "--dashboard-port", str(web)) if dashboard else ()),
+        *(() if dashboard else ("--include-dashboard=false",)),
+        *flags,
+    ]
+    with _ray_start(started, {**known, **environment}):
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{web}", known)
+
+
+@contextmanager
+def ray_node(head: Head, *, cpus: int, private: Path | None = None) -> Iterator[None]:
+    """Join a second node; it sees an empty folder of its own at `private`, as another machine would."""
+    with _ray_start(["--address", head.address, "--num-cpus", str(cpus)], head.environment, private):
+        yield
+
+
+def private_folders_work() -> bool:
+    """Whether a process here may have a file system of its own."""
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+
+
+@contextmanager
+def _ray_start(flags: list[str], environment: dict[str, str], private: Path | None = None) -> Iterator[None]:
+    command = [str(SCRIPTS / "ray"), "start", "--block", "--disable-usage-stats", *flags]
+    command += ["--dashboard-agent-listen-port", str(free_port())]
+    if private is not None:
+        script = f"mount -t tmpfs none {shlex.quote(str(private))} && exec {shlex.join(command)}"
+        command = ["unshare", "--mount", "sh", "-c", script]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", **environment},
+    )
+    try:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                break
+        else:
+            raise AssertionError("ray start ended:\n" + "".join(said))
+        yield
+    finally:
+        started = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for one in started:
+            one.kill() if isinstance(one, subprocess.Popen) or one.is_running() else None
+        process.communicate()
+        psutil.wait_procs(started[1:], timeout=30)
