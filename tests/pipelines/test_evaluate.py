@@ -131,7 +131,7 @@ class Posed(Oracle):
     needs = ("keypoints",)
 
     def __init__(self, location: str) -> None:
-        super().__init__(location, "keep", (64, 96))
+        super().__init__(location, "keep", (64, 96), BoxRules())
         self.joints: dict[float, Tensor] = {}
         with EvaluationLoader(location, World(1, 0), geometry="keep") as batches:
             for batch in batches:
