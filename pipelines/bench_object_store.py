@@ -105,8 +105,8 @@ def bench_object_store(
         raise ConfigError(f"--rounds is {rounds}, --threads is {threads}; both must be 1 or more.")
     if not (latency_milliseconds >= 0 and megabytes_per_second > 0):
         raise ConfigError(
-            f"--latency is {latency_milliseconds:g}, --bandwidth is {megabytes_per_second:g}; give 0 ms or more and more "
-            "than 0 MB/s."
+            f"--latency is {latency_milliseconds:g}, --bandwidth is {megabytes_per_second:g}; give 0 ms or more and "
+            "more than 0 MB/s."
         )
     folder = open_store(location).local_path("")
     if folder is None:
