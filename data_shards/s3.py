@@ -154,7 +154,8 @@ class _S3Store(Store):
                 f"{what}: bucket {self.bucket!r} refuses these credentials ({code}). Check the access key, "
                 f"its secret, and that its policy allows to {action} here."
             )
-        return f"{what}: {code}, {error.response.get('Error', {}).get('Message', error)}."
+        message = str(error.response.get("Error", {}).get("Message", error))
+        return f"{what}: {code}, {message.rstrip('.')}."
 
 
 _REFUSED = {

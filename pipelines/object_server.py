@@ -22,6 +22,8 @@ from typing import Literal, Self
 
 _BLOCK = 64 * 1024
 
+_MESSAGES = {"SlowDown": "Please reduce your request rate."}
+
 FaultKind = Literal["slow_down", "reset", "short", "flip", "silence", "forbidden", "missing", "replace"]
 
 
@@ -282,7 +284,8 @@ def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
 
         def _refuse(self, status: int, code: str, key: str) -> None:
             self._note(status, key)
-            text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode() if code else b""
+            message = _MESSAGES.get(code, code)
+            text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode() if code else b""
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
             self.send_header("Content-Type", "application/xml")

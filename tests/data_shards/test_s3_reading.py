@@ -105,7 +105,7 @@ def test_a_stream_that_cannot_begin_anew_refuses_a_replaced_object(object_server
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        (Fault("slow_down"), r"SlowDown, SlowDown\."),
+        (Fault("slow_down"), r"SlowDown, Please reduce your request rate\.$"),
         (Fault("reset", 1), r"the connection breaks off before the end\. Check the network\."),
         (Fault("reset", 0), r"(the connection breaks off|http://127\.0\.0\.1:\d+ does not answer \(ConnectionClosed)"),
         (Fault("short", 0), r"the connection breaks off before the end\. Check the network\."),

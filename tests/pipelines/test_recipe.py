@@ -239,6 +239,9 @@ def test_flags_set_any_field() -> None:
         ("--engine.deepspeed.bf16.enabled true", "engine.deepspeed.bf16 has no effect"),
         ("--augmentation.flip_probability 2", "flip_probability is 2"),
         ("--data.input_size 512", "data.input_size"),
+        ("--data.cache_gb -1", "data.cache_gb is -1; it must be 0 (no limit) or more."),
+        ("--data.read_timeout_seconds 0", "data.read_timeout_seconds is 0; it must be above 0."),
+        ("--data.read_deadline_seconds .nan", "data.read_deadline_seconds is nan; it must be above 0."),
         ("surplus", "'surplus' is not a flag"),
     ],
 )
