@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from pipelines.bench_object_store import bench_object_store, print_object_store
 
 from data_shards.build import build_shards
+from pipelines.bench.object_store import bench_object_store, print_object_store
 from pipelines.errors import ConfigError
 from tests.data_shards.samples import document, write_coco
 
