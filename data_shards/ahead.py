@@ -16,8 +16,8 @@ from data_shards.schedule import NodeSchedule
 from data_shards.store import Stopped
 
 _IN_FLIGHT = 10
-# Shards that a start waits for travel in several ranges at the same time.
-_HURRIED = 2
+# So few shards that are in use and not here travel in several ranges each.
+_HURRIED = 4
 _CLOSE_SECONDS = 2.0
 
 
@@ -57,7 +57,7 @@ class FetchAhead:
         self._done_indexes: set[int] = set()
         self._put_off: set[Wanted] = set()
         self._failed: set[Wanted] = set()
-        self._hurried = 0
+        self._urgent: set[Wanted] = set()
         self._closed = False
         self._state = threading.Condition()
         self._claim()
@@ -107,6 +107,8 @@ class FetchAhead:
         here = self._cache.present()
         missing = [shard for shard in wanted if self._manifest.shards[shard].sha256 not in here]
         # The sizes of a batch's images stand in the indexes, so a batch begins with all of them.
+        in_use = set(wanted[: needs.in_use])
+        self._urgent = {Wanted(False, shard) for shard in missing if shard in in_use}
         indexes = [shard for shard in wanted if shard not in self._done_indexes]
         open_indexes = [shard for shard in wanted[: needs.in_use] if shard not in self._done_indexes]
         queue = [Wanted(True, shard) for shard in open_indexes]
@@ -119,14 +121,13 @@ class FetchAhead:
     def _work(self) -> None:
         while True:
             with self._state:
-                while not self._queue and not self._closed:
+                while not self._closed and not self._may_start():
                     self._state.wait()
                 if self._closed:
                     return
                 item = self._queue.pop()
                 self._running.add(item)
-                hurry = not item.is_index and self._hurried < _HURRIED
-                self._hurried += hurry
+                hurry = item in self._urgent and len(self._urgent) <= _HURRIED
             found = failed = False
             try:
                 found = self._fetch(item, hurry)
@@ -137,9 +138,18 @@ class FetchAhead:
                 failed = True
             with self._state:
                 self._running.discard(item)
+                self._urgent.discard(item)
                 if found and item.is_index:
                     self._done_indexes.add(item.shard)
                 elif failed:
                     self._failed.add(item)
                 elif not found:
                     self._put_off.add(item)
+                self._state.notify_all()
+
+    def _may_start(self) -> bool:
+        """Whether the next file may be fetched: what is only ahead does not take bandwidth from what is waited for."""
+        if not self._queue:
+            return False
+        item = self._queue[-1]
+        return item.is_index or item in self._urgent or not self._urgent & self._running
