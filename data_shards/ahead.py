@@ -18,6 +18,9 @@ from data_shards.store import Stopped
 _IN_FLIGHT = 10
 # So few shards that are in use and not here travel in several ranges each.
 _HURRIED = 4
+# Ahead of use it begins with so many at a time and takes one more with each that arrives: with many from the start, the
+# one that is needed next would come no earlier than the last of them.
+_FIRST_IN_FLIGHT = 3
 _CLOSE_SECONDS = 2.0
 
 
@@ -58,6 +61,7 @@ class FetchAhead:
         self._put_off: set[Wanted] = set()
         self._failed: set[Wanted] = set()
         self._urgent: set[Wanted] = set()
+        self._ahead_limit = _FIRST_IN_FLIGHT
         self._closed = False
         self._state = threading.Condition()
         self._claim()
@@ -138,13 +142,14 @@ class FetchAhead:
                 failed = True
             with self._state:
                 self._running.discard(item)
-                self._urgent.discard(item)
+                self._ahead_limit += found and not item.is_index and item not in self._urgent
                 if found and item.is_index:
                     self._done_indexes.add(item.shard)
                 elif failed:
                     self._failed.add(item)
                 elif not found:
                     self._put_off.add(item)
+                self._urgent.discard(item)
                 self._state.notify_all()
 
     def _may_start(self) -> bool:
@@ -152,4 +157,7 @@ class FetchAhead:
         if not self._queue:
             return False
         item = self._queue[-1]
-        return item.is_index or item in self._urgent or not self._urgent & self._running
+        if item.is_index or item in self._urgent:
+            return True
+        shards = sum(not each.is_index for each in self._running)
+        return not self._urgent & self._running and shards < self._ahead_limit
