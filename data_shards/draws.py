@@ -1,8 +1,8 @@
 """What augmentation draws for each sample: crop, flip, angle, size, colours. By key; nothing is applied here.
 
-A crop is resampled on the CPU by `cv2.resize` of a slice: three times as fast as `cv2.warpAffine`, but it can only begin
-at whole pixels. So a drawn crop is moved by at most half a pixel to where that is exactly its geometry; the batch's
-transforms and labels are those of the moved crop.
+A crop is resampled on the CPU by `cv2.resize` of a slice: three times as fast as `cv2.warpAffine`, but it can only
+begin at whole pixels. So a crop that is drawn is moved by at most half a pixel to where that is exactly its geometry;
+the batch's transforms and labels are those of the moved crop. Where nothing is drawn, nothing is moved.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class Draws:
             # The publication mirrors the image, x' = width - 1 - x, and then crops with the centre at
             # out / 2; mirroring the finished input instead lands one pixel off, which is taken back here.
             matrix[0, 2] -= 1.0
-        if not degrees:
+        if self.rescaled[row] and not degrees:
             for axis in (0, 1):
                 matrix[axis, 2] = whole_pixel_shift(matrix[axis, axis], matrix[axis, 2])
         return matrix
