@@ -4,7 +4,10 @@ Images come out as `cv2.imread` gives them, turned upright by their EXIF orienta
 are RGB. COCO's own annotations refer to these pixels.
 """
 
+import math
 import struct
+import threading
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,14 +17,53 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 
 _JPEG_START = b"\xff\xd8\xff"
+_PAGE, _HUGE_PAGE = 4096, 1 << 21
+# Arrays of this size on numpy asks the kernel to back with huge pages.
+_NUMPY_ASKS_FROM = 1 << 22
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
-def decode_jpeg(data: bytes) -> Image:
+class Scratch(threading.local):
+    """Memory that a thread uses again for every image: fresh pages cost a tenth of a decode.
+
+    What is decoded or resampled into it is overwritten by the next image of the same thread. It is one piece, which the
+    kernel can back with huge pages: with small ones, looking up addresses takes another twentieth.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self._memory: dict[str, NDArray[np.uint8]] = {}
+
+    def bytes(self, use: str, size: int) -> NDArray[np.uint8]:
+        """So many bytes for one use, with whatever they held before."""
+        if self._sizes.get(use, 0) < size:
+            self._sizes[use] = size
+            self._lay_out()
+        return self._memory[use][:size]
+
+    def image(self, use: str, height: int, width: int) -> Image:
+        """The same as `(height, width, 3)`."""
+        return self.bytes(use, height * width * 3).reshape(height, width, 3)
+
+    def _lay_out(self) -> None:
+        rounded = {use: -(-size // _PAGE) * _PAGE for use, size in self._sizes.items()}
+        whole = -(-sum(rounded.values()) // _HUGE_PAGE) * _HUGE_PAGE
+        memory = np.empty(max(whole + _HUGE_PAGE, _NUMPY_ASKS_FROM), dtype=np.uint8)
+        place = -memory.ctypes.data % _HUGE_PAGE
+        for use, size in rounded.items():
+            self._memory[use] = memory[place : place + size]
+            place += size
+
+
+def decode_jpeg(data: bytes, buffer: NDArray[np.uint8] | None = None) -> Image:
     """Decode a JPEG (or a PNG) to upright RGB.
 
     Grayscale becomes three equal channels and CMYK its RGB colours. What libjpeg only reads with a warning is
     left to OpenCV, but a file that ends early is never taken, whatever a decoder makes of it.
+
+    Args:
+        data: the file.
+        buffer: where the pixels may be put; at least as many bytes as they take. The result may lie elsewhere.
 
     Returns:
         uint8 `(height, width, 3)`, RGB.
@@ -31,7 +73,7 @@ def decode_jpeg(data: bytes) -> Image:
     """
     if data.startswith(_JPEG_START):
         try:
-            return _upright(simplejpeg.decode_jpeg(data, colorspace="RGB"), exif_orientation(data))
+            return _upright(simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer), exif_orientation(data))
         except ValueError as error:
             if _ends_early(data):
                 raise ValueError("the JPEG ends early") from error
@@ -87,7 +129,7 @@ def exif_orientation(data: bytes) -> int:
     Source:
         CIPA DC-008 (Exif 2.32), section 4.6.4, tag 0x0112.
     """
-    start = data.find(b"Exif\0\0", 0, 65536)
+    start = _exif_start(data)
     if start < 0:
         return 1
     tiff = data[start + 6 : start + 6 + 65536]
@@ -104,6 +146,19 @@ def exif_orientation(data: bytes) -> int:
     except struct.error:
         pass
     return 1
+
+
+def _exif_start(data: bytes) -> int:
+    """Where the EXIF segment's contents begin; -1 where no segment before the pixels is one."""
+    place = 2
+    while (marker := data[place : place + 2])[:1] == b"\xff":
+        if marker == b"\xff\xe1" and data[place + 4 : place + 10] == b"Exif\0\0":
+            return place + 4
+        if marker == b"\xff\xda":  # the pixels begin
+            return -1
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    # Stray bytes between segments: what OpenCV still reads is looked for as it is.
+    return data.find(b"Exif\0\0", 0, 65536)
 
 
 def crop_matrix(
@@ -152,19 +207,118 @@ def scaled_size(sides: tuple[int, int], scale: float) -> tuple[int, int]:
     return int(sides[0] * scale), int(sides[1] * scale)
 
 
-def warp(image: Image, matrix: NDArray[np.float64], input_size: tuple[int, int]) -> Image:
-    """Resample an image through an image-to-input matrix: bilinear, black outside.
+def warp(image: Image, matrix: NDArray[np.float64], input_size: tuple[int, int], out: Image | None = None) -> Image:
+    """Resample an image through an image-to-input matrix, as published: bilinear, black outside.
 
     Args:
         image: uint8 `(height, width, 3)`.
         matrix: float64 `(2, 3)`, image to input.
         input_size: height and width of the result.
+        out: where the result may be put, `(*input_size, 3)`.
 
     Returns:
         uint8 `(*input_size, 3)`.
     """
     height, width = input_size
-    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(image, matrix, (width, height), dst=out, flags=cv2.INTER_LINEAR)
+
+
+def crop_resize(
+    image: Image, matrix: NDArray[np.float64], input_size: tuple[int, int], scratch: Scratch | None = None
+) -> Image:
+    """What `warp` gives, at a third of its cost, for matrices whose shift is one of `whole_pixel_shift`.
+
+    The slice of the image that is seen is resized in one call. Values differ from those of `warp` by one level of
+    255 at most, but where the edge of the image is in sight: there every pixel is of the image or black, and `warp`
+    mixes the two. Other matrices are left to `warp`.
+
+    Args:
+        image, matrix, input_size: as for `warp`.
+        scratch: memory for the result, which the next call of this thread then overwrites.
+    """
+    height, width = input_size
+    across = _span(matrix[0, 0], matrix[0, 2], image.shape[1], width)
+    down = _span(matrix[1, 1], matrix[1, 2], image.shape[0], height)
+    out = scratch.image("input", height, width) if scratch else np.empty((height, width, 3), dtype=np.uint8)
+    if across is None or down is None or matrix[0, 1] or matrix[1, 0] or _only_copied(matrix, across, down):
+        return warp(image, matrix, input_size, out)
+    top, bottom, left, right = down.first, down.last, across.first, across.last
+    out[:top] = 0
+    out[bottom:] = 0
+    out[top:bottom, :left] = 0
+    out[top:bottom, right:] = 0
+    if top == bottom or left == right:
+        return out
+    seen = image[down.begin : down.end, across.begin : across.end]
+    exact = (down.resized, across.resized) == (bottom - top, right - left)
+    if exact:
+        target = out[top:bottom, left:right]
+    elif scratch:
+        target = scratch.image("resized", down.resized, across.resized)
+    else:
+        target = np.empty((down.resized, across.resized, 3), dtype=np.uint8)
+    cv2.resize(seen, None, target, matrix[0, 0], matrix[1, 1], cv2.INTER_LINEAR)
+    if not exact:
+        out[top:bottom, left:right] = target[
+            down.skipped : down.skipped + bottom - top, across.skipped : across.skipped + right - left
+        ]
+    return out
+
+
+def whole_pixel_shift(zoom: float, shift: float) -> float:
+    """The shift nearest to a given one with which `crop_resize` works: at most half a pixel, of the larger kind, away.
+
+    `cv2.resize` takes pixels as areas, and its slice begins with a whole one: some whole pixel edge of the image
+    has to fall on a whole pixel edge of the input.
+    """
+    begin, place = _anchor(zoom, shift)
+    begin, place = (round(begin), place) if round(begin) >= 0 else (0, round(shift + 0.5 - 0.5 * zoom))
+    return place - begin * zoom - 0.5 + 0.5 * zoom
+
+
+def _anchor(zoom: float, shift: float) -> tuple[float, int]:
+    """Where in the image, in pixels, a slice begins whose first resized pixel is `place` of the input.
+
+    Where the image is enlarged, slices begin before the input does: their first pixels have only one neighbour.
+    """
+    place = -max(0, math.ceil(0.5 * zoom - 0.5))
+    return 0.5 + (place - shift - 0.5) / zoom, place
+
+
+class _Span(NamedTuple):
+    """One axis of a crop: pixels `begin` to `end` of the image become `resized` pixels, of which those after
+    `skipped` are `first` to `last` of the input."""
+
+    begin: int
+    end: int
+    resized: int
+    skipped: int
+    first: int
+    last: int
+
+
+def _only_copied(matrix: NDArray[np.float64], across: _Span, down: _Span) -> bool:
+    """Whether `cv2.resize` would copy the slice though it is to be zoomed a little: its sides round to themselves."""
+    sides = (across.end - across.begin, down.end - down.begin)
+    return sides == (across.resized, down.resized) and not (matrix[0, 0] == 1 == matrix[1, 1])
+
+
+def _span(zoom: float, shift: float, side: int, input_side: int) -> _Span | None:
+    """None where no slice that is resized falls on these pixels."""
+    start, place = _anchor(zoom, shift)
+    begin = round(start)
+    if begin < 0 or abs(start - begin) > 1e-6:
+        edge = shift + 0.5 - 0.5 * zoom
+        begin, place = 0, round(edge)
+        if abs(edge - place) > 1e-6:
+            return None
+    # Up to the right neighbour of the last pixel, and no further: where that is the whole input, nothing is cut off.
+    end = min(side, begin + math.floor((input_side - place - 0.5) / zoom + 1.5 - 1e-9))
+    # As cv2.resize rounds.
+    resized = round((end - begin) * zoom) if end > begin else 0
+    first = min(max(0, place), input_side)
+    last = max(first, min(input_side, place + resized))
+    return _Span(begin, end, resized, first - place, first, last)
 
 
 def without_rotation(

@@ -2,28 +2,23 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data_shards.batch import Batch, Int64, Slot, check_input_size
-from data_shards.decode import crop_matrix, scaled_size
-from data_shards.draws import resized
+from data_shards.batch import check_input_size
 from data_shards.errors import DataError
+from data_shards.evaluation_source import EvaluationSource, Geometry, View
 from data_shards.manifest import load_manifest
 from data_shards.plan import World
-from data_shards.prefetch import Prefetcher
+from data_shards.ring import RingLoader
+from data_shards.samples import Undecodable
 from data_shards.settings import BoxRules
 from data_shards.shards import Shards
-from data_shards.store import Store
+from data_shards.sources import Reading
+from data_shards.store import Store, open_store
 
-Geometry = Literal["fixed", "width", "keep", "shorter_side"]
 
-
-class EvaluationLoader(Prefetcher[Int64]):
+class EvaluationLoader(RingLoader):
     """This rank's share of a data set's images, each exactly once, in the published test geometry.
 
     "fixed": the whole image in the middle of `input_size`, its longer side filling the width. "keep": at its own
@@ -50,10 +45,10 @@ class EvaluationLoader(Prefetcher[Int64]):
         batch_size: at most so many images at a time.
         limit: only the first so many samples of the set, whatever the world.
         max_objects: annotations beyond so many are left out; None keeps all.
-        threads, prefetch, cache_folder, cache_bytes: as for `TrainingLoader`.
+        threads, prefetch, cache_folder, cache_bytes, undecodable: as for `TrainingLoader`.
 
     Raises:
-        DataError: as for `TrainingLoader`.
+        DataError, LoaderError: as for `TrainingLoader`.
     """
 
     def __init__(
@@ -76,6 +71,7 @@ class EvaluationLoader(Prefetcher[Int64]):
         prefetch: int = 2,
         cache_folder: str | os.PathLike[str] | None = None,
         cache_bytes: int = 0,
+        undecodable: Undecodable = "refuse",
     ) -> None:
         if geometry not in get_args(Geometry):
             known = ", ".join(repr(name) for name in get_args(Geometry)[:-1])
@@ -92,97 +88,35 @@ class EvaluationLoader(Prefetcher[Int64]):
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; set it to 1 or more.")
         check_input_size(input_size)
-        self.manifest = load_manifest(location)
+        if limit is not None and limit < 1:
+            raise DataError(f"limit is {limit}; set it to 1 or more, or leave it out.")
+        store = location if isinstance(location, Store) else open_store(location)
+        self.manifest = load_manifest(store)
         self.world = world
-        self._shards = Shards(location, self.manifest, cache_folder, cache_bytes=cache_bytes)
-        self._geometry = geometry
-        self._input_size = input_size
-        self._size_divisor = size_divisor
-        self._boxes = boxes if boxes is not None else BoxRules()
-        self._shorter_side = shorter_side
-        self._own = _View(scale, longer_side_limit)
-        self._views = sorted({self._own, *(_View(*view) for view in beside)})
-        self._batch_size = batch_size
-        self._max_objects = max_objects
-        self._samples = _SampleTable(self._shards, limit)
-        self.num_samples = len(self._samples)
+        self.num_samples = min(limit or self.manifest.num_samples, self.manifest.num_samples)
         """Images over all ranks."""
-        self._next_batch = 0
-        super().__init__(threads=threads, prefetch=prefetch)
-
-    def close(self) -> None:
-        """Stop the threads and let go of the cache. Closing twice is fine."""
-        self._shards.close()
-        super().close()
-
-    def _schedule(self) -> Iterator[Int64]:
-        order = np.arange(self.num_samples)
-        sizes = np.concatenate([self._input_sizes(order, view) for view in self._views], axis=1)
-        if self._geometry in ("keep", "shorter_side"):
-            order = np.lexsort((order, *sizes.T[::-1]))
-        first, last = (self.num_samples * rank // self.world.ranks for rank in (self.world.rank, self.world.rank + 1))
-        share = order[first:last]
-        while len(share):
-            same = (sizes[share] == sizes[share[0]]).all(axis=1)
-            # `share` is sorted by size, so those of the first one's size come first.
-            count = min(self._batch_size, int(np.argmin(same)) if not same.all() else len(share))
-            yield share[:count]
-            share = share[count:]
-
-    def _input_sizes(self, samples: Int64, view: "_View") -> Int64:
-        """Height and width `(samples, 2)` of the input that each sample takes."""
-        divisor = self._size_divisor
-        if self._geometry == "keep":
-            return (self._content_sizes(samples, view) | (divisor - 1)) + 1
-        if self._geometry == "shorter_side":
-            return -(-self._content_sizes(samples, view) // divisor) * divisor
-        return np.tile(np.array(self._input_size), (len(samples), 1))
-
-    def _content_sizes(self, samples: Int64, view: "_View") -> Int64:
-        """Height and width `(samples, 2)` of the image before it is placed."""
-        sizes = self._samples.sizes[samples]
-        if self._geometry == "shorter_side":
-            return resized(sizes, round(self._shorter_side * view.scale), view.longer_side_limit)
-        return np.array([scaled_size((height, width), view.scale) for height, width in sizes.tolist()])
-
-    def _matrix(self, sample: int, input_size: tuple[int, int]) -> NDArray[np.float64]:
-        """From the image before it is placed to the input; for shorter_side, from the image itself."""
-        height, width = (int(side) for side in self._samples.sizes[sample])
-        ((now_height, now_width),) = self._content_sizes(np.array([sample]), self._own).tolist()
-        if self._geometry == "keep":
-            return crop_matrix((now_width // 2, now_height // 2), input_size[1], input_size)
-        if self._geometry == "shorter_side":
-            return np.array([[now_width / width, 0.0, 0.0], [0.0, now_height / height, 0.0]])
-        return crop_matrix(
-            (now_width / 2, now_height / 2), width if self._geometry == "width" else max(height, width), input_size
+        own = View(scale, longer_side_limit)
+        source = EvaluationSource(
+            reading=Reading(
+                store=store,
+                manifest=self.manifest,
+                cache_folder=None if cache_folder is None else os.fspath(cache_folder),
+                cache_bytes=cache_bytes,
+                undecodable=undecodable,
+            ),
+            world=world,
+            geometry=geometry,
+            input_size=input_size,
+            size_divisor=size_divisor,
+            shorter_side=shorter_side,
+            boxes=boxes if boxes is not None else BoxRules(),
+            view=own,
+            views=tuple(sorted({own, *(View(*view) for view in beside)})),
+            batch_size=batch_size,
+            num_samples=self.num_samples,
+            max_objects=max_objects,
         )
-
-    def _start(self, item: Int64) -> tuple[Batch, list[Future[None]]]:
-        height, width = self._input_sizes(item[:1], self._own)[0]
-        input_size = (int(height), int(width))
-        shards, rows = self._samples.shards[item], self._samples.rows[item]
-        most = max(1, int(self._samples.num_boxes[item].max()))
-        if self._max_objects is not None:
-            most = self._max_objects
-        slot = Slot.empty(
-            item,
-            input_size,
-            most,
-            augmented=False,
-            manifest=self.manifest,
-            whole_images=self._geometry == "shorter_side",
-        )
-        if slot.content_sizes is not None:
-            slot.content_sizes[:] = self._content_sizes(item, self._own)
-        number = self._next_batch
-        self._next_batch += 1
-
-        def fill(row: int) -> None:
-            matrix = self._matrix(int(item[row]), input_size)
-            scale = 1.0 if self._geometry == "shorter_side" else self._own.scale
-            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix, self._boxes, scale)
-
-        return slot.batch(-1, number), [self._pool.submit(fill, row) for row in range(len(item))]
+        super().__init__(source, threads=threads, prefetch=prefetch)
 
 
 def coco_ground_truth(
@@ -236,39 +170,3 @@ def coco_ground_truth(
         "annotations": [*annotations, *ignored],
         "categories": [{"id": item.id, "name": item.name, **joints.get(item.id, {})} for item in manifest.classes],
     }
-
-
-class _View(NamedTuple):
-    """How large images are shown."""
-
-    scale: float
-    longer_side_limit: int
-    """For shorter_side."""
-
-
-class _SampleTable:
-    """Where the samples of a set lie and how large they are, from the indexes alone."""
-
-    def __init__(self, shards: Shards, limit: int | None) -> None:
-        if limit is not None and limit < 1:
-            raise DataError(f"limit is {limit}; set it to 1 or more, or leave it out.")
-        tables: list[Int64] = []
-        for number in range(len(shards.manifest.shards)):
-            index = shards.index(number)
-            columns = [
-                np.full(len(index), number),
-                np.arange(len(index)),
-                index.heights,
-                index.widths,
-                np.diff(index.row_splits),
-            ]
-            tables.append(np.stack(columns, axis=1))
-            if limit is not None and sum(map(len, tables)) >= limit:
-                break
-        table = np.concatenate(tables)[:limit]
-        self.shards, self.rows = table[:, 0], table[:, 1]
-        self.sizes = table[:, 2:4]
-        self.num_boxes = table[:, 4]
-
-    def __len__(self) -> int:
-        return len(self.rows)

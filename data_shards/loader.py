@@ -1,31 +1,28 @@
-"""The loaders: batches of one rank, decoded ahead by threads, from exactly the step that is asked for.
+"""The training loader: batches of one rank, made ahead by a process, from exactly the step that is asked for.
 
 What is in a batch depends on the plan and the step alone; how many threads work on it, or which finishes
 first, changes nothing. Colour, mirroring and normalisation are left to the device (`augment`).
 """
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import Future
+from dataclasses import replace
 
-import numpy as np
-
-from data_shards.augment import Draws, draw
-from data_shards.batch import Batch, Slot, check_input_size
-from data_shards.draws import padded_size
+from data_shards.batch import Batch, check_input_size
 from data_shards.errors import DataError
 from data_shards.evaluation import EvaluationLoader, coco_ground_truth
 from data_shards.manifest import load_manifest
 from data_shards.plan import Plan, World, check_divisible
-from data_shards.prefetch import Prefetcher
+from data_shards.ring import RingLoader
+from data_shards.samples import Undecodable
 from data_shards.settings import AugmentationSettings, BoxRules
 from data_shards.shards import Shards
+from data_shards.sources import Reading, TrainingSource
 from data_shards.store import Store, open_store
 
 __all__ = ["Batch", "EvaluationLoader", "TrainingLoader", "coco_ground_truth"]
 
 
-class TrainingLoader(Prefetcher[tuple[int, int]]):
+class TrainingLoader(RingLoader):
     """The batches of one rank of a training run, from any step on.
 
     Iterating yields `microbatches` batches for every step from `start_step` (over all epochs) up to, not
@@ -50,11 +47,14 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         cache_folder: where shards from S3 are kept; see `cache.default_cache_folder`.
         cache_bytes: how many bytes of them; 0 for no limit.
         microbatches: parts in which the rank's batch of a step is given, one after the other.
+        undecodable: what to do about an image that no decoder reads; see `Samples`.
+        decoded_cache_bytes: room in the cache folder for decoded images; 0 keeps none. See `DecodedImages`.
 
     Raises:
         DataError: the ranks and microbatches do not divide the global batch, the plan was made for other
-            shards, a shard does not match its manifest, or an image does not decode. Errors of the threads
-            are raised by the batch they belong to.
+            shards, a shard does not match its manifest, or an image does not decode. Errors of the loader
+            process are raised by the batch they belong to.
+        LoaderError: the loader process was killed, or failed for another reason than the data.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         cache_folder: str | os.PathLike[str] | None = None,
         cache_bytes: int = 0,
         microbatches: int = 1,
+        undecodable: Undecodable = "refuse",
+        decoded_cache_bytes: int = 0,
     ) -> None:
         if max_objects < 1:
             raise DataError(f"max_objects is {max_objects}; set it to 1 or more.")
@@ -103,63 +105,29 @@ class TrainingLoader(Prefetcher[tuple[int, int]]):
         self.manifest = manifest
         self.plan = plan
         self.world = world
-        self._shards = Shards(store, manifest, cache_folder, cache_bytes=cache_bytes)
-        self._input_size = input_size
-        self._max_objects = max_objects
-        self._augmentation = augmentation if augmentation is not None else AugmentationSettings()
-        self._boxes = boxes if boxes is not None else BoxRules()
-        self._size_divisor = size_divisor
-        self._start_step, self._stop_step = start_step, stop_step
-        self._microbatches = microbatches
-        super().__init__(threads=threads, prefetch=prefetch)
-        self._shards.fetch_ahead(plan, world, start_step, stop_step)
-
-    def close(self) -> None:
-        """Stop the threads, those that fetch and those that decode. Closing twice is fine."""
-        self._shards.close()
-        super().close()
-
-    def _schedule(self) -> Iterator[tuple[int, int]]:
-        step = self._start_step
-        while self._stop_step is None or step < self._stop_step:
-            for microbatch in range(self._microbatches):
-                yield step, microbatch
-            step += 1
-
-    def _start(self, item: tuple[int, int]) -> tuple[Batch, list[Future[None]]]:
-        step, microbatch = item
-        # Batches before those that are worked on have been handed over.
-        self._shards.reached(step - self._prefetch)
-        epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
-        sample_ids = self.plan.rank_batch(epoch, step_in_epoch, self.world)
-        size = len(sample_ids) // self._microbatches
-        sample_ids = sample_ids[microbatch * size : (microbatch + 1) * size]
-        shards, rows = self.plan.locate(sample_ids)
-
-        def prepare() -> Draws:
-            # Sizes stand in the indexes, which may have to come from S3: not in the trainer's time.
-            sizes = np.array([self._shards.size(*place) for place in zip(shards, rows, strict=True)])
-            return draw(self._augmentation, self.plan.seed, epoch, sample_ids, sizes)
-
-        whole = self._augmentation.geometry == "shorter_side"
-        input_size = self._input_size
-        prepared: Future[Draws]
-        if whole:
-            # The size of the input follows from what is drawn, so there is no slot before.
-            prepared = Future()
-            prepared.set_result(prepare())
-            input_size = padded_size(prepared.result().content_sizes, self._size_divisor)
-        else:
-            # Submitted first, so a thread is at it, or done, before any row waits for it.
-            prepared = self._pool.submit(prepare)
-        slot = Slot.empty(
-            sample_ids, input_size, self._max_objects, augmented=True, manifest=self.manifest, whole_images=whole
+        folder = None if cache_folder is None else os.fspath(cache_folder)
+        if cache_bytes:
+            # What can be refused is refused here, not by the first batch.
+            Shards(store, manifest, folder, cache_bytes=cache_bytes).schedule(plan, world, stop_step)
+        source = TrainingSource(
+            reading=Reading(
+                store=store,
+                manifest=manifest,
+                cache_folder=folder,
+                cache_bytes=cache_bytes,
+                undecodable=undecodable,
+                decoded_cache_bytes=decoded_cache_bytes,
+            ),
+            # As it was made: without the orders of epochs that were asked for since.
+            plan=replace(plan, _epochs={}),
+            world=world,
+            input_size=input_size,
+            max_objects=max_objects,
+            augmentation=augmentation if augmentation is not None else AugmentationSettings(),
+            boxes=boxes if boxes is not None else BoxRules(),
+            size_divisor=size_divisor,
+            start_step=start_step,
+            stop_step=stop_step,
+            microbatches=microbatches,
         )
-        taken = self._pool.submit(lambda: slot.take(prepared.result()))
-
-        def fill(row: int) -> None:
-            taken.result()
-            matrix = prepared.result().matrix(row, input_size)
-            slot.fill(row, self._shards, int(shards[row]), int(rows[row]), matrix, self._boxes)
-
-        return slot.batch(epoch, step), [self._pool.submit(fill, row) for row in range(len(sample_ids))]
+        super().__init__(source, threads=threads, prefetch=prefetch)

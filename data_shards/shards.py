@@ -69,8 +69,18 @@ class Shards:
         Raises:
             DataError: the cache is smaller than what the node needs at the same time.
         """
+        schedule = self.schedule(plan, world, stop_step)
+        if schedule is not None:
+            self._ahead = FetchAhead(self.cache, self.manifest, schedule, world, self._bring, step)
+
+    def schedule(self, plan: Plan, world: World, stop_step: int | None = None) -> NodeSchedule | None:
+        """What this rank's node needs when; None where shards are read in place.
+
+        Raises:
+            DataError: the cache is smaller than what the node needs at the same time.
+        """
         if self.store.local_path("") is not None:
-            return
+            return None
         sizes = np.array([shard.bytes for shard in self.manifest.shards], dtype=np.int64)
         schedule = NodeSchedule(plan, sizes, world, stop_step)
         budget = self.cache.budget
@@ -80,7 +90,7 @@ class Shards:
                 f"{schedule.least_bytes / 1e9:,.3g} GB of shards at the same time. Set data.cache_gb to that or more "
                 "(0 for no limit), or take more nodes; `aweigh shards plan` shows what each needs."
             )
-        self._ahead = FetchAhead(self.cache, self.manifest, schedule, world, self._bring, step)
+        return schedule
 
     def reached(self, step: int) -> None:
         """No sample of an earlier step will be read any more."""

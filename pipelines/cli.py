@@ -163,6 +163,16 @@ def command_line() -> argparse.ArgumentParser:
     bench_train.add_argument("--steps", type=int, default=20, help="steps to train, 3 of them to warm up (default: 20)")
     bench_train.add_argument("--json", action="store_true", help="print the figures as JSON")
     _flags(bench_train, _bench_train)
+    bench_loader = actions.add_parser(
+        "loader",
+        help="CPU per image of the loader, beside decoding alone and other loaders",
+        description="Every way of reading takes its turn, several times, in one run; what is compared is CPU time.",
+    )
+    bench_loader.add_argument("--data", metavar="LOCATION", help="shards to read (default: the demo's photographs)")
+    bench_loader.add_argument("--rounds", type=int, default=5, help="turns of each way (default: 5)")
+    bench_loader.add_argument("--images", type=int, default=320, help="images of a turn, about (default: 320)")
+    bench_loader.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench_loader.set_defaults(run=_bench_loader)
     bench_detectors = actions.add_parser(
         "detectors", help="ms per image of every detector beside what its authors publish; needs torch and numpy only"
     )
@@ -293,6 +303,12 @@ def _bench_train(known: argparse.Namespace) -> None:
     from pipelines.bench.train import bench_train
 
     bench_train(_resolved(known.recipe, known.rest), steps=known.steps, as_json=known.json)
+
+
+def _bench_loader(known: argparse.Namespace) -> None:
+    from pipelines.bench.loader import bench_loader
+
+    bench_loader(known.data, rounds=known.rounds, images=known.images, as_json=known.json)
 
 
 def _bench_detectors(known: argparse.Namespace) -> None:

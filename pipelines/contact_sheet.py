@@ -13,14 +13,16 @@ from torch import Tensor
 
 import detectors
 from data_shards.augment import augment, draw
-from data_shards.batch import Slot
+from data_shards.batch import Batch
 from data_shards.build import sample_key
 from data_shards.decode import decode_jpeg
 from data_shards.draws import padded_size
 from data_shards.errors import DataError
 from data_shards.manifest import CocoClass, Manifest, load_manifest
 from data_shards.plan import make_plan
+from data_shards.samples import Samples
 from data_shards.shards import Shards
+from data_shards.slots import Slot
 from detectors import Preprocessing
 from pipelines.errors import ConfigError
 from pipelines.pictures import Panel, class_color, save_png, write_text
@@ -135,9 +137,10 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole
     )
     slot.take(draws)
+    images = Samples(shards, undecodable=recipe.data.undecodable)
     for row, (shard, place) in enumerate(places):
-        slot.fill(row, shards, shard, place, draws.matrix(row, input_size), recipe.data.box_rules)
-    batch = slot.batch(epoch, 0)
+        slot.fill(row, images, shard, place, draws.matrix(row, input_size), recipe.data.box_rules)
+    batch = Batch.over(slot, epoch, 0)
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)
     heatmaps = _heatmaps(detector.encode(batch.boxes, batch.labels, input_size, **batch.extra))
     rows = []

@@ -17,6 +17,7 @@ from torch import Tensor
 from data_shards.augment import augment
 from data_shards.loader import Batch, EvaluationLoader
 from data_shards.plan import World
+from data_shards.samples import Undecodable
 from data_shards.settings import BoxRules
 from data_shards.store import Store
 from detectors import Detections, Detector
@@ -41,6 +42,8 @@ class Reading:
     world: World
     boxes: BoxRules = field(default_factory=BoxRules)
     """Which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do."""
+    undecodable: Undecodable = "refuse"
+    """What to do about an image that no decoder reads."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def open_views(
                     threads=reading.threads,
                     cache_folder=reading.cache_folder,
                     cache_bytes=reading.cache_bytes,
+                    undecodable=reading.undecodable,
                 )
             )
             for scale, longer_side_limit in kinds

@@ -12,6 +12,7 @@ import torch.utils._pytree
 from data_shards.loader import Batch, coco_ground_truth
 from data_shards.manifest import Manifest
 from data_shards.plan import World
+from data_shards.samples import Undecodable
 from data_shards.settings import BoxRules
 from data_shards.store import Store
 from detectors import Detections, Detector
@@ -79,6 +80,7 @@ def evaluate(
     device: torch.device,
     world: World,
     boxes: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
+    undecodable: Undecodable = "refuse",
     progress: Callable[[int], None] = lambda num_images: None,
 ) -> Evaluation | None:
     """Measure a detector on validation shards; every rank calls it, and rank 0 is given the result.
@@ -96,6 +98,7 @@ def evaluate(
         device: where the network runs.
         world: this rank among those that share the images.
         boxes: which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do.
+        undecodable: what to do about an image that no decoder reads.
         progress: told how many images this rank has done.
 
     Raises:
@@ -105,7 +108,7 @@ def evaluate(
     share = _Share()
     ground_truth = coco_ground_truth(location, cache_folder=cache_folder, cache_bytes=cache_bytes)
     pictured = _crowds_of_pictured(ground_truth, settings.pictures, boxes)
-    reading = Reading(location, input_size, max_objects, cache_folder, cache_bytes, threads, world, boxes)
+    reading = Reading(location, input_size, max_objects, cache_folder, cache_bytes, threads, world, boxes, undecodable)
     with open_views(detector, reading, settings) as batches, torch.no_grad():
         for views in batches:
             found = detect(detector, [view.to(device) for view in views], settings)

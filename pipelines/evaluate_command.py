@@ -113,6 +113,7 @@ def _evaluated(judged: "_Judged", settings: EvaluationSettings, topic: str) -> E
         device=judged.device,
         world=reading.world,
         boxes=reading.boxes,
+        undecodable=reading.undecodable,
         progress=lambda done: console.progress_line(topic, done, num_samples, "images"),
     )
     assert evaluation is not None  # rank 0 of one
@@ -158,6 +159,7 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
         recipe.data.threads,
         World(ranks=1, rank=0),
         recipe.data.box_rules,
+        recipe.data.undecodable,
     )
     return _Judged(checkpoint, recipe, detector.eval(), manifest, location, reading, device)
 

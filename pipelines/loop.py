@@ -187,6 +187,8 @@ class _Training:
             prefetch=data.prefetch,
             cache_folder=data.cache_folder or None,
             cache_bytes=data.cache_bytes,
+            undecodable=data.undecodable,
+            decoded_cache_bytes=round(data.decoded_cache_gb * 1e9),
         )
 
     def _one_step(self, source: Iterator[Batch]) -> None:
@@ -291,6 +293,7 @@ class _Training:
             boxes=recipe.data.box_rules,
             cache_folder=recipe.data.cache_folder or None,
             cache_bytes=recipe.data.cache_bytes,
+            undecodable=recipe.data.undecodable,
             threads=recipe.data.threads,
             device=self.context.device,
             world=self.world,

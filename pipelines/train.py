@@ -15,10 +15,11 @@ from cluster.checkpoint import Checkpoint, CheckpointFolder
 from cluster.engine import check_deepspeed, deepspeed_config, split_batch
 from cluster.local import connected, dashboard_url
 from cluster.workers import exclusive_run, run_workers
-from data_shards.batch import Slot
+from data_shards.batch import Batch
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.plan import Plan, make_plan
 from data_shards.shards import Shards
+from data_shards.slots import Slot
 from data_shards.store import open_store
 from detectors import Detector
 from pipelines import console, tracking
@@ -216,7 +217,7 @@ def check_input_size(recipe: Recipe, detector: Detector) -> None:
 def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> None:
     """Let the detector refuse data that lacks what it learns, such as joints, by encoding an image without objects."""
     empty = Slot.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
-    batch = empty.batch(0, 0)
+    batch = Batch.over(empty, 0, 0)
     detector.encode(batch.boxes, batch.labels, batch.input_size, **batch.extra)
     if recipe.augmentation.rotation_probability and not hasattr(getattr(detector, "settings", None), "joints"):
         raise ConfigError(

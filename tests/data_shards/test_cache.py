@@ -308,9 +308,10 @@ def test_what_comes_next_is_fetched_before_it_is_asked_for(
         needs = schedule.needs(0)
         wanted = {many.manifest.shards[shard].sha256 for shard in needs.shards[: schedule.wanted(needs, 0)]}
         deadline = time.monotonic() + 60
-        while not wanted <= loader._shards.cache.present() and time.monotonic() < deadline:
+        cache = NodeCache(tmp_path)
+        while not wanted <= cache.present() and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert wanted <= loader._shards.cache.present()
+        assert wanted <= cache.present()
         assert len(wanted) > needs.in_use
         images += [next(loader).images for _ in range(plan.steps_per_epoch - 1)]
     assert 2 <= object_server.most_busy <= 12

@@ -171,7 +171,7 @@ def test_joints_boxes_and_pixels_are_augmented_as_published(
                 boxes[:, 2:] += boxes[:, :2]
                 joints = [np.array(item.get("keypoints", []), np.float64).reshape(-1, 3) for item in own]
                 drawn = {
-                    "centre": draws.centres[row],
+                    "centre": draws.centre(row, INPUT),
                     "scale": draws.scales[row],
                     "flip": flips[row],
                     "degrees": draws.degrees[row],
@@ -192,8 +192,12 @@ def test_joints_boxes_and_pixels_are_augmented_as_published(
                     assert_allclose(found[: len(points)][labelled, :2], points[labelled, :2], atol=2e-3)
                     assert (found[: len(points)][~labelled] == 0).all()
                 ours = (result[row].numpy().transpose(1, 2, 0) * CocoNormalisation.std + CocoNormalisation.mean) * 255
+                # Where the published one mixes the edge of the image with the black outside, ours is one or the other.
+                white, *_ = published_pose(np.full_like(image, 255), boxes[:0], [], [], drawn)
+                edge = (white > 0) & (white < 255)
+                assert edge.mean() < 0.1
                 # cv2 rounds places to 1/32 pixel, on the other side of a mirror.
-                assert np.abs(ours - expected).mean() < 0.6
+                assert np.abs(ours - expected)[~edge].mean() < 0.6
                 flipped.add(bool(flips[row]))
                 turned += bool(draws.rotated[row])
     assert flipped == {True, False}

@@ -1,0 +1,46 @@
+"""Memory of two ranks' loaders over many epochs."""
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_shards.loader import TrainingLoader
+from data_shards.plan import Plan, World
+from pipelines import console
+
+
+def memory_growth(location: str, plan: Plan, side: int, epochs: int) -> tuple[int, int]:
+    """Read so many epochs as two ranks do; bytes after the second and after the last epoch.
+
+    Counted are this process and both loader processes, memory that they share once (PSS).
+    """
+    with (
+        _loader(location, plan, side, epochs, 0) as first,
+        _loader(location, plan, side, epochs, 1) as second,
+    ):
+        processes = ["self", str(first.process_id), str(second.process_id)]
+        measured = []
+        for epoch in range(epochs):
+            for _ in range(plan.steps_per_epoch):
+                next(first)
+                next(second)
+            gc.collect()
+            measured.append(proportional_bytes(processes))
+            console.progress_line("memory", epoch + 1, epochs, f"epochs, {measured[-1] / 1e6:,.0f} MB")
+    return measured[1], measured[-1]
+
+
+def proportional_bytes(processes: Sequence[str]) -> int:
+    """Memory of some processes together, each page that several use counted once."""
+    total = 0
+    for process in processes:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def _loader(location: str, plan: Plan, side: int, epochs: int, rank: int) -> TrainingLoader:
+    return TrainingLoader(
+        location, plan, World(2, rank), input_size=(side, side), stop_step=plan.steps_per_epoch * epochs + 1
+    )
