@@ -160,7 +160,8 @@ def test_every_zero_stage_trains_what_plain_torch_trains() -> None:
 def _continue_on_one(rank: int, folder: str, stage: int) -> None:
     saved = CheckpointFolder(Path(folder)).latest()
     assert saved is not None
-    settings = EngineSettings(zero_stage=stage)  # type: ignore[arg-type]
+    # Not auto: where the processor has bf16, stage 1 rounds what 0 does not.
+    settings = EngineSettings(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
     state = saved.training_state()
     engine = _train(rank, 1, settings, torch.optim.Adam, range(3, 3), state)
     loaded = engine.state()
@@ -171,7 +172,9 @@ def _continue_on_one(rank: int, folder: str, stage: int) -> None:
         assert torch.equal(value, loaded.optimizer[name]), name
     # And it trains on: one more step at the new stage is the step that stage 0 takes from here.
     one_more = _train(rank, 1, settings, torch.optim.Adam, range(3, 4), state).state()
-    reference = _train(rank, 1, EngineSettings(zero_stage=0), torch.optim.Adam, range(3, 4), state).state()
+    reference = _train(
+        rank, 1, EngineSettings(zero_stage=0, precision="fp32"), torch.optim.Adam, range(3, 4), state
+    ).state()
     assert one_more is not None
     assert reference is not None
     for name, value in reference.weights.items():
@@ -179,7 +182,7 @@ def _continue_on_one(rank: int, folder: str, stage: int) -> None:
 
 
 def _save_on_two(rank: int, folder: str, stage: int) -> None:
-    settings = EngineSettings(zero_stage=stage)  # type: ignore[arg-type]
+    settings = EngineSettings(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
     state = _train(rank, 2, settings, torch.optim.Adam, range(3), None).state()
     if rank == 0:
         assert state is not None
