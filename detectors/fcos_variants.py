@@ -25,6 +25,8 @@ class Variant:
     """In the frozen batch norm."""
     exponential: bool
     """Distances are exp(scale * x), in pixels; else relu(scale * x), in strides."""
+    pixels_in_evaluation: bool
+    """In evaluation the network multiplies distances in strides by the stride of their level."""
     centerness_beside_boxes: bool
     """The centerness layer sits on the tower of boxes; else on that of classes."""
     cell_middles: bool
@@ -46,6 +48,8 @@ class Variant:
     """Score sqrt(class * centerness) > `score_threshold` makes a candidate, else the class probability alone does.
     Then boxes are clipped, then suppressed; candidates rank by class * centerness."""
     score_threshold: float
+    shifts_classes: bool
+    """NMS moves classes apart, and `limit` holds; else it compares labels, and ties for the last place all stay."""
 
 
 ORIGINAL = Variant(
@@ -57,6 +61,7 @@ ORIGINAL = Variant(
     torchvision_layout=False,
     norm_eps=0.0,
     exponential=True,
+    pixels_in_evaluation=False,
     centerness_beside_boxes=False,
     cell_middles=True,
     center_radius=None,
@@ -67,6 +72,7 @@ ORIGINAL = Variant(
     pixel=1.0,
     threshold_with_centerness=False,
     score_threshold=0.05,
+    shifts_classes=False,
 )
 """FCOS_R_50_FPN_1x and its kin: the paper of ICCV 2019 (37.1 AP with ResNet-50)."""
 
@@ -74,6 +80,7 @@ IMPROVED = replace(
     ORIGINAL,
     name="improved",
     exponential=False,
+    pixels_in_evaluation=True,
     centerness_beside_boxes=True,
     center_radius=1.5,
     box_loss="giou",
@@ -87,6 +94,7 @@ TORCHVISION = Variant(
     torchvision_layout=True,
     norm_eps=1e-5,
     exponential=False,
+    pixels_in_evaluation=False,
     centerness_beside_boxes=True,
     cell_middles=False,
     center_radius=1.5,
@@ -97,6 +105,7 @@ TORCHVISION = Variant(
     pixel=0.0,
     threshold_with_centerness=True,
     score_threshold=0.2,
+    shifts_classes=True,
 )
 """fcos_resnet50_fpn (39.2 AP); its 91 outputs are COCO's category ids."""
 
