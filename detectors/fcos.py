@@ -20,9 +20,13 @@ from detectors.detector import Detections, Detector, DetectorError, register
 from detectors.fcos_files import AUTHORS_LAYOUTS, EXPORTS, TORCHVISION_LAYOUTS
 from detectors.fcos_network import (
     AuthorsHead,
+    EvaluationOutputs,
     FCOSNetworkSettings,
     Outputs,
     TorchvisionHead,
+    TrainingOutputs,
+    over_strides,
+    times_strides,
     trunk_and_pyramid,
 )
 from detectors.fcos_variants import SIZE_RANGES, STRIDES, VARIANTS
@@ -110,7 +114,12 @@ class FCOS(Detector):
             self.file_layouts = AUTHORS_LAYOUTS
 
     def forward(self, images: Tensor) -> Outputs:
-        """Logits, distances and centerness of five levels, the same in training and evaluation."""
+        """Logits, distances and centerness, each a list of five levels.
+
+        "improved" gives distances in strides in training and in pixels in evaluation, as its authors do; `losses` and
+        `decode` take either, and plain tuples of three lists as the authors' own do: as in training and as in
+        evaluation.
+        """
         head = self.head if self.variant.torchvision_layout else self.rpn["head"]
         return head(self.backbone(images))
 
@@ -161,9 +170,11 @@ class FCOS(Detector):
         """
         labels = targets.labels.flatten()
         positive = labels >= 0
+        if isinstance(outputs, EvaluationOutputs) and self.variant.pixels_in_evaluation:
+            outputs = outputs._replace(distances=over_strides(outputs.distances))
         logits, distances, centerness = (
-            torch.cat([maps[name].float().flatten(2) for maps in outputs], dim=2).transpose(1, 2).flatten(0, 1)
-            for name in ("logits", "distances", "centerness")
+            torch.cat([of_level.float().flatten(2) for of_level in maps], dim=2).transpose(1, 2).flatten(0, 1)
+            for maps in outputs
         )
         wanted = targets.centerness.flatten()[positive]
         sums = torch.stack((positive.sum().float(), wanted.sum()))
@@ -221,7 +232,7 @@ class FCOS(Detector):
         Source:
             tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/inference.py; fcos_core/engine/bbox_aug.py.
         """
-        sizes = [input_size] * len(outputs[0]["logits"])
+        sizes = [input_size] * len(outputs[0][0])
         if content_sizes is not None:
             sizes = [(height, width) for height, width in content_sizes.tolist()]
         found = self._all_candidates(outputs, input_size, sizes)
@@ -256,10 +267,12 @@ class FCOS(Detector):
     def _all_candidates(
         self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]
     ) -> list[Detections]:
-        grids = grid_sizes(input_size)
-        for maps, grid in zip(outputs, grids, strict=True):
-            if maps["logits"].shape[-2:] != grid:
-                height, width = maps["logits"].shape[-2:]
+        logits, distances, centerness = outputs
+        if isinstance(outputs, TrainingOutputs) or not self.variant.pixels_in_evaluation:
+            distances = distances if self.variant.exponential else times_strides(distances)
+        for of_level, grid in zip(logits, grid_sizes(input_size), strict=True):
+            if of_level.shape[-2:] != grid:
+                height, width = of_level.shape[-2:]
                 raise DetectorError(
                     f"a level has {height} x {width} cells, an input of {input_size[0]} x {input_size[1]} gives "
                     f"{grid[0]} x {grid[1]}. Pass the size of the tensor that was run."
@@ -267,8 +280,8 @@ class FCOS(Detector):
         found = []
         for image, content_size in enumerate(content_sizes):
             levels = [
-                self._candidates({name: maps[name][image].float() for name in maps}, level, input_size, content_size)
-                for level, maps in enumerate(outputs)
+                self._candidates([values[image].float() for values in maps], level, input_size, content_size)
+                for level, maps in enumerate(zip(logits, distances, centerness, strict=True))
             ]
             found.append(Detections(*(torch.cat(parts) for parts in zip(*levels, strict=True))))
         return found
@@ -329,12 +342,13 @@ class FCOS(Detector):
         return sums / distributed.get_world_size()
 
     def _candidates(
-        self, maps: dict[str, Tensor], level: int, input_size: tuple[int, int], content_size: tuple[int, int]
+        self, maps: list[Tensor], level: int, input_size: tuple[int, int], content_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of one level of one image, in no order of scores."""
+        """Boxes, scores and labels of one level of one image, in no order of scores; distances are in pixels."""
         variant = self.variant
-        probabilities = maps["logits"].flatten(1).T.sigmoid()  # points, classes
-        joint = probabilities * maps["centerness"].flatten()[:, None].sigmoid()
+        logits, distances, centerness = maps
+        probabilities = logits.flatten(1).T.sigmoid()  # points, classes
+        joint = probabilities * centerness.flatten()[:, None].sigmoid()
         threshold = self.settings.score_threshold or variant.score_threshold
         chosen = ((joint.sqrt() if variant.threshold_with_centerness else probabilities) > threshold).nonzero()
         scores = joint[chosen[:, 0], chosen[:, 1]]
@@ -342,7 +356,7 @@ class FCOS(Detector):
             best = scores.topk(self.settings.candidates).indices.sort().values
             chosen, scores = chosen[best], scores[best]
         at, labels = chosen.unbind(dim=-1)
-        distances = maps["distances"].flatten(1).T[at] * (1 if variant.exponential else STRIDES[level])
+        distances = distances.flatten(1).T[at]
         points = self.points(level, input_size, distances.device)[at]
         boxes = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=-1)
         boxes = box.clip(boxes, content_size[0] - variant.pixel, content_size[1] - variant.pixel)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,27 @@ from detectors.layers.feature_pyramid import AuthorsPyramid, TorchvisionPyramid
 from detectors.layers.frozen_batch_norm import FrozenBatchNorm2d
 from detectors.settings import require_count
 
-Outputs = list[dict[str, Tensor]]
-"""One dict per level, P3 to P7, of float32 maps: "logits" `(batch, classes, height, width)` before the sigmoid,
-"distances" `(batch, 4, height, width)`, left, top, right, bottom, at least 0, in pixels where the variant's are
-exponential and in strides elsewhere, "centerness" `(batch, 1, height, width)` before the sigmoid."""
+
+class TrainingOutputs(NamedTuple):
+    """Maps of the levels P3 to P7, float32, as the authors' head gives them in training; logits before the sigmoid."""
+
+    logits: list[Tensor]
+    """`(batch, classes, height, width)`."""
+    distances: list[Tensor]
+    """`(batch, 4, height, width)`, left, top, right, bottom, at least 0, in the variant's unit."""
+    centerness: list[Tensor]
+    """`(batch, 1, height, width)`."""
+
+
+class EvaluationOutputs(NamedTuple):
+    """The same as the authors' head gives them in evaluation: where training has strides, they have pixels."""
+
+    logits: list[Tensor]
+    distances: list[Tensor]
+    centerness: list[Tensor]
+
+
+Outputs = TrainingOutputs | EvaluationOutputs
 
 PRIOR = 0.01
 """Probability that class scores start from."""
@@ -69,6 +86,7 @@ class FCOSHead(nn.Module, ABC):
     def __init__(self, channels: int, num_classes: int, variant: Variant) -> None:
         super().__init__()
         self.exponential = variant.exponential
+        self.pixels_in_evaluation = variant.pixels_in_evaluation
         self.centerness_beside_boxes = variant.centerness_beside_boxes
         last = [nn.Conv2d(channels, outputs, 3, padding=1) for outputs in (num_classes, 4, 1)]
         self.register(_tower(channels), _tower(channels), *last)
@@ -97,18 +115,20 @@ class FCOSHead(nn.Module, ABC):
     def forward(self, levels: list[Tensor]) -> Outputs:
         """Maps of every level; the last layers run in float32 whatever the autocast state."""
         class_tower, box_tower, logits, distances, centerness = self.layers()
-        outputs: Outputs = []
+        maps = TrainingOutputs([], [], [])
         for level, features in enumerate(levels):
             of_classes, of_boxes = class_tower(features), box_tower(features)
             raw = _in_float32(distances, of_boxes) * self.scale(level)
-            outputs.append(
-                {
-                    "logits": _in_float32(logits, of_classes),
-                    "distances": raw.exp() if self.exponential else raw.relu(),
-                    "centerness": _in_float32(centerness, of_boxes if self.centerness_beside_boxes else of_classes),
-                }
-            )
-        return outputs
+            maps.logits.append(_in_float32(logits, of_classes))
+            maps.distances.append(raw.exp() if self.exponential else raw.relu())
+            maps.centerness.append(_in_float32(centerness, of_boxes if self.centerness_beside_boxes else of_classes))
+        if self.training:
+            return maps
+        return EvaluationOutputs(
+            maps.logits,
+            times_strides(maps.distances) if self.pixels_in_evaluation else maps.distances,
+            maps.centerness,
+        )
 
 
 class AuthorsHead(FCOSHead):
@@ -158,6 +178,16 @@ class TorchvisionHead(FCOSHead):
     def scale(self, level: int) -> float:
         """Factor on the raw distances of a level."""
         return 1.0
+
+
+def times_strides(distances: list[Tensor]) -> list[Tensor]:
+    """Distances of the levels in pixels, from those in strides."""
+    return [of_level * stride for of_level, stride in zip(distances, STRIDES, strict=True)]
+
+
+def over_strides(distances: list[Tensor]) -> list[Tensor]:
+    """Distances of the levels in strides, from those in pixels."""
+    return [of_level / stride for of_level, stride in zip(distances, STRIDES, strict=True)]
 
 
 class _Scale(nn.Module):

@@ -25,6 +25,8 @@ class Variant:
     """In the frozen batch norm."""
     exponential: bool
     """Distances are exp(scale * x), in pixels; else relu(scale * x), in strides."""
+    pixels_in_evaluation: bool
+    """In evaluation the network multiplies distances in strides by the stride of their level."""
     centerness_beside_boxes: bool
     """The centerness layer sits on the tower of boxes; else on that of classes."""
     cell_middles: bool
@@ -57,6 +59,7 @@ ORIGINAL = Variant(
     torchvision_layout=False,
     norm_eps=0.0,
     exponential=True,
+    pixels_in_evaluation=False,
     centerness_beside_boxes=False,
     cell_middles=True,
     center_radius=None,
@@ -74,6 +77,7 @@ IMPROVED = replace(
     ORIGINAL,
     name="improved",
     exponential=False,
+    pixels_in_evaluation=True,
     centerness_beside_boxes=True,
     center_radius=1.5,
     box_loss="giou",
@@ -87,6 +91,7 @@ TORCHVISION = Variant(
     torchvision_layout=True,
     norm_eps=1e-5,
     exponential=False,
+    pixels_in_evaluation=False,
     centerness_beside_boxes=True,
     cell_middles=False,
     center_radius=1.5,

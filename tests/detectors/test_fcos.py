@@ -15,6 +15,7 @@ import detectors
 from detectors import DetectorError
 from detectors.backbones.resnet import CaffeResNet, ResNet
 from detectors.fcos import FCOS, FCOSTargets
+from detectors.fcos_network import TrainingOutputs
 from detectors.layers.frozen_batch_norm import FrozenBatchNorm2d
 
 VARIANTS = ("original", "improved", "torchvision")
@@ -184,14 +185,17 @@ def test_the_network_is_wired_as_published(variant: str) -> None:
         hand = ByHand(detector, variant)
         expected = [hand.head(level, i) for i, level in enumerate(hand.pyramid(hand.body(images)))]
         for mode in (True, False):
-            given = detector.train(mode)(images)
-            assert len(given) == 5
-            for ours, theirs in zip(given, expected, strict=True):
-                assert ours.keys() == theirs.keys()
-                for name, values in theirs.items():
-                    scale = float(values.abs().max())
+            # As the authors' head: three lists of five levels, in this order.
+            logits, distances, centerness = detector.train(mode)(images)
+            if variant == "improved" and not mode:
+                distances = [level / stride for level, stride in zip(distances, (8, 16, 32, 64, 128), strict=True)]
+            given = {"logits": logits, "distances": distances, "centerness": centerness}
+            for name, levels in given.items():
+                assert len(levels) == 5
+                for ours, theirs in zip(levels, expected, strict=True):
+                    scale = float(theirs[name].abs().max())
                     assert scale > 0.1
-                    assert_close(ours[name], values, rtol=1e-3, atol=1e-4 * scale)
+                    assert_close(ours, theirs[name], rtol=1e-3, atol=1e-4 * scale)
 
 
 def random_outputs(detector: FCOS, targets: FCOSTargets) -> list[dict[str, Tensor]]:
@@ -242,7 +246,8 @@ def test_losses_are_those_of_a_loop_over_points(variant: str) -> None:
                         q = 1 / (1 + math.exp(-float(maps["centerness"][image, 0, i, j])))
                         entropy -= weight * math.log(q) + (1 - weight) * math.log(1 - q)
                     point += 1
-    losses = detector.losses(outputs, targets)
+    together = TrainingOutputs(*([level[name] for level in outputs] for name in outputs[0]))
+    losses = detector.losses(together, targets)
     assert positives > 10
     assert losses["classification"].item() == pytest.approx(focal / positives, rel=1e-4)
     box = unweighted / positives if variant == "torchvision" else weighted / weights
@@ -250,7 +255,7 @@ def test_losses_are_those_of_a_loop_over_points(variant: str) -> None:
     assert losses["centerness"].item() == pytest.approx(entropy / positives, rel=1e-4)
     assert losses["loss"].item() == pytest.approx(sum(losses[k].item() for k in losses if k != "loss"), rel=1e-5)
     weighted_losses = fcos(variant, box_weight=2, centerness_weight=0.5, classification_weight=3).losses(
-        outputs, targets
+        together, targets
     )
     expected = 3 * losses["classification"] + 2 * losses["box"] + 0.5 * losses["centerness"]
     assert_close(weighted_losses["loss"], expected)
@@ -293,7 +298,7 @@ def test_outputs_and_losses_are_float32_under_autocast(variant: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         outputs = detector(torch.randn(2, 3, 128, 96))
         losses = detector.losses(outputs, targets)
-    assert {value.dtype for maps in outputs for value in maps.values()} == {torch.float32}
+    assert {value.dtype for maps in outputs for value in maps} == {torch.float32}
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert losses["loss"].isfinite()
     losses["loss"].backward()
@@ -307,14 +312,14 @@ def test_a_batch_is_its_images_one_by_one_and_saving_keeps_it(variant: str, tmp_
         together = detector(images)
         for row in range(2):
             for one, both in zip(detector(images[row : row + 1]), together, strict=True):
-                for name in one:
-                    assert_close(one[name][0], both[name][row], rtol=1e-4, atol=1e-5)
+                for of_one, of_both in zip(one, both, strict=True):
+                    assert_close(of_one[0], of_both[row], rtol=1e-4, atol=1e-4)
     torch.save(detector.state_dict(), tmp_path / "weights.pth")
     torch.manual_seed(5)
     again = detectors.build("fcos_resnet50", 3, variant=variant, width=8, channels=64).eval()
     detectors.published.load(again, tmp_path / "weights.pth")
     with torch.no_grad():
-        assert torch.equal(again(images)[2]["logits"], together[2]["logits"])
+        assert torch.equal(again(images).logits[2], together.logits[2])
 
 
 def test_preprocessing_is_each_familys_own() -> None:

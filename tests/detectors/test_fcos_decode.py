@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import detectors
 from detectors import DetectorError
 from detectors.fcos import FCOS, grid_sizes
+from detectors.fcos_network import EvaluationOutputs, TrainingOutputs
 
 VARIANTS = ("original", "improved", "torchvision")
 STRIDES = (8, 16, 32, 64, 128)
@@ -21,6 +22,11 @@ def fcos(variant: str, **settings: float) -> FCOS:
     detector = detectors.build("fcos_resnet50", 3, variant=variant, width=4, channels=64, **settings)
     assert isinstance(detector, FCOS)
     return detector
+
+
+def joined(maps: list[dict[str, Tensor]]) -> TrainingOutputs:
+    """What the network gives in training, from maps that stand together by level."""
+    return TrainingOutputs(*([level[name] for level in maps] for name in ("logits", "distances", "centerness")))
 
 
 def silent(size: tuple[int, int], batch: int = 1) -> list[dict[str, Tensor]]:
@@ -93,7 +99,7 @@ def test_decoding_is_that_of_the_loops(variant: str) -> None:
     if variant == "original":
         for level, stride in zip(maps, STRIDES, strict=True):
             level["distances"] *= stride
-    detections = fcos(variant, candidates=60).decode(maps, size, limit=40)
+    detections = fcos(variant, candidates=60).decode(joined(maps), size, limit=40)
     for image, given in enumerate(detections):
         expected = by_loops(variant, maps, image, size, top=60)
         assert len(expected) > 40
@@ -113,7 +119,7 @@ def test_one_box_by_hand() -> None:
         maps[0]["logits"][0, 1, 2, 3] = 0
         if variant != "original":
             maps[0]["distances"].fill_(2)
-        (found,) = fcos(variant).decode(maps, (64, 64))
+        (found,) = fcos(variant).decode(joined(maps), (64, 64))
         assert found.boxes.tolist() == [box]
         assert found.scores.tolist() == [0.5]
         assert found.labels.tolist() == [1]
@@ -125,10 +131,10 @@ def test_the_authors_threshold_is_on_the_class_torchvisions_on_the_joint_score()
     for column, (probability, center) in enumerate(((0.06, 0.1), (0.045, 0.99))):
         maps[0]["logits"][0, column, 2, 4 * column] = math.log(probability / (1 - probability))
         maps[0]["centerness"][0, 0, 2, 4 * column] = math.log(center / (1 - center))
-    assert fcos("original").decode(maps, (64, 64))[0].labels.tolist() == [0]
-    assert fcos("torchvision").decode(maps, (64, 64))[0].labels.tolist() == [1]
-    assert fcos("original", score_threshold=0.07).decode(maps, (64, 64))[0].labels.tolist() == []
-    assert fcos("original", score_threshold=0.01).decode(maps, (64, 64))[0].labels.tolist() == [1, 0]
+    assert fcos("original").decode(joined(maps), (64, 64))[0].labels.tolist() == [0]
+    assert fcos("torchvision").decode(joined(maps), (64, 64))[0].labels.tolist() == [1]
+    assert fcos("original", score_threshold=0.07).decode(joined(maps), (64, 64))[0].labels.tolist() == []
+    assert fcos("original", score_threshold=0.01).decode(joined(maps), (64, 64))[0].labels.tolist() == [1, 0]
 
 
 def test_the_pixel_decides_about_an_overlap() -> None:
@@ -137,19 +143,19 @@ def test_the_pixel_decides_about_an_overlap() -> None:
     maps[0]["logits"][0, 0, 2, 2:4] = tensor([1.0, 0.5])
     maps[0]["distances"][0, :, 2, 2] = tensor([-2.0, 1.0, 4.0, 1.0])  # 22 .. 24, 19 .. 21
     maps[0]["distances"][0, :, 2, 3] = tensor([6.0, 1.0, -4.0, 0.0])  # 22 .. 24, 19 .. 20
-    assert fcos("original").decode(maps, (64, 64))[0].boxes.tolist() == [[22, 19, 24, 21]]
+    assert fcos("original").decode(joined(maps), (64, 64))[0].boxes.tolist() == [[22, 19, 24, 21]]
     for level in maps:
         level["distances"] = level["distances"] / 8
-    assert len(fcos("torchvision").decode(maps, (64, 64))[0].scores) == 2
+    assert len(fcos("torchvision").decode(joined(maps), (64, 64))[0].scores) == 2
 
 
 def test_boxes_end_at_the_last_pixel_at_the_authors() -> None:
     maps = silent((64, 64))
     maps[4]["logits"][0, 0] = 0
     maps[4]["distances"].fill_(500)
-    assert fcos("original").decode(maps, (64, 64))[0].boxes.tolist() == [[0, 0, 63, 63]]
-    assert fcos("original", last_pixel=1.0).decode(maps, (64, 64))[0].boxes.tolist() == [[0, 0, 64, 64]]
-    assert fcos("torchvision").decode(maps, (64, 64))[0].boxes.tolist() == [[0, 0, 64, 64]]
+    assert fcos("original").decode(joined(maps), (64, 64))[0].boxes.tolist() == [[0, 0, 63, 63]]
+    assert fcos("original", last_pixel=1.0).decode(joined(maps), (64, 64))[0].boxes.tolist() == [[0, 0, 64, 64]]
+    assert fcos("torchvision").decode(joined(maps), (64, 64))[0].boxes.tolist() == [[0, 0, 64, 64]]
 
 
 def test_targets_decode_to_their_boxes() -> None:
@@ -165,20 +171,22 @@ def test_targets_decode_to_their_boxes() -> None:
             level["centerness"] = torch.logit(targets.centerness[:, here], eps=1e-6).reshape(1, 1, *grid)
             own = targets.labels[:, None, here] == torch.arange(3)[:, None]
             level["logits"] = torch.where(own, 5.0, -20.0).reshape(1, 3, *grid)
-        (found,) = detector.decode(maps, (128, 128))
+        (found,) = detector.decode(joined(maps), (128, 128))
         assert found.labels.sort().values.tolist() == [1, 2]
         assert_close(found.boxes[found.labels.argsort()], boxes[0, [1, 0]])
 
 
 def test_no_detection_and_a_batch_like_its_images() -> None:
-    (found,) = fcos("original").decode(silent((64, 64)), (64, 64))
+    (found,) = fcos("original").decode(joined(silent((64, 64))), (64, 64))
     assert found.boxes.shape == (0, 4)
     assert found.scores.shape == found.labels.shape == (0,)
     assert found.labels.dtype == torch.int64
     maps = random_maps((64, 64), 3)
-    together = fcos("improved").decode(maps, (64, 64))
+    together = fcos("improved").decode(joined(maps), (64, 64))
     for image in range(3):
-        alone = fcos("improved").decode([{k: v[image : image + 1] for k, v in m.items()} for m in maps], (64, 64))
+        alone = fcos("improved").decode(
+            joined([{k: v[image : image + 1] for k, v in m.items()} for m in maps]), (64, 64)
+        )
         assert torch.equal(alone[0].boxes, together[image].boxes)
         assert torch.equal(alone[0].scores, together[image].scores)
 
@@ -187,4 +195,31 @@ def test_maps_of_another_size_are_refused() -> None:
     with pytest.raises(
         DetectorError, match=r"a level has 8 x 8 cells, an input of 64 x 96 gives 8 x 12. Pass the size"
     ):
-        fcos("original").decode(silent((64, 64)), (64, 96))
+        fcos("original").decode(joined(silent((64, 64))), (64, 96))
+
+
+def test_improved_gives_pixels_in_evaluation_and_takes_either() -> None:
+    size, maps = (64, 96), random_maps((64, 96), 2)
+    training = joined(maps)
+    pixels = [level * stride for level, stride in zip(training.distances, STRIDES, strict=True)]
+    evaluation = EvaluationOutputs(training.logits, pixels, training.centerness)
+    boxes = tensor([[[8.0, 8.0, 40.0, 44.0]], [[4.0, 20.0, 24.0, 60.0]]])
+    detector = fcos("improved")
+    targets = detector.encode(boxes, tensor([[0], [2]]), size)
+    # A plain tuple is the authors': to `decode` what their head gives in evaluation, to `losses` in training.
+    expected, losses = detector.decode(tuple(evaluation), size), detector.losses(tuple(training), targets)
+    assert len(expected[0].scores) > 10
+    for mode in (True, False):
+        for outputs in (training, evaluation):
+            for ours, theirs in zip(detector.train(mode).decode(outputs, size), expected, strict=True):
+                assert torch.equal(ours.boxes, theirs.boxes)
+                assert torch.equal(ours.scores, theirs.scores)
+            assert_close(detector.losses(outputs, targets), losses)
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        in_strides, in_pixels = detector.train()(images), detector.eval()(images)
+    assert in_pixels.distances[4].max() > 0
+    assert torch.equal(in_pixels.distances[4], in_strides.distances[4] * 128)
+    for variant in ("original", "torchvision"):
+        in_training, in_evaluation = fcos(variant).train()(images), fcos(variant).eval()(images)
+        assert_close(in_training.distances, in_evaluation.distances)

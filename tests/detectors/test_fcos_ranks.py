@@ -10,25 +10,24 @@ from torch.testing import assert_close
 
 import detectors
 from detectors.fcos import FCOSTargets, grid_sizes
+from detectors.fcos_network import TrainingOutputs
 
 SIZE = (64, 64)
 
 
-def outputs() -> list[dict[str, Tensor]]:
+def outputs(rows: list[int]) -> TrainingOutputs:
     generator = torch.Generator().manual_seed(0)
-    channels = {"logits": 3, "distances": 4, "centerness": 1}
-    return [
-        {name: torch.rand(3, count, *grid, generator=generator) for name, count in channels.items()}
-        for grid in grid_sizes(SIZE)
-    ]
+    grids = grid_sizes(SIZE)
+    return TrainingOutputs(
+        *([torch.rand(3, count, *grid, generator=generator)[rows] for grid in grids] for count in (3, 4, 1))
+    )
 
 
 def losses_of(rows: list[int], variant: str, training: bool) -> dict[str, Tensor]:
     detector = detectors.build("fcos_resnet50", 3, variant=variant, width=4, channels=64)
     boxes = tensor([[[8.0, 8.0, 40.0, 44.0]], [[4.0, 20.0, 24.0, 60.0]], [[0.0, 0.0, 0.0, 0.0]]])
     targets: FCOSTargets = detector.encode(boxes[rows], tensor([[0], [2], [-1]])[rows], SIZE)
-    own = [{name: maps[name][rows] for name in maps} for maps in outputs()]
-    return detector.train(training).losses(own, targets)
+    return detector.train(training).losses(outputs(rows), targets)
 
 
 def one_rank(rank: int, folder: str) -> None:

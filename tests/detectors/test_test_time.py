@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import detectors
 from detectors import Detections, Detector, DetectorError
 from detectors.test_time import exchange_joints, merge_by_soft_nms, mirror_content, mirror_displacements
-from tests.detectors.test_fcos_decode import fcos, silent
+from tests.detectors.test_fcos_decode import fcos, joined, silent
 from tests.detectors.test_suppression import published_soft_nms
 
 
@@ -185,7 +185,7 @@ def test_no_detections_merge_to_none() -> None:
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     assert len(merge_by_soft_nms([nothing, nothing], 100).scores) == 0
     detector = fcos("improved")
-    found = detector.candidates(silent((64, 64)), (64, 64), mirrored=silent((64, 64)))
+    found = detector.candidates(joined(silent((64, 64))), (64, 64), mirrored=joined(silent((64, 64))))
     assert len(detector.merge([found[0], found[0]]).scores) == 0
 
 
@@ -208,10 +208,10 @@ def test_fcos_turns_the_boxes_of_the_mirror_back() -> None:
     # Cell (1, 2) of P3 is the point (20, 12); 10 to each side: 10, 2, 30, 22.
     mirror[0]["logits"][0, 1, 1, 2] = 4.0
     detector = fcos("original")
-    found = detector.candidates(image, (64, 64), mirrored=mirror, content_sizes=tensor([[64, 50]]))[0]
+    found = detector.candidates(joined(image), (64, 64), mirrored=joined(mirror), content_sizes=tensor([[64, 50]]))[0]
     # x' = 50 - 1 - x, as the authors count pixels.
     assert found.boxes.tolist() == [[19.0, 2.0, 39.0, 22.0]]
-    edges = fcos("torchvision").candidates(image, (64, 64), mirrored=mirror, content_sizes=tensor([[64, 50]]))[0]
+    edges = fcos("torchvision").candidates(joined(image), (64, 64), mirrored=joined(mirror), content_sizes=tensor([[64, 50]]))[0]
     # Points are corners of cells there and distances are in strides: (16, 8), 80 to each side, clipped to 50 x 64.
     assert edges.boxes.tolist() == [[0.0, 0.0, 50.0, 64.0]]
 
@@ -227,8 +227,8 @@ def test_fcos_finds_the_same_when_the_mirror_says_the_same(variant: str) -> None
     for level in mirrored:
         level["distances"] = level["distances"][:, [2, 1, 0, 3]]
     detector = fcos(variant)
-    alone = detector.decode(maps, (128, 128))[0]
-    candidates = detector.candidates(maps, (128, 128), mirrored=mirrored)[0]
+    alone = detector.decode(joined(maps), (128, 128))[0]
+    candidates = detector.candidates(joined(maps), (128, 128), mirrored=joined(mirrored))[0]
     assert len(candidates.scores) == 6
     # The authors' x' = width - 1 - x puts the mirror's boxes one pixel to the left; NMS takes them away.
     assert_close(candidates.boxes[3:], candidates.boxes[:3] - tensor([1.0, 0.0, 1.0, 0.0]))
