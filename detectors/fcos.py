@@ -31,7 +31,7 @@ from detectors.fcos_network import (
 )
 from detectors.fcos_variants import SIZE_RANGES, STRIDES, VARIANTS
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
-from detectors.suppression import nms
+from detectors.suppression import nms, shifting_nms
 from detectors.test_time import MODES, joined, mirror_content
 
 _LARGEST_AREA = 1e8
@@ -197,13 +197,12 @@ class FCOS(Detector):
     def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
         """Boxes of the best points of each level, clipped, then suppressed class by class.
 
-        The score is sqrt(class * centerness). The authors keep all boxes that tie for the last place; here `limit`
-        holds.
+        The score is sqrt(class * centerness).
 
         Args:
             outputs: what `forward` gave.
             input_size: height and width of the input, in pixels.
-            limit: detections an image.
+            limit: detections an image; the authors keep all that tie for the last place, torchvision does not.
 
         Raises:
             DetectorError: the maps are not those of `input_size`.
@@ -253,14 +252,11 @@ class FCOS(Detector):
         """
         self.check_test_mode("none", soft)
         every = joined(parts)
-        kept = nms(
-            every.boxes,
-            every.scores,
-            every.labels,
-            threshold=self.settings.nms_threshold,
-            plus_one=self.variant.pixel == 1,
-            limit=limit,
-        )
+        found, threshold = (every.boxes, every.scores, every.labels), self.settings.nms_threshold
+        if self.variant.shifts_classes:
+            kept = shifting_nms(*found, threshold=threshold, limit=limit)
+        else:
+            kept = nms(*found, threshold=threshold, plus_one=self.variant.pixel == 1, limit=limit, keep_ties=True)
         boxes = every.boxes + every.boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
         return Detections(boxes[kept], every.scores[kept], every.labels[kept])
 

@@ -48,6 +48,8 @@ class Variant:
     """Score sqrt(class * centerness) > `score_threshold` makes a candidate, else the class probability alone does.
     Then boxes are clipped, then suppressed; candidates rank by class * centerness."""
     score_threshold: float
+    shifts_classes: bool
+    """NMS moves classes apart, and `limit` holds; else it compares labels, and ties for the last place all stay."""
 
 
 ORIGINAL = Variant(
@@ -70,6 +72,7 @@ ORIGINAL = Variant(
     pixel=1.0,
     threshold_with_centerness=False,
     score_threshold=0.05,
+    shifts_classes=False,
 )
 """FCOS_R_50_FPN_1x and its kin: the paper of ICCV 2019 (37.1 AP with ResNet-50)."""
 
@@ -102,6 +105,7 @@ TORCHVISION = Variant(
     pixel=0.0,
     threshold_with_centerness=True,
     score_threshold=0.2,
+    shifts_classes=True,
 )
 """fcos_resnet50_fpn (39.2 AP); its 91 outputs are COCO's category ids."""
 

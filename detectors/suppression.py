@@ -20,6 +20,7 @@ def nms(
     threshold: float,
     plus_one: bool = False,
     limit: int | None = None,
+    keep_ties: bool = False,
 ) -> Tensor:
     """Keep a box unless it overlaps a kept box of its class with a better score.
 
@@ -30,6 +31,7 @@ def nms(
         threshold: IoU above which (not at which) the worse box goes.
         plus_one: measure boxes as if x2 and y2 were their last pixels: sides are x2 - x1 + 1.
         limit: stop once so many are kept.
+        keep_ties: keep beyond `limit` what scores as much as the last one within it.
 
     Returns:
         int64 `(kept,)`, rows of `boxes`, best score first. A box without area overlaps nothing (without `plus_one`).
@@ -38,7 +40,7 @@ def nms(
         facebookresearch/maskrcnn-benchmark, csrc/cuda/nms.cu and ml_nms.cu; torchvision/ops/boxes.py.
     """
     order = scores.argsort(descending=True, stable=True)
-    boxes = boxes[order].float()
+    boxes, scores = boxes[order].float(), scores[order]
     labels = None if labels is None else labels[order]
     alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     kept: list[Tensor] = []
@@ -49,12 +51,42 @@ def nms(
         kept.append(block)
         num_kept += len(block)
         if limit is not None and num_kept >= limit:
-            break
+            lowest = scores[torch.cat(kept)[limit - 1]]
+            if not keep_ties or bool((scores[start + _BLOCK :] < lowest).all()):
+                break
         rest = start + _BLOCK + alive[start + _BLOCK :].nonzero().squeeze(1)
         alive[rest] = ~(_overlaps(boxes, labels, block, rest, plus_one) > threshold).any(dim=0)
     if not kept:
         return order
-    return order[torch.cat(kept)[:limit]]
+    rows = torch.cat(kept)
+    if limit is not None and len(rows) > limit:
+        rows = rows[scores[rows] >= scores[rows[limit - 1]]] if keep_ties else rows[:limit]
+    return order[rows]
+
+
+def shifting_nms(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float, limit: int | None = None) -> Tensor:
+    """`nms` as torchvision has it for several classes: up to 1,000 boxes, each class is moved to a place of its own.
+
+    A label moves boxes by as many times the largest coordinate plus 1. So far from 0, float32 has steps of up to 1/128
+    (at 91 classes and 1,333 pixels), so that overlaps near the threshold may be decided otherwise than in place.
+
+    Args:
+        boxes: float32 `(boxes, 4)`, x1, y1, x2, y2, at least 0.
+        scores: `(boxes,)`.
+        labels: int64 `(boxes,)`.
+        threshold: IoU above which the worse box goes.
+        limit: stop once so many are kept.
+
+    Returns:
+        int64 `(kept,)`, rows of `boxes`, best score first.
+
+    Source:
+        torchvision/ops/boxes.py, `batched_nms`.
+    """
+    if len(boxes) > (1_000 if boxes.device.type == "cpu" else 25_000) or not len(boxes):
+        return nms(boxes, scores, labels, threshold=threshold, limit=limit)
+    apart = boxes + (labels.to(boxes.dtype) * (boxes.max() + 1))[:, None]
+    return nms(apart, scores, threshold=threshold, limit=limit)
 
 
 class SoftNMS(NamedTuple):

@@ -223,3 +223,17 @@ def test_improved_gives_pixels_in_evaluation_and_takes_either() -> None:
     for variant in ("original", "torchvision"):
         in_training, in_evaluation = fcos(variant).train()(images), fcos(variant).eval()(images)
         assert_close(in_training.distances, in_evaluation.distances)
+
+
+def test_ties_for_the_last_place_stay_at_the_authors() -> None:
+    for variant, places in (("original", [0, 1, 2, 3]), ("torchvision", [0, 1])):
+        maps = silent((64, 1280))
+        level = maps[0]
+        level["distances"].fill_(2 if variant == "original" else 0.25)
+        level["logits"][0, 1, 2, [5, 40, 90, 150]] = tensor([3.0, 2.0, 2.0, 2.0])
+        level["logits"][0, 1, 2, 20] = 1.0
+        found = fcos(variant).decode(joined(maps), (64, 1280), limit=2)[0]
+        offset = 4 if variant == "original" else 0
+        centers = ((found.boxes[:, 0] + found.boxes[:, 2]) / 2).sort().values
+        assert centers.tolist() == [(5, 40, 90, 150)[place] * 8 + offset for place in places]
+        assert len(fcos(variant).decode(joined(maps), (64, 1280), limit=1)[0].scores) == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from detectors.suppression import nms, soft_nms
+from detectors.suppression import nms, shifting_nms, soft_nms
 
 
 def iou(a: list[float], b: list[float], one: float) -> float:
@@ -151,3 +151,27 @@ def test_soft_nms_keeps_classes_apart() -> None:
         place, stale = here.stop, behind.stop
     assert place == given.num_kept < 60
     assert soft_nms(boxes[:0], scores[:0], labels[:0]).num_kept == soft_nms(boxes[:0], scores[:0]).num_kept == 0
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40, 300])
+def test_ties_beyond_the_limit_stay_when_asked(limit: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    boxes = scattered(1500, generator) * 4  # six blocks
+    scores = (torch.rand(1500, generator=generator) * 8).floor() / 8
+    every = nms(boxes, scores, threshold=0.5)
+    expected = [row for row in every.tolist() if scores[row] >= scores[every[min(limit, len(every)) - 1]]]
+    assert nms(boxes, scores, threshold=0.5, limit=limit, keep_ties=True).tolist() == expected
+
+
+def test_torchvision_moves_classes_apart_in_float32() -> None:
+    # 5.996 of 9.9922 wide: 0.60007 in place. 90 * (1333 + 1) = 120,060 pixels further right, coordinates are multiples
+    # of 1/128, and 5.996 becomes 5.9922: 0.5997.
+    boxes = torch.tensor([[1000.0, 0.0, 1009.9921875, 10.0], [1000.0, 0.0, 1005.996, 10.0], [0.0, 0.0, 1333.0, 1.0]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.1]), torch.tensor([90, 90, 0])
+    assert nms(boxes, scores, labels, threshold=0.6).tolist() == [0, 2]
+    assert shifting_nms(boxes, scores, labels, threshold=0.6).tolist() == [0, 1, 2]
+    many = torch.cat((boxes, torch.arange(998.0)[:, None].repeat(1, 4)))  # and boxes without area
+    more, others = torch.cat((scores, torch.zeros(998))), torch.cat((labels, torch.full((998,), 5)))
+    assert shifting_nms(many, more, others, threshold=0.6)[:2].tolist() == [0, 2]  # 1,001 boxes: class by class
+    assert shifting_nms(many[:1000], more[:1000], others[:1000], threshold=0.6)[:3].tolist() == [0, 1, 2]
+    assert shifting_nms(boxes[:0], scores[:0], labels[:0], threshold=0.6).tolist() == []
