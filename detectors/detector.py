@@ -105,7 +105,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
-        """At most `limit` detections an image, boxes in the input frame."""
+        """The best `limit` detections an image, boxes in the input frame; more where the publication keeps ties."""
 
     def mirror(self, images: Tensor, content_widths: Tensor) -> Tensor:
         """The images `(batch, 3, height, width)` as the mirror shows them; `candidates` turns what comes of it back.

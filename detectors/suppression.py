@@ -64,7 +64,9 @@ def nms(
     return order[rows]
 
 
-def shifting_nms(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float, limit: int | None = None) -> Tensor:
+def shifting_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float, limit: int | None = None
+) -> Tensor:
     """`nms` as torchvision has it for several classes: up to 1,000 boxes, each class is moved to a place of its own.
 
     A label moves boxes by as many times the largest coordinate plus 1. So far from 0, float32 has steps of up to 1/128

@@ -159,3 +159,21 @@ def test_peaks_of_a_trained_network_are_those_its_decoder_found() -> None:
         ours = np.column_stack((boxes, peaks.labels[0].numpy())).round(2)
         theirs = expected[:, [0, 1, 2, 3, 5]].round(2)
         np.testing.assert_allclose(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)], atol=0.02)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_ties_come_in_the_order_of_topk_over_classes_and_then_over_all(steps: int) -> None:
+    outputs = maps(2, 80, 24, 32, seed=steps)
+    outputs["hm"] = (outputs["hm"] * steps).round() / steps  # few different values, so plateaus and ties abound
+    scores = outputs["hm"].sigmoid()
+    peaks = scores * (torch.nn.functional.max_pool2d(scores, 3, stride=1, padding=1) == scores)
+    of_class, cells = peaks.view(2, 80, -1).topk(100)
+    best, places = of_class.view(2, -1).topk(100)
+    cells = cells.view(2, -1).gather(1, places)
+    for row, found in enumerate(detector(80).decode([outputs], (96, 128))):
+        assert torch.equal(found.scores, best[row])
+        assert torch.equal(found.labels, places[row] // 100)
+        size, offset = (outputs[name][row].flatten(1)[:, cells[row]].T for name in ("wh", "reg"))
+        center = torch.stack((cells[row] % 32, cells[row] // 32), dim=1) + offset
+        assert torch.equal(found.boxes, torch.cat((center - size / 2, center + size / 2), dim=1) * 4)
+        assert len(found.scores.unique()) < 50

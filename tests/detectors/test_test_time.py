@@ -211,7 +211,9 @@ def test_fcos_turns_the_boxes_of_the_mirror_back() -> None:
     found = detector.candidates(joined(image), (64, 64), mirrored=joined(mirror), content_sizes=tensor([[64, 50]]))[0]
     # x' = 50 - 1 - x, as the authors count pixels.
     assert found.boxes.tolist() == [[19.0, 2.0, 39.0, 22.0]]
-    edges = fcos("torchvision").candidates(joined(image), (64, 64), mirrored=joined(mirror), content_sizes=tensor([[64, 50]]))[0]
+    edges = fcos("torchvision").candidates(
+        joined(image), (64, 64), mirrored=joined(mirror), content_sizes=tensor([[64, 50]])
+    )[0]
     # Points are corners of cells there and distances are in strides: (16, 8), 80 to each side, clipped to 50 x 64.
     assert edges.boxes.tolist() == [[0.0, 0.0, 50.0, 64.0]]
 
