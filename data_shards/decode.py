@@ -33,6 +33,9 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
+        # Of the canvas: its memory, and the rows and columns that may hold something else than black.
+        self._canvas: Image | None = None
+        self._seen = (0, 0, 0, 0)
 
     def bytes(self, use: str, size: int) -> NDArray[np.uint8]:
         """So many bytes for one use, with whatever they held before."""
@@ -44,6 +47,22 @@ class Scratch(threading.local):
     def image(self, use: str, height: int, width: int) -> Image:
         """The same as `(height, width, 3)`."""
         return self.bytes(use, height * width * 3).reshape(height, width, 3)
+
+    def canvas(self, height: int, width: int, top: int, bottom: int, left: int, right: int) -> Image:
+        """A `(height, width, 3)` image that is black outside these rows and columns, and holds anything inside."""
+        canvas = self.image("canvas", height, width)
+        known = self._canvas
+        if known is None or known.shape != canvas.shape or known.ctypes.data != canvas.ctypes.data:
+            self._seen = (0, height, 0, width)
+        self._canvas = canvas
+        # Only what the last image left there: to write all of the border costs a fiftieth of a decode.
+        was_top, was_bottom, was_left, was_right = self._seen
+        canvas[was_top:top] = 0
+        canvas[max(was_top, bottom) : was_bottom] = 0
+        canvas[top:bottom, was_left:left] = 0
+        canvas[top:bottom, max(was_left, right) : was_right] = 0
+        self._seen = (top, bottom, left, right)
+        return canvas
 
     def _lay_out(self) -> None:
         rounded = {use: -(-size // _PAGE) * _PAGE for use, size in self._sizes.items()}
@@ -239,24 +258,19 @@ def crop_resize(
     height, width = input_size
     across = _span(matrix[0, 0], matrix[0, 2], image.shape[1], width)
     down = _span(matrix[1, 1], matrix[1, 2], image.shape[0], height)
-    out = scratch.image("input", height, width) if scratch else np.empty((height, width, 3), dtype=np.uint8)
+    scratch = scratch if scratch is not None else Scratch()
     if across is None or down is None or matrix[0, 1] or matrix[1, 0] or _only_copied(matrix, across, down):
-        return warp(image, matrix, input_size, out)
+        return warp(image, matrix, input_size, scratch.canvas(height, width, 0, height, 0, width))
     top, bottom, left, right = down.first, down.last, across.first, across.last
-    out[:top] = 0
-    out[bottom:] = 0
-    out[top:bottom, :left] = 0
-    out[top:bottom, right:] = 0
+    out = scratch.canvas(height, width, top, bottom, left, right)
     if top == bottom or left == right:
         return out
     seen = image[down.begin : down.end, across.begin : across.end]
     exact = (down.resized, across.resized) == (bottom - top, right - left)
     if exact:
         target = out[top:bottom, left:right]
-    elif scratch:
-        target = scratch.image("resized", down.resized, across.resized)
     else:
-        target = np.empty((down.resized, across.resized, 3), dtype=np.uint8)
+        target = scratch.image("resized", down.resized, across.resized)
     cv2.resize(seen, None, target, matrix[0, 0], matrix[1, 1], cv2.INTER_LINEAR)
     if not exact:
         out[top:bottom, left:right] = target[

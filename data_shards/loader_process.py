@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from mmap import mmap
-from queue import SimpleQueue
+from queue import LifoQueue, SimpleQueue
 
 import cv2
 import numpy as np
@@ -134,7 +134,7 @@ class _Maker:
         order: Order,
         samples: Samples,
         memory: NDArray[np.uint8],
-        free: "SimpleQueue[int]",
+        free: "LifoQueue[int]",
         trainer: socket.socket,
     ) -> None:
         self._order, self._samples, self._memory, self._trainer = order, samples, memory, trainer
@@ -201,7 +201,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trainer = socket.socket(fileno=trainer_descriptor)
     order: Order = pickle.load(sys.stdin.buffer)
-    free: SimpleQueue[int] = SimpleQueue()
+    # The slot that was free last may still be in the processor's cache, and ones that nobody needs are never touched.
+    free: LifoQueue[int] = LifoQueue()
     at_end = ExitStack()
     threading.Thread(target=_listen, args=(trainer, order.trainer, free, at_end), daemon=True).start()
     # OpenCV's own threads would fight with ours for the same cores.
@@ -229,7 +230,7 @@ def send(receiver: socket.socket, message: Message) -> None:
         receiver.sendall(pickle.dumps(message))
 
 
-def _listen(trainer: socket.socket, trainer_process: int, free: "SimpleQueue[int]", at_end: ExitStack) -> None:
+def _listen(trainer: socket.socket, trainer_process: int, free: "LifoQueue[int]", at_end: ExitStack) -> None:
     """Take free slots back until the trainer closes or dies, and end this process then, whatever it is doing."""
     poller = select.poll()
     poller.register(trainer, select.POLLIN)

@@ -115,7 +115,7 @@ class Plan:
             int64 `(global_batch_size,)`: running index over the manifest's shards, in order. Samples of one
             stream stand together, so that equal slices are what ranks take.
         """
-        return self._slice(epoch, step, 0, self.global_batch_size)
+        return self._slice(epoch, step, 0, self.global_batch_size)[0]
 
     def rank_batch(self, epoch: int, step: int, world: World) -> Int64:
         """The slice of a global batch that one rank works on: int64 `(global_batch_size / ranks,)`.
@@ -125,9 +125,13 @@ class Plan:
         Raises:
             DataError: the ranks do not divide the global batch size.
         """
+        return self.rank_batches(epoch, step, 1, world)[0]
+
+    def rank_batches(self, epoch: int, step: int, steps: int, world: World) -> Int64:
+        """The same for several steps of an epoch, from `step` on: int64 `(steps, global_batch_size / ranks)`."""
         check_divisible(self.global_batch_size, world.ranks)
         size = self.global_batch_size // world.ranks
-        return self._slice(epoch, step, world.rank * size, size)
+        return self._slice(epoch, step, world.rank * size, size, steps)
 
     def locate(self, sample_ids: Int64) -> tuple[Int64, Int64]:
         """Shard index and row within the shard, both int64 and shaped as `sample_ids`."""
@@ -203,13 +207,17 @@ class Plan:
         counts, first_samples, stream = self._pieces
         return counts, self.locate(first_samples)[0], stream
 
-    def _slice(self, epoch: int, step: int, first: int, size: int) -> Int64:
-        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"epoch {epoch} step {step}: epochs have steps 0 to {self.steps_per_epoch - 1}")
+    def _slice(self, epoch: int, step: int, first: int, size: int, steps: int = 1) -> Int64:
+        """Some places of the global batches of some steps, `(steps, size)`."""
+        if epoch < 0 or steps < 1 or not 0 <= step <= self.steps_per_epoch - steps:
+            raise IndexError(
+                f"epoch {epoch} step {step + steps - 1}: epochs have steps 0 to {self.steps_per_epoch - 1}"
+            )
         per_stream = self.global_batch_size // self.streams
-        slots = np.arange(first, first + size, dtype=np.int64)
-        stream = slots // per_stream
-        index_in_stream = step * per_stream + slots % per_stream
+        places = np.tile(np.arange(first, first + size, dtype=np.int64), steps)
+        step_of = np.repeat(np.arange(step, step + steps, dtype=np.int64), size)
+        stream = places // per_stream
+        index_in_stream = step_of * per_stream + places % per_stream
         order = self._epoch_order(epoch)
 
         positions = self._stream_starts[stream] + index_in_stream
@@ -219,7 +227,7 @@ class Plan:
             positions - start, order.window_starts[window + 1] - start, order.window_keys[window]
         )
         piece = np.searchsorted(order.piece_starts, positions, side="right") - 1
-        return order.piece_first_samples[piece] + (positions - order.piece_starts[piece])
+        return (order.piece_first_samples[piece] + (positions - order.piece_starts[piece])).reshape(steps, size)
 
     @cached_property
     def _shard_sizes(self) -> Int64:

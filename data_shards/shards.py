@@ -27,6 +27,8 @@ from data_shards.store import Store, open_store, write_at
 
 _FETCHES = 3
 _HURRIED_RANGES = 4
+# Of the 1,024 files that a process may have open as a rule.
+_KEPT_FILES = 256
 
 _Identity = tuple[int, int, int, int]
 
@@ -60,6 +62,8 @@ class Shards:
         self._stop = threading.Event()
         self._indexes: dict[int, ShardIndex] = {}
         self._locks = [threading.Lock() for _ in manifest.shards]
+        self._kept: dict[int, int] = {}
+        """Descriptors of verified files that are read in place."""
 
     def fetch_ahead(self, plan: Plan, world: World, step: int, stop_step: int | None = None) -> None:
         """From now on fetch what this rank's node needs next, from a step on, and keep it while it is needed.
@@ -103,6 +107,9 @@ class Shards:
         if self._ahead is not None:
             self._ahead.close()
         self.cache.close()
+        kept, self._kept = self._kept, {}
+        for file in kept.values():
+            os.close(file)
 
     def index(self, shard: int) -> ShardIndex:
         """The index of one shard, kept in memory once it was asked for."""
@@ -154,14 +161,25 @@ class Shards:
         os.close(self._open(shard, again=True))
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        file = self._open(shard)
-        try:
-            data = os.pread(file, size, offset)
-        finally:
-            os.close(file)
+        kept = self._kept.get(shard)
+        if kept is not None:
+            data = os.pread(kept, size, offset)
+        else:
+            file = self._open(shard)
+            try:
+                data = os.pread(file, size, offset)
+            finally:
+                self._keep_or_close(shard, file)
         if len(data) != size:
             raise DataError(f"{self._where(shard)} ends inside a sample. Build or fetch it again.")
         return data
+
+    def _keep_or_close(self, shard: int, file: int) -> None:
+        # A file of the cache may be evicted, and an open one would go on taking room.
+        in_place = self.store.local_path("") is not None
+        if in_place and len(self._kept) < _KEPT_FILES and self._kept.setdefault(shard, file) == file:
+            return
+        os.close(file)
 
     def _open(self, shard: int, *, again: bool = False) -> int:
         """A descriptor of the shard's verified file."""

@@ -163,10 +163,13 @@ class Slot:
 
     def begin(self, sample_ids: Int64) -> None:
         """Make ready for these samples: nothing of an earlier batch is left in places without an object."""
+        self._clear(slice(None))
+        self.sample_ids[:] = sample_ids
+
+    def _clear(self, rows: int | slice) -> None:
         for name, row in _ROWS.items():
             if row.absent is not None and (array := getattr(self, name)) is not None:
-                array[:] = row.absent
-        self.sample_ids[:] = sample_ids
+                array[rows] = row.absent
 
     def take(self, draws: Draws) -> None:
         """Note what the device will need of the draws."""
@@ -188,22 +191,42 @@ class Slot:
 
         With a `scale` the image is resized first, its sides rounded down, and `matrix` is that of the resized one.
         """
+        self.describe(row, samples, shard, place, matrix, rules, scale)
+        self.show(row, samples, shard, place, matrix, scale)
+
+    def describe(
+        self,
+        row: int,
+        samples: Samples,
+        shard: int,
+        place: int,
+        matrix: NDArray[np.float64],
+        rules: BoxRules,
+        scale: float = 1.0,
+    ) -> None:
+        """All of `fill` but the pixels; a batch's rows are best described one after the other, before any is shown."""
         shards = samples.shards
         index = shards.index(shard)
         size = shards.size(shard, place)
-        image = samples.image(shard, place)
         # Boxes go by the scale itself, whatever the rounding of the sides did.
-        to_input = matrix * np.array([scale, scale, 1.0]) if scale != 1 else matrix
-        if image is None:
-            self.images[row] = _GRAY
-        else:
-            cv2.split(self._pixels(row, image, matrix, scale, samples.scratch), list(self.images[row]))
-            self._fill_labels(row, index, place, to_input, size, rules, shards.manifest)
+        to_input = matrix * np.array([scale, scale, 1.0])
+        self._fill_labels(row, index, place, to_input, size, rules, shards.manifest)
         if self.calibration is not None and index.calibration is not None:
             self.calibration[row] = index.calibration[place]
         self.image_ids[row] = index.image_ids[place]
         self.transforms[row] = to_input
         self.original_sizes[row] = size
+
+    def show(
+        self, row: int, samples: Samples, shard: int, place: int, matrix: NDArray[np.float64], scale: float = 1.0
+    ) -> None:
+        """The pixels of `fill`. Where gray stands in for an image, its objects are taken back."""
+        image = samples.image(shard, place)
+        if image is None:
+            self.images[row] = _GRAY
+            self._clear(row)
+            return
+        cv2.split(self._pixels(row, image, matrix, scale, samples.scratch), list(self.images[row]))
 
     def _pixels(self, row: int, image: Image, matrix: NDArray[np.float64], scale: float, scratch: Scratch) -> Image:
         """The input `(height, width, 3)`."""

@@ -23,6 +23,9 @@ from data_shards.store import Store
 
 FillRow = Callable[[int], None]
 
+# Sample ids of several steps cost hardly more than those of one.
+_PLANNED_STEPS = 16
+
 
 @dataclass(frozen=True)
 class Work:
@@ -97,10 +100,13 @@ class TrainingSource(Source):
         step = self.start_step
         while self.stop_step is None or step < self.stop_step:
             epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
-            sample_ids = self.plan.rank_batch(epoch, step_in_epoch, self.world)
-            for part in np.split(sample_ids, self.microbatches):
-                yield self._work(samples, epoch, step, part)
-            step += 1
+            steps = min(_PLANNED_STEPS, self.plan.steps_per_epoch - step_in_epoch)
+            if self.stop_step is not None:
+                steps = min(steps, self.stop_step - step)
+            for sample_ids in self.plan.rank_batches(epoch, step_in_epoch, steps, self.world):
+                for part in np.split(sample_ids, self.microbatches):
+                    yield self._work(samples, epoch, step, part)
+                step += 1
 
     def made(self, samples: Samples, step: int) -> None:  # noqa: D102
         samples.shards.reached(step)
@@ -118,9 +124,12 @@ class TrainingSource(Source):
             slot = Slot.over(memory, shape)
             slot.begin(sample_ids)
             slot.take(draws)
+            matrices = [draws.matrix(row, input_size) for row in range(len(sample_ids))]
+            for row, matrix in enumerate(matrices):
+                slot.describe(row, samples, shards[row], places[row], matrix, self.boxes)
 
             def fill(row: int) -> None:
-                slot.fill(row, samples, shards[row], places[row], draws.matrix(row, input_size), self.boxes)
+                slot.show(row, samples, shards[row], places[row], matrices[row])
 
             return shape, fill
 
