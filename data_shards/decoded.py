@@ -87,6 +87,13 @@ class DecodedImages:
             self._full = True
             self._notes.append(f"{self._folder} is full before the budget is: no more decoded images are kept")
 
+    def close(self) -> None:
+        """Let go of the files. Closing twice is fine."""
+        files, self._files = self._files, {}
+        for file in files.values():
+            if file is not None:
+                os.close(file.descriptor)
+
     def take_notes(self) -> list[str]:
         """What there is to tell since the last call."""
         notes, self._notes = self._notes, []

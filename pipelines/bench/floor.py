@@ -35,15 +35,15 @@ def crop_of(matrix: NDArray[np.float64], size: tuple[int, int], side: int) -> Cr
 
 
 def read_all(
-    files: Sequence[bytes], crops: Sequence[Crop], buffer: NDArray[np.uint8], batch: NDArray[np.uint8]
+    files: Sequence[bytes], crops: Sequence[Crop], batch: NDArray[np.uint8], buffer: NDArray[np.uint8] | None
 ) -> None:
-    """Bring every image into a row of a batch, `(rows, 3, side, side)`, with every buffer used again.
+    """Bring every image into a row of a batch.
 
     Args:
         files: JPEGs.
         crops: one for each.
-        buffer: room for the pixels of the largest.
-        batch: uint8; its rows are filled in turn.
+        batch: uint8 `(rows, 3, side, side)`; its rows are filled in turn.
+        buffer: room for the pixels of the largest, used again for each; None lets the decoder take its own.
     """
     side = batch.shape[2]
     canvas = np.zeros((side, side, 3), np.uint8)
