@@ -15,7 +15,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +404,7 @@ def _build_shard(job: _Job) -> _Built | list[str]:
     job.store.write_bytes(shard.name, tar)
     if job.expected is None:
         # Last: what it says has to be there.
-        job.store.write_bytes(job.record, json.dumps({"built_from": digest, "shard": vars(shard)}).encode())
+        job.store.write_bytes(job.record, json.dumps({"built_from": digest, "shard": asdict(shard)}).encode())
     return _Built(shard)
 
 

@@ -11,7 +11,7 @@ The manifest is written last, so a folder without one holds no data set, only th
 
 import hashlib
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ FORMAT = "aweigh-shards"
 VERSIONS = (1, 2)
 """What is read. Written is 1, and 2 where something stands in it that 1 does not have."""
 MANIFEST_NAME = "manifest.json"
+_SHARDS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class IgnoredCategory:
     """Index of the class it may be taken for; -1 for every class."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar file and its index."""
 
@@ -56,6 +57,9 @@ class Shard:
     sha256: str
     index: str
     index_sha256: str
+
+
+_SHARD_FIELDS = tuple(field.name for field in fields(Shard))
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,15 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """The version of the data set: sha256, in hexadecimal, of the manifest as canonical JSON."""
-        canonical = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+        canonical = _canonical(replace(self, shards=()).as_json())
+        begin, _, end = canonical.partition('"shards":[]')
+        digest = hashlib.sha256(f'{begin}"shards":['.encode("ascii"))
+        # A part at a time: the JSON of 100,000 shards at once takes many times the memory of the shards.
+        for first in range(0, len(self.shards), _SHARDS_AT_ONCE):
+            part = _canonical([_fields(shard) for shard in self.shards[first : first + _SHARDS_AT_ONCE]])
+            digest.update(f"{',' if first else ''}{part[1:-1]}".encode("ascii"))
+        digest.update(f"]{end}".encode("ascii"))
+        return digest.hexdigest()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -127,7 +138,7 @@ class Manifest:
             "version": 1,
             "split": self.split,
             "classes": [_compact(item) for item in self.classes],
-            "shards": [vars(shard) for shard in self.shards],
+            "shards": [_fields(shard) for shard in self.shards],
             "source": _compact(self.source),
         }
         if self.labels:
@@ -163,7 +174,8 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         DataError: the text is no manifest, or one of another version.
     """
     try:
-        document = json.loads(text)
+        # Each shard becomes one as it is read: 100,000 dictionaries at once take more than all else together.
+        document = json.loads(text, object_hook=_shard_or_dictionary)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise DataError(f"{where} is no manifest of shards; give the folder that `aweigh shards build` made.")
         if document["version"] not in VERSIONS:
@@ -174,13 +186,31 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         return Manifest(
             split=document["split"],
             classes=tuple(CocoClass(**_tuples(item)) for item in document["classes"]),
-            shards=tuple(Shard(**item) for item in document["shards"]),
+            shards=_all_shards(document["shards"]),
             source=Source(**_tuples(document["source"])),
             labels=tuple(document.get("labels", ())),
             ignored=tuple(IgnoredCategory(**item) for item in document.get("ignored", ())),
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{where} is damaged ({error}): build the shards again.") from error
+
+
+def _shard_or_dictionary(item: dict[str, Any]) -> Any:
+    return Shard(**item) if "index_sha256" in item else item
+
+
+def _all_shards(items: list[Any]) -> "tuple[Shard, ...]":
+    if other := [item for item in items if not isinstance(item, Shard)]:
+        raise TypeError(f"{other[0]} is no shard")
+    return tuple(items)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _fields(shard: Shard) -> dict[str, Any]:
+    return {name: getattr(shard, name) for name in _SHARD_FIELDS}
 
 
 def _compact(item: Any) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class _Process:
                 [sys.executable, "-P", "-c", _PROGRAM, str(self._memory.fileno()), str(theirs.fileno())],
                 stdin=stdin,
                 pass_fds=(self._memory.fileno(), theirs.fileno()),
-                env={**os.environ, **_environment()},
+                env=_environment(),
                 start_new_session=True,
             )
         self.process_id = self._popen.pid
@@ -248,7 +248,16 @@ def _anonymous_file() -> IO[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """Imports as this process has them, and no threads that nobody needs."""
+    """This process's own, with imports as it has them, and no threads that nobody needs."""
     ours = str(Path(__file__).resolve().parents[1])
     paths = [ours, *(path for path in sys.path if path and path != ours)]
-    return {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return {
+        # glibc would give the memory of every image back to the kernel, and fetch it again for the next.
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 29),
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
