@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test fast lock clean
+.PHONY: demo test fast drill lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/aweigh demo
@@ -21,6 +21,10 @@ test: $(VENV)/installed
 # The tests that take seconds, for while you work.
 fast: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+
+# Every fault of `aweigh drill --faults`, about half an hour; checkpoint-disk-full needs root.
+drill: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/aweigh drill
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "aweigh needs Python 3.11 or 3.12; install one, or name it: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
@@ -39,4 +43,4 @@ lock:
 
 # Runs stay: they hold checkpoints.
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo drill

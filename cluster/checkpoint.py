@@ -4,6 +4,7 @@
       step-00000400/
         weights.safetensors     fp32 parameters and buffers, usable alone
         optimizer.safetensors   "parameter|state"
+        ema.safetensors         the average of the weights where one is kept, usable alone
         per_rank.safetensors    "rank|buffer"
         state.json              step, epoch, score, samples seen, class list, manifest digest, recipe, MLflow run, …
         checkpoint.json         size and sha256 of the files above, written last
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cluster.engine import TrainingState
@@ -28,7 +30,9 @@ from cluster.errors import ClusterError
 
 FORMAT_VERSION = 1
 _TENSOR_FILES = ("weights", "optimizer", "per_rank")
-_SEAL = "checkpoint.json"
+_AVERAGE = "ema"
+SEAL = "checkpoint.json"
+"""The file that is written last: with it a checkpoint is complete."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,18 @@ class Checkpoint:
 
     def training_state(self) -> TrainingState:
         """Load the complete state onto the CPU."""
-        return TrainingState(*(self._tensors(name) for name in _TENSOR_FILES))
+        average = self._tensors(_AVERAGE) if self.has_average else {}
+        weights, optimizer, per_rank = (self._tensors(name) for name in _TENSOR_FILES)
+        return TrainingState(weights, optimizer, per_rank, average)
+
+    @property
+    def has_average(self) -> bool:
+        """Whether it holds an average of the weights beside them."""
+        return (self.path / f"{_AVERAGE}.safetensors").exists()
 
     def weights(self) -> dict[str, Tensor]:
-        """Load the weights alone, fp32 on the CPU."""
-        return self._tensors("weights")
+        """Load the weights that were evaluated, fp32 on the CPU: the average where one is kept."""
+        return self._tensors(_AVERAGE if self.has_average else "weights")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         from safetensors.torch import load_file
@@ -87,26 +98,16 @@ class CheckpointFolder:
         Raises:
             ClusterError: the folder cannot be written; the checkpoints there before are untouched.
         """
-        from safetensors.torch import save_file
-
         facts = {**facts, "score": score}
-        name = f"step-{int(facts['step']):08d}"
+        name = step_name(int(facts["step"]))
         partial = self.folder / f".{name}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            for file in _TENSOR_FILES:
-                tensors = {key: value.contiguous() for key, value in getattr(state, file).items()}
-                save_file(tensors, partial / f"{file}.safetensors")
-            (partial / "state.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
-            files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
-            seal = {"format": FORMAT_VERSION, "files": files}
-            (partial / _SEAL).write_text(json.dumps(seal, indent=1))
-            for path in (*partial.iterdir(), partial):
-                _flush(path)
+            _write_files(partial, state, facts)
             final = self.folder / name
-            for later in self._folders():
+            for later in self.complete():
                 # Of this step or a later one, yet training came from before: they were harmed and passed over.
                 if later.name >= name:
                     later.rename(self.folder / f".{later.name}.harmed")
@@ -115,9 +116,9 @@ class CheckpointFolder:
         except OSError as error:
             raise ClusterError(
                 f"checkpoint {name} could not be written to {self.folder}: {error.strerror or error}. "
-                f"Earlier checkpoints are untouched; make room or set run.folder elsewhere."
+                f"Earlier checkpoints are untouched; make room, or set run.folder or checkpoint.location elsewhere."
             ) from error
-        self._collect()
+        self.collect()
         return Checkpoint(final, dict(facts))
 
     def latest(self) -> Checkpoint | None:
@@ -128,7 +129,7 @@ class CheckpointFolder:
         Raises:
             ClusterError: there are checkpoints, but none of them is whole, or one is of a later format.
         """
-        folders = sorted(self._folders(), reverse=True)
+        folders = sorted(self.complete(), reverse=True)
         found = self._first_whole(folders)
         if folders and found is None:
             raise ClusterError(
@@ -152,7 +153,7 @@ class CheckpointFolder:
     def _by_score(self) -> list[Path]:
         """Scored checkpoints, the best and then the newest first."""
         scored = []
-        for path in self._folders():
+        for path in self.complete():
             try:
                 score = json.loads((path / "state.json").read_text())["score"]
             except (OSError, ValueError, KeyError):
@@ -161,16 +162,26 @@ class CheckpointFolder:
                 scored.append((score, path))
         return [path for _, path in sorted(scored, reverse=True)]
 
-    def _folders(self) -> list[Path]:
-        return list(self.folder.glob("step-*")) if self.folder.is_dir() else []
+    def complete(self) -> list[Path]:
+        """Every checkpoint that was made current, the oldest first; whether it is unharmed is not looked at."""
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
 
-    def _collect(self) -> None:
-        kept = {path.name for path in [*sorted(self._folders())[-self.keep :], *self._by_score()[:1]]}
-        for path in self._folders():
-            if path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob(".step-*"):
+    def orphans(self) -> list[Path]:
+        """What a killed process left half-written, or set aside as harmed."""
+        return sorted(self.folder.glob(".step-*")) if self.folder.is_dir() else []
+
+    def collect(self) -> list[Path]:
+        """Remove orphans and what is kept no longer; gives what was removed."""
+        kept = {path.name for path in [*self.complete()[-self.keep :], *self._by_score()[:1]]}
+        removed = [path for path in self.complete() if path.name not in kept] + self.orphans()
+        for path in removed:
             shutil.rmtree(path, ignore_errors=True)
+        return removed
+
+
+def step_name(step: int) -> str:
+    """What a checkpoint of this step is called."""
+    return f"step-{step:08d}"
 
 
 def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
@@ -185,13 +196,13 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         ClusterError: it is of a later format.
     """
     try:
-        seal = json.loads((path / _SEAL).read_text())
+        seal = json.loads((path / SEAL).read_text())
     except FileNotFoundError:
         raise HarmedCheckpointError(
-            f"{path} is not a complete checkpoint: {_SEAL} is missing. Choose another, or delete it."
+            f"{path} is not a complete checkpoint: {SEAL} is missing. Choose another, or delete it."
         ) from None
     except (OSError, ValueError) as error:
-        raise HarmedCheckpointError(f"{path / _SEAL} cannot be read: {error}. Choose another checkpoint.") from error
+        raise HarmedCheckpointError(f"{path / SEAL} cannot be read: {error}. Choose another checkpoint.") from error
     if seal.get("format") != FORMAT_VERSION:
         raise ClusterError(
             f"{path} has checkpoint format {seal.get('format')}, this aweigh reads {FORMAT_VERSION}; update aweigh."
@@ -205,6 +216,34 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
                 f"{expected['sha256'][:12]}…. Delete {path.name} and use an earlier checkpoint."
             )
     return Checkpoint(path, json.loads((path / "state.json").read_text()))
+
+
+def _write_files(folder: Path, state: TrainingState, facts: Mapping[str, Any]) -> None:
+    """Write every file, flush it to disk, compare what was written with what is in memory, and seal it."""
+    from safetensors.torch import save_file
+
+    parts = {name: getattr(state, name) for name in _TENSOR_FILES}
+    if state.ema:
+        parts[_AVERAGE] = state.ema
+    for name, tensors in parts.items():
+        contiguous = {key: value.contiguous() for key, value in tensors.items()}
+        save_file(contiguous, folder / f"{name}.safetensors")
+        _compare(folder / f"{name}.safetensors", contiguous)
+    (folder / "state.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    (folder / SEAL).write_text(json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1))
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
+
+
+def _compare(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name, expected in tensors.items():
+            # As bytes: NaN is not equal to itself.
+            if not torch.equal(file.get_tensor(name).view(-1).view(torch.uint8), expected.view(-1).view(torch.uint8)):
+                raise OSError(f"{path.name} does not hold what was written to it ({name})")
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

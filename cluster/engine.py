@@ -1,28 +1,26 @@
 """DeepSpeed's engine behind one small class: settings in, steps done, complete state out and in again.
 
-Unusual here: the optimizer is torch's (nothing is compiled at start), bf16 is torch's autocast over fp32 weights
-(DeepSpeed's own bf16 keeps BatchNorm statistics in 8 bits), and the state that leaves is by parameter name, the
+Unusual here: the optimizer is torch's (nothing is compiled at start), bf16 and fp16 are torch's autocast over fp32
+weights (DeepSpeed's own bf16 keeps BatchNorm statistics in 8 bits), and the state that leaves is by parameter name, the
 same for every world size and ZeRO stage.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from cluster.average import WeightAverage
 from cluster.errors import ClusterError
+from cluster.loss_scale import LossScale
+from cluster.optimizer_state import STATE_KEYS, OptimizerState
 from cluster.settings import EngineSettings, Precision
 
-# Optimizer state that is as large as its parameter, by torch optimizer.
-_STATE_KEYS = {
-    torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
-    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
-    torch.optim.SGD: ("momentum_buffer",),
-}
+ResolvedPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def bootstrap(device: torch.device) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPrecision:
     """What "auto" means on this device: bf16 where its arithmetic is native, fp32 elsewhere."""
     if precision != "auto":
         return precision
@@ -95,7 +93,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: Literal["fp32", "bf16"]) -> dict[str, Any]:
+def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: ResolvedPrecision) -> dict[str, Any]:
     """DeepSpeed's JSON for these settings; `settings.deepspeed` is merged over it, key by key."""
     config: dict[str, Any] = {
         "train_batch_size": split.global_size,
@@ -149,6 +147,8 @@ class TrainingState:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     per_rank: dict[str, Tensor]
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    """The average of the weights with its buffers, as `weights`; empty where none is kept."""
 
 
 class Engine:
@@ -176,7 +176,7 @@ class Engine:
     ) -> None:
         import deepspeed
 
-        if optimizer_class not in _STATE_KEYS:
+        if optimizer_class not in STATE_KEYS:
             raise ClusterError(f"optimizer {optimizer_class.__name__} is not known; use Adam, AdamW or SGD.")
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
@@ -188,15 +188,30 @@ class Engine:
         if state is not None:
             # Loaded before DeepSpeed flattens and shares out the parameters, so every stage starts from them.
             model.load_state_dict(state.weights)
-        self._optimizer_class = optimizer_class
+        if self.precision == "fp16":
+            _autocast_fp16(model, device)
         optimizer = optimizer_class(parameter_groups)  # type: ignore[call-arg]
         self.config = deepspeed_config(settings, split, self.precision)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.config, dist_init_required=False
         )
+        self._optimizer_state = OptimizerState(self.model, self._optimizer, optimizer_class, self.zero_stage, device)
+        self.loss_scale = LossScale() if self.precision == "fp16" else None
+        self.average: WeightAverage | None = None
+        self.skipped = False
+        """Whether the last step was skipped, on all ranks, because a gradient was not finite."""
+        self._skips = self.precision == "fp16" or settings.not_finite == "skip"
+        if self._skips and self.zero_stage in (1, 2):
+            self._optimizer.check_grad_overflow = True
         if state is not None:
-            self._load_optimizer(state.optimizer)
+            self._optimizer_state.load(state.optimizer)
             self._load_per_rank(state.per_rank)
+        if settings.ema_decay:
+            self.average = WeightAverage(self.model, settings.ema_decay)
+        if state is not None:
+            self._load_extras(state)
+        self._apply_loss_scale()
+        self._good_buffers = [buffer.detach().clone() for buffer in self.model.buffers()] if self._skips else []
 
     @property
     def model(self) -> nn.Module:
@@ -210,11 +225,57 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of one microbatch; DeepSpeed divides by the accumulation steps and averages over ranks."""
+        if self.loss_scale and self.zero_stage == 0:
+            loss = loss * self.loss_scale.value  # at the other stages DeepSpeed multiplies and divides
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """End a microbatch; the optimizer steps at the end of the accumulation."""
+        """End a microbatch; the optimizer steps at the end of the accumulation.
+
+        In fp16, and where `not_finite` is "skip", a gradient with NaN or infinity in it skips the step on all ranks:
+        weights, optimizer state and buffers stay what they were, and `skipped` says so.
+        """
+        ends_step = self._engine.is_gradient_accumulation_boundary()
+        overflowed = ends_step and self._skips and self.zero_stage == 0 and not self._unscale_plain_gradients()
         self._engine.step()
+        if not ends_step:
+            return
+        self.skipped = overflowed or bool(getattr(self._optimizer, "overflow", False))
+        if self._skips:
+            self._keep_or_restore_buffers()
+        if self.loss_scale:
+            self.loss_scale.update(self.skipped)
+            self._apply_loss_scale()
+        if self.average and not self.skipped:
+            self.average.update()
+
+    def _unscale_plain_gradients(self) -> bool:
+        """Divide the gradients of stage 0 by the loss scale; where one is not finite, drop all and give False."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if not gradients:
+            return True
+        if self.loss_scale:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+        # They are averages over all ranks already, so every rank finds the same.
+        if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+            return True
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return False
+
+    @torch.no_grad()
+    def _keep_or_restore_buffers(self) -> None:
+        buffers = list(self.model.buffers())
+        if not buffers:
+            return
+        if self.skipped:
+            torch._foreach_copy_(buffers, self._good_buffers)
+        else:
+            torch._foreach_copy_(self._good_buffers, buffers)
+
+    def _apply_loss_scale(self) -> None:
+        if self.loss_scale and self.zero_stage > 0:
+            self._optimizer.override_loss_scale(self.loss_scale.value)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the rate of every parameter group, times the group's own "lr_factor"."""
@@ -229,8 +290,11 @@ class Engine:
 
     def averaged_buffers(self) -> dict[str, Tensor]:
         """Buffers by name, floating ones averaged over ranks: DeepSpeed never exchanges BatchNorm statistics."""
+        return self._over_ranks(dict(self.model.named_buffers()))
+
+    def _over_ranks(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         averaged = {}
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in buffers.items():
             value = buffer.detach().clone()
             if value.is_floating_point() and self.world_size > 1:
                 torch.distributed.all_reduce(value)
@@ -239,17 +303,35 @@ class Engine:
         return averaged
 
     def evaluation_weights(self) -> dict[str, Tensor]:
-        """Complete fp32 state dict on this rank's device, with averaged buffers; every rank calls it."""
+        """Complete fp32 state dict on this rank's device, with averaged buffers; every rank calls it.
+
+        The average of the weights where one is kept, else the weights.
+        """
+        return self._averaged_weights() if self.average else self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
         return {**self._full_parameters(), **self.averaged_buffers()}
+
+    def _averaged_weights(self) -> dict[str, Tensor]:
+        assert self.average is not None
+        return {**self.average.parameters(), **self._over_ranks(self.average.buffers())}
 
     def state(self) -> TrainingState | None:
         """The complete state; every rank calls it, rank 0 is given it and the others None.
 
         Nothing that training uses is changed, so a run that saves often equals one that never does.
         """
-        weights = {name: value.cpu().clone() for name, value in self.evaluation_weights().items()}
-        optimizer = self._full_optimizer()
+        weights = {name: value.cpu().clone() for name, value in self._weights().items()}
+        optimizer = self._optimizer_state.full()
         own = {name: buffer.detach().cpu().clone() for name, buffer in self.model.named_buffers()}
+        average: dict[str, Tensor] = {}
+        if self.average:
+            average = {name: value.cpu().clone() for name, value in self._averaged_weights().items()}
+            own |= {f"ema/{name}": buffer.cpu().clone() for name, buffer in self.average.buffers().items()}
+            optimizer["ema|updates"] = torch.tensor(self.average.updates)
+        if self.loss_scale:
+            optimizer["loss_scale|value"] = torch.tensor(self.loss_scale.value, dtype=torch.float64)
+            optimizer["loss_scale|good_steps"] = torch.tensor(self.loss_scale.good_steps)
         own["random_state"] = torch.get_rng_state()
         per_rank: list[dict[str, Tensor] | None] | None = [None] * self.world_size if self.rank == 0 else None
         torch.distributed.gather_object(own, per_rank)
@@ -258,7 +340,7 @@ class Engine:
         flat = {
             f"{rank}|{name}": value for rank, values in enumerate(per_rank) for name, value in (values or {}).items()
         }
-        return TrainingState(weights, optimizer, flat)
+        return TrainingState(weights, optimizer, flat, average)
 
     def _full_parameters(self) -> dict[str, Tensor]:
         if self.zero_stage < 3:
@@ -267,99 +349,26 @@ class Engine:
 
         return {name: safe_get_full_fp32_param(parameter).detach() for name, parameter in self.model.named_parameters()}
 
-    def _shares(self) -> list[Tensor]:
-        """The tensors that torch's optimizer keeps state for: parameters, or this rank's flat partitions."""
-        if self.zero_stage == 0:
-            return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        if self.zero_stage < 3:
-            return list(self._optimizer.single_partition_of_fp32_groups)
-        return list(self._optimizer.fp32_partitioned_groups_flat)
+    def _load_extras(self, state: TrainingState) -> None:
+        """The average of the weights and the loss scale, where this training and the saved one have them."""
+        if self.average and state.ema:
+            own = self._own(state.per_rank)
+            buffers = {name: own[f"ema/{name}"] for name, _ in self.model.named_buffers()} if own else {}
+            self.average.load({**state.ema, **buffers}, int(state.optimizer["ema|updates"]))
+        if self.loss_scale and "loss_scale|value" in state.optimizer:
+            self.loss_scale.value = float(state.optimizer["loss_scale|value"])
+            self.loss_scale.good_steps = int(state.optimizer["loss_scale|good_steps"])
 
-    def _torch_optimizer(self) -> torch.optim.Optimizer:
-        return self._optimizer if self.zero_stage == 0 else self._optimizer.optimizer
-
-    def _link_optimizer_state(self) -> None:
-        """Tie parameters to their part of the flat optimizer state (ZeRO 1 and 2).
-
-        DeepSpeed does it once, after the first parameter group's first step: too early for the other groups, and
-        never for a state that is loaded before any step.
-        """
-        if self.zero_stage not in (1, 2):
-            return
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        zero = self._optimizer
-        for parameters, share in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-            lazy_init_hp_params_optimizer_state(parameters, share, zero.optimizer.state)
-        zero._hp_optimizer_states_linked = True
-
-    def _full_optimizer(self) -> dict[str, Tensor]:
-        self._link_optimizer_state()
-        state = self._torch_optimizer().state
-        started = [state[share] for share in self._shares() if state.get(share)]
-        if not started:
-            return {}
-        # One count serves all parameters: every step updates every one that has a gradient.
-        step = started[0].get("step")
-        full = {} if step is None else {"step": torch.as_tensor(step, dtype=torch.float32).cpu().clone()}
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            for key in _STATE_KEYS[self._optimizer_class]:
-                value = self._full_optimizer_value(parameter, key)
-                if value is not None:
-                    full[f"{name}|{key}"] = value.cpu().clone()
-        return full
-
-    def _full_optimizer_value(self, parameter: nn.Parameter, key: str) -> Tensor | None:
-        if self.zero_stage == 0:
-            # A parameter that has no gradient (DLA-34 has eight) has no state.
-            return self._torch_optimizer().state.get(parameter, {}).get(key)
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        return safe_get_full_optimizer_state(parameter, key).detach().reshape(parameter_shape(parameter))
-
-    def _load_optimizer(self, saved: Mapping[str, Tensor]) -> None:
-        if not saved:
-            return
-        state = self._torch_optimizer().state
-        keys = _STATE_KEYS[self._optimizer_class]
-        for share in self._shares():
-            state[share] = {key: torch.zeros_like(share) for key in keys}
-            if "step" in saved:
-                state[share]["step"] = saved["step"].clone()
-        self._link_optimizer_state()
-        for name, parameter in self.model.named_parameters():
-            for key in keys:
-                value = saved.get(f"{name}|{key}")
-                if value is None:
-                    if self.zero_stage == 0 and parameter in state:
-                        del state[parameter]
-                    break
-                self._set_optimizer_value(parameter, key, value.to(self.device))
-
-    def _set_optimizer_value(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        if self.zero_stage == 0:
-            self._torch_optimizer().state[parameter][key].copy_(value)
-            return
-        if self.zero_stage == 3:
-            from deepspeed.utils import safe_set_local_optimizer_state
-
-            # Shares are equal, the last one padded; DeepSpeed's own setter forgets the padding.
-            share = -(-value.numel() // self.world_size)
-            padded = torch.zeros(share * self.world_size, dtype=value.dtype, device=value.device)
-            padded[: value.numel()] = value.flatten()
-            own = padded[share * self.rank : share * (self.rank + 1)]
-            safe_set_local_optimizer_state(parameter, own, key)
-            return
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        safe_set_full_optimizer_state(parameter, value, key)
-
-    def _load_per_rank(self, per_rank: Mapping[str, Tensor]) -> None:
-        own = {key.split("|", 1)[1]: value for key, value in per_rank.items() if key.startswith(f"{self.rank}|")}
+    def _own(self, per_rank: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's part of what differs between ranks; empty where the saved world had another size."""
         saved_world = 1 + max((int(key.split("|", 1)[0]) for key in per_rank), default=-1)
         if saved_world != self.world_size:
+            return {}
+        return {key.split("|", 1)[1]: value for key, value in per_rank.items() if key.startswith(f"{self.rank}|")}
+
+    def _load_per_rank(self, per_rank: Mapping[str, Tensor]) -> None:
+        own = self._own(per_rank)
+        if not own:
             return  # another world: the averaged buffers of the weights stay
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
@@ -367,9 +376,15 @@ class Engine:
         torch.set_rng_state(own["random_state"])
 
 
-def parameter_shape(parameter: nn.Parameter) -> torch.Size:
-    """The full shape, also of a parameter that ZeRO 3 has taken apart."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+def _autocast_fp16(model: nn.Module, device: torch.device) -> None:
+    """Run the network's forward under fp16 autocast, inside of DeepSpeed, which would scale gradients its own way."""
+    plain = model.forward
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        with torch.autocast(device.type, dtype=torch.float16):
+            return plain(*arguments, **named)
+
+    model.forward = forward
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,3 +7,11 @@ class ClusterError(RuntimeError):
 
 class WorkersFailedError(ClusterError):
     """Training had begun and could not go on; its checkpoints are kept."""
+
+
+class StoppedError(WorkersFailedError):
+    """Training was asked to stop and did; `signal` is the number of the signal that asked."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -17,6 +17,8 @@ from cluster.settings import ClusterSettings
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # How often Ray asks whether a node is to be taken away: a spot instance has two minutes.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # A submitted job has variables of its own; ours are added to them instead of being refused.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
@@ -92,7 +94,7 @@ def _knock(address: str) -> None:
 
 def _cores_needed(settings: ClusterSettings) -> int:
     # One beside the workers for Ray Train's controller.
-    return int(settings.workers * settings.cpus_per_worker) + 1
+    return int(settings.max_workers * settings.cpus_per_worker) + 1
 
 
 def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
@@ -117,8 +119,8 @@ def dashboard_url() -> str:
 def _check_resources(ray: Any, settings: ClusterSettings, address: str | None) -> None:
     resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
-    lacks_gpus = settings.device == "cuda" and gpus < settings.workers
-    lacks_cpus = address is not None and cpus < settings.workers * settings.cpus_per_worker
+    lacks_gpus = settings.device == "cuda" and gpus < settings.min_workers
+    lacks_cpus = address is not None and cpus < settings.min_workers * settings.cpus_per_worker
     if address and settings.wait_minutes and (lacks_gpus or lacks_cpus):
         with reserved(ray, settings, 60 * settings.wait_minutes, gpu=wants_gpu(ray, settings)):
             return

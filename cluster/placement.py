@@ -20,7 +20,7 @@ _NOTE_SECONDS = 30
 def wants_gpu(ray: Any, settings: ClusterSettings) -> bool:
     """Whether workers take a GPU each; `auto` says so where the cluster has one for each."""
     return settings.device == "cuda" or (
-        settings.device == "auto" and ray.cluster_resources().get("GPU", 0) >= settings.workers
+        settings.device == "auto" and ray.cluster_resources().get("GPU", 0) >= settings.min_workers
     )
 
 
@@ -32,7 +32,7 @@ def reserved(ray: Any, settings: ClusterSettings, seconds: float, *, gpu: bool) 
         ClusterError: the cluster did not have them within the seconds.
     """
     bundle = {"CPU": settings.cpus_per_worker, **({"GPU": 1} if gpu else {})}
-    group = ray.util.placement_group([bundle] * settings.workers, strategy="PACK")
+    group = ray.util.placement_group([bundle] * settings.min_workers, strategy="PACK")
     try:
         began = time.monotonic()
         while not group.wait(min(_NOTE_SECONDS, max(1.0, seconds))):

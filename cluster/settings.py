@@ -2,12 +2,13 @@
 
 import difflib
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.errors import ClusterError
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # Top-level keys of DeepSpeed 0.19 that have an effect here; it ignores any other without a word.
 _DEEPSPEED_KEYS = frozenset(
@@ -35,8 +36,8 @@ class ClusterSettings:
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
 
-    workers: int = 2
-    """Worker processes; with GPUs, one for each GPU."""
+    workers: int | str = 2
+    """Worker processes; with GPUs, one for each GPU. MIN:MAX follows the cluster as nodes come and go."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto takes GPUs where the cluster has one for each worker."""
@@ -56,10 +57,42 @@ class ClusterSettings:
     preflight: bool = True
     """Check the nodes before workers on several of them start, as `aweigh preflight` does."""
 
+    hang_seconds: float = 300.0
+    """Without progress for so long, the rank that holds up the others is named and all are restarted; 0 never."""
+
+    grace_seconds: float = 25.0
+    """After Ctrl-C or SIGTERM, the time in which workers write a checkpoint before they are stopped."""
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest workers that training goes on with."""
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """Most workers that are asked for."""
+        return int(str(self.workers).rpartition(":")[2])
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers follows the cluster."""
+        return isinstance(self.workers, str)
+
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("max_failures", 0), ("timeout_seconds", 1)):
-            if getattr(self, name) < least:
-                raise ClusterError(f"cluster.{name} is {getattr(self, name)}; it must be {least} or more.")
+        text = str(self.workers)
+        if not re.fullmatch(r"-?\d+|\d+:\d+", text):
+            raise ClusterError(f"cluster.workers is {text!r}; write a number, or the fewest and the most as 2:8.")
+        if ":" not in text:
+            # A flag or YAML may bring the number as text.
+            object.__setattr__(self, "workers", int(text))
+        elif not 1 <= self.min_workers < self.max_workers:
+            raise ClusterError(f"cluster.workers is {text}; write the fewest, 1 or more, then more than that, as 2:8.")
+        for name, least in (("min_workers", 1), ("max_failures", 0), ("timeout_seconds", 1), ("hang_seconds", 0)):
+            if not getattr(self, name) >= least:
+                name, value = name.replace("min_", ""), getattr(self, name)
+                raise ClusterError(f"cluster.{name} is {value}; it must be {least} or more.")
+        if not self.grace_seconds > 0:
+            raise ClusterError(f"cluster.grace_seconds is {self.grace_seconds:g}; it must be above 0.")
         if not 0 <= self.wait_minutes < math.inf:
             raise ClusterError(f"cluster.wait_minutes is {self.wait_minutes:g}; it must be 0 (do not wait) or more.")
         if not self.cpus_per_worker > 0:
@@ -76,10 +109,16 @@ class EngineSettings:
     """What the ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
 
     precision: Precision = "auto"
-    """fp32, bf16 (autocast over fp32 weights), or auto: bf16 where the device computes it natively."""
+    """fp32; bf16 or fp16 (autocast over fp32 weights, fp16 with a dynamic loss scale); auto: bf16 where native."""
 
     clip_norm: float = 0.0
     """Largest gradient norm; 0 does not clip."""
+
+    ema_decay: float = 0.0
+    """Decay of an average of the weights, evaluated and saved instead of them; 0 keeps none. 0.9998 suits detectors."""
+
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What NaN or infinity in the loss does: stop the run, or skip the step on all ranks and go on."""
 
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Keys of DeepSpeed's JSON to set or override, such as zero_optimization.overlap_comm."""
@@ -87,6 +126,8 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if not self.clip_norm >= 0:
             raise ClusterError(f"engine.clip_norm is {self.clip_norm:g}; it must be 0 (off) or more.")
+        if not 0 <= self.ema_decay < 1:
+            raise ClusterError(f"engine.ema_decay is {self.ema_decay:g}; it must be 0 (none) or more and below 1.")
         if "stage" in self.deepspeed.get("zero_optimization", {}):
             raise ClusterError("engine.deepspeed.zero_optimization.stage is derived by aweigh; set engine.zero_stage.")
         for key in self.deepspeed:
@@ -110,13 +151,21 @@ class CheckpointSettings:
     every_steps: int = 0
     """Steps between more checkpoints inside the epochs; 0 writes none."""
 
+    every_minutes: float = 15.0
+    """Longest time of training between checkpoints; 0 goes by steps and epochs alone."""
+
     keep: int = 2
     """How many of the newest stay; the one of the highest AP stays beside them."""
+
+    location: str = ""
+    """Where they go: empty is the run's folder; a folder, or s3://BUCKET/PREFIX for copies that outlive the machine."""
 
     def __post_init__(self) -> None:
         if self.every_epochs < 1:
             raise ClusterError(f"checkpoint.every_epochs is {self.every_epochs}; it must be 1 or more.")
         if self.every_steps < 0:
             raise ClusterError(f"checkpoint.every_steps is {self.every_steps}; it must be 0 (epochs only) or more.")
+        if not self.every_minutes >= 0:
+            raise ClusterError(f"checkpoint.every_minutes is {self.every_minutes:g}; it must be 0 (never) or more.")
         if self.keep < 1:
             raise ClusterError(f"checkpoint.keep is {self.keep}; at least 1 has to stay to resume from.")

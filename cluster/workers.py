@@ -23,9 +23,15 @@ import torch
 
 from cluster.engine import bootstrap
 from cluster.errors import ClusterError, WorkersFailedError
+from cluster.heartbeat import Heartbeat
+from cluster.placement import wants_gpu
+from cluster.preemption import preemption_notice
 from cluster.settings import ClusterSettings
+from cluster.stopping import Control, Stopping
 
 logger = logging.getLogger("aweigh")
+
+_RESIZE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,23 @@ class WorkerContext:
     device: torch.device
     folder: Path
     """The run's folder, the same for every worker."""
+    heartbeat: Heartbeat
+    """To be told of every phase."""
+    control: Control
+    """What the driver asks for."""
+
+    def wishes(self) -> list[str]:
+        """What this worker would have all do at this step's end: "stop", "save", "preempted"."""
+        asked = self.control.wishes() if self.rank == 0 else []
+        return [*asked, *(["preempted"] if preemption_notice() else [])]
 
 
 Loop = Callable[[WorkerContext, Any], None]
 
 
-def run_workers(loop: Loop, config: Any, *, run_name: str, folder: Path, settings: ClusterSettings) -> None:
+def run_workers(
+    loop: Loop, config: Any, *, run_name: str, folder: Path, settings: ClusterSettings, batch_size: int = 0
+) -> None:
     """Run `loop(context, config)` on every worker until it returns, replacing lost workers.
 
     The log of rank 0 is followed on stderr; every rank's log is kept in `folder/logs`.
@@ -55,10 +72,11 @@ def run_workers(loop: Loop, config: Any, *, run_name: str, folder: Path, setting
         run_name: names the Ray job.
         folder: the run's folder, seen by every node.
         settings: number and kind of workers.
+        batch_size: what an elastic number of workers has to divide.
 
     Raises:
         WorkersFailedError: a worker failed for good; the line names rank and cause.
-        KeyboardInterrupt: Ctrl-C; workers are stopped first.
+        StoppedError: Ctrl-C or SIGTERM; workers were given time to write a checkpoint.
     """
     from cluster.local import connected
 
@@ -66,21 +84,29 @@ def run_workers(loop: Loop, config: Any, *, run_name: str, folder: Path, setting
     logs.mkdir(parents=True, exist_ok=True)
     failure = folder / "failure.json"
     failure.unlink(missing_ok=True)
-    with connected(settings) as ray, _followed(logs / "rank-0.log"):
+    with (
+        connected(settings) as ray,
+        Stopping(folder, settings.grace_seconds) as stopping,
+        _followed(logs / "rank-0.log"),
+    ):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
 
-        use_gpu = settings.device == "cuda" or (
-            settings.device == "auto" and ray.cluster_resources().get("GPU", 0) >= settings.workers
-        )
-        trainer = TorchTrainer(
+        from cluster.trainer import Trainer
+
+        use_gpu = wants_gpu(ray, settings)
+        trainer = Trainer(
             _worker,
+            stopping=stopping,
+            worlds=dividing_worlds(batch_size, settings) if settings.elastic else (),
+            folder=folder,
             train_loop_config={"loop": loop, "config": config, "folder": str(folder), "settings": settings},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=settings.timeout_seconds),
             scaling_config=ScalingConfig(
-                num_workers=settings.workers,
+                num_workers=(settings.min_workers, settings.max_workers) if settings.elastic else settings.max_workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             ),
             run_config=RunConfig(
                 # A name of its own for each driver: the state to resume from is ours, not Ray's snapshot.
@@ -91,14 +117,31 @@ def run_workers(loop: Loop, config: Any, *, run_name: str, folder: Path, setting
         )
         try:
             trainer.fit()
-        except SystemExit:
-            # Ray's answer to Ctrl-C is to stop the workers and exit with success; ours is to say how to go on.
-            raise KeyboardInterrupt from None
         except Exception as error:
+            if stopped := stopping.error():
+                raise stopped from None
             if not failure.exists():
                 raise WorkersFailedError(_cause(error, logs)) from error
+    if stopping.finished_in_order() and (stopped := stopping.error()):
+        raise stopped
     if failure.exists():
         raise WorkersFailedError(json.loads(failure.read_text())["message"])
+
+
+def dividing_worlds(batch_size: int, settings: ClusterSettings) -> tuple[int, ...]:
+    """The numbers of workers that `cluster.workers` allows and that share the global batch equally.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    allowed = range(settings.min_workers, settings.max_workers + 1)
+    worlds = tuple(world for world in allowed if batch_size % world == 0)
+    if not worlds:
+        raise ClusterError(
+            f"batch.global_size {batch_size} divides among no number of workers from {settings.min_workers} to "
+            f"{settings.max_workers}; widen cluster.workers, or set batch.global_size to a multiple of one of them."
+        )
+    return worlds
 
 
 class UnrecoverableError(Exception):
@@ -118,8 +161,11 @@ def _worker(arguments: dict[str, Any]) -> None:
             return  # the group was restarted after an error that would only come again
         try:
             context = _joined(train_context, folder, arguments["settings"])
-            with _sole_writer(folder, rank):
-                arguments["loop"](context, arguments["config"])
+            try:
+                with _sole_writer(folder, rank):
+                    arguments["loop"](context, arguments["config"])
+            finally:
+                context.heartbeat.close()
         except Exception as error:
             with (folder / "logs" / f"rank-{rank}-errors.log").open("a") as errors:
                 errors.write(traceback.format_exc())
@@ -155,6 +201,8 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
         nodes=max(nodes) + 1,
         device=device,
         folder=folder,
+        heartbeat=Heartbeat(folder, train_context.get_world_rank(), world_size, settings.hang_seconds),
+        control=Control(folder),
     )
 
 

@@ -17,7 +17,7 @@ from detectors.backbones.resnet import IMAGENET, ResNet
 from detectors.detector import Detector, DetectorError, Preprocessing
 from detectors.layers.head import Head, convolutional_head, start_heatmap, start_small, start_without_bias
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
-from detectors.settings import require_count
+from detectors.settings import require_count, require_flag
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
@@ -191,8 +191,12 @@ class HourglassSettings:
     width: int = 256
     """Channels at stride 4, also of the heads; less makes a lighter network that no published file fits."""
 
+    activation_checkpointing: bool = False
+    """Compute the inside of residuals again in backward instead of keeping it: less memory, more time, same results."""
+
     def __post_init__(self) -> None:
         require_count("width", self.width)
+        require_flag("activation_checkpointing", self.activation_checkpointing)
         if self.width % 2:
             raise DetectorError(f"width is {self.width}; an hourglass has levels of half and 1.5 times as many.")
 
@@ -205,7 +209,7 @@ class HourglassNetwork(CenterNetNetwork):
 
     def assemble(self, settings: HourglassSettings) -> None:
         """Register the layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""
-        _adopt(self, Hourglass(settings.width, self.stacks))
+        _adopt(self, Hourglass(settings.width, self.stacks, settings.activation_checkpointing))
         for name, out_channels in self.head_channels().items():
             heads = [_hourglass_head(settings.width, out_channels) for _ in range(self.stacks)]
             if "hm" in name:

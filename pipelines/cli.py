@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Warnings of any library and what our rooms have to say, as plain lines.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("aweigh").setLevel(logging.INFO)
-    from cluster.errors import ClusterError, WorkersFailedError
+    from cluster.errors import ClusterError, StoppedError, WorkersFailedError
     from data_shards.errors import DataError
     from pipelines.errors import ConfigError
 
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader (head, less) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except StoppedError as error:
+        fail(f"{error}; the same command goes on from the last checkpoint.", 128 + error.signal)
     except WorkersFailedError as error:
         fail(str(error), 1)
     except mistakes as error:
@@ -211,6 +213,64 @@ def command_line() -> argparse.ArgumentParser:
     store.add_argument("--bandwidth", type=float, default=80, metavar="MB/S", help="of all connections (default: 80)")
     store.add_argument("--json", action="store_true", help="print the figures as JSON")
     store.set_defaults(run=_bench_object_store)
+    bench_engine = actions.add_parser("engine", help="our step against bare DeepSpeed and plain DDP, by ZeRO stage")
+    bench_engine.add_argument("recipe")
+    bench_engine.add_argument("--rounds", type=int, default=12, help="steps of each engine, in turns (default: 12)")
+    bench_engine.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _flags(bench_engine, _bench_engine)
+    bench_checkpoint = actions.add_parser("checkpoint", help="what a checkpoint holds up")
+    bench_checkpoint.add_argument("recipe")
+    bench_checkpoint.add_argument("--checkpoints", type=int, default=3, help="how many to take (default: 3)")
+    bench_checkpoint.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _flags(bench_checkpoint, _bench_checkpoint)
+    bench_scaling = actions.add_parser("scaling", help="simulate weak scaling of every detector, 8 to 1,024 GPUs")
+    bench_scaling.add_argument(
+        "--images-per-second", type=float, default=60.0, help="what one GPU trains, an assumption (default: 60)"
+    )
+    bench_scaling.add_argument("--batch-per-gpu", type=int, default=16, help="images of a GPU's step (default: 16)")
+    bench_scaling.set_defaults(run=_bench_scaling)
+
+    drill = commands.add_parser(
+        "drill",
+        help="train under a fault and compare bit for bit with the same training undisturbed",
+        description="Train a recipe, made short by flags, once undisturbed and once under each fault, with real "
+        "processes and kills; say `bitwise equal`, or the first step, tensor and samples that differ.",
+    )
+    drill.add_argument(
+        "recipe", nargs="?", help="a name of `aweigh recipes`, or a recipe.yaml (default: the demo, in 30 steps)"
+    )
+    drill.add_argument("--fault", nargs="+", default=[], metavar="NAME", help="what is to happen (default: everything)")
+    drill.add_argument("--faults", action="store_true", help="list the faults")
+    drill.add_argument("--folder", type=Path, default=Path("drill"), help="where the runs go (default: drill)")
+    drill.add_argument("--json", action="store_true", help="print JSON")
+    _flags(drill, _drill)
+
+    checkpoints = commands.add_parser(
+        "checkpoints", help="what a run can be resumed from: list, show, verify, clean up"
+    )
+    actions = checkpoints.add_subparsers(
+        dest="action", metavar="ls|show|verify|gc", required=True, parser_class=_Parser
+    )
+    for name, meaning in (
+        ("ls", "list checkpoints with step, score, size and age, and what killed processes left"),
+        ("show", "print what a checkpoint says of itself"),
+        ("verify", "compare every file with its sha256"),
+        ("gc", "remove what killed processes left and, with --keep, all but the newest and the best"),
+    ):
+        action = actions.add_parser(name, help=meaning)
+        action.add_argument("place", metavar="RUN", help="a run's folder, or s3://BUCKET/PREFIX/NAME")
+        action.add_argument("--json", action="store_true", help="print JSON")
+        if name == "show":
+            action.add_argument("--step", type=int, help="of this step (default: the newest)")
+        if name == "gc":
+            action.add_argument("--keep", type=int, help="how many of the newest stay; the best stays beside them")
+        action.set_defaults(run=_checkpoints)
+
+    tracked = commands.add_parser("tracking", help="what MLflow has not been told yet")
+    actions = tracked.add_subparsers(dest="action", metavar="flush", required=True, parser_class=_Parser)
+    flush = actions.add_parser("flush", help="deliver what a run keeps on disk because the server was away")
+    flush.add_argument("run_folder", metavar="RUN", help="a run's folder")
+    flush.set_defaults(run=_tracking_flush)
 
     ui = commands.add_parser("ui", help="open MLflow on the runs of a folder")
     ui.add_argument("--folder", default="runs", help="folder of the runs (default: runs)")
@@ -342,6 +402,66 @@ def _bench_deformable(known: argparse.Namespace) -> None:
     from pipelines.bench.deformable import bench_deformable
 
     bench_deformable(device=known.device, repeats=known.repeats, as_json=known.json)
+
+
+def _drill(known: argparse.Namespace) -> None:
+    from pipelines.drill.faults import faults
+
+    if known.faults:
+        for one in faults().values():
+            print(f"{one.name:<26} {one.meaning}")
+        return
+    flags = known.rest
+    if not known.recipe:
+        from pipelines.drill.own_course import own_course
+
+        flags = [*own_course(known.folder), *flags]
+    from pipelines.drill.command import run_drill
+
+    if not run_drill(known.recipe or "demo", flags, known.fault, known.folder, as_json=known.json):
+        fail("a fault left a trace, or could not be carried out; see above.", 1)
+
+
+def _checkpoints(known: argparse.Namespace) -> None:
+    from pipelines import checkpoints_command as command
+
+    if known.action == "ls":
+        command.list_checkpoints(known.place, as_json=known.json)
+    elif known.action == "show":
+        command.show_checkpoint(known.place, known.step, as_json=known.json)
+    elif known.action == "gc":
+        if known.keep is not None and known.keep < 1:
+            fail(f"--keep is {known.keep}; at least 1 has to stay to resume from.")
+        command.collect_garbage(known.place, known.keep, as_json=known.json)
+    elif not command.verify_checkpoints(known.place, as_json=known.json):
+        fail("not every checkpoint is whole; resuming passes over those that are not.", 1)
+
+
+def _tracking_flush(known: argparse.Namespace) -> None:
+    from pipelines.tracking_command import flush_run
+
+    if not flush_run(Path(known.run_folder)):
+        fail("something is left; see above. The same command goes on with it.", 1)
+
+
+def _bench_engine(known: argparse.Namespace) -> None:
+    from pipelines.bench.engine import bench_engine
+
+    bench_engine(_resolved(known.recipe, known.rest), rounds=known.rounds, as_json=known.json)
+
+
+def _bench_checkpoint(known: argparse.Namespace) -> None:
+    from pipelines.bench.train import bench_checkpoint
+
+    bench_checkpoint(_resolved(known.recipe, known.rest), checkpoints=known.checkpoints, as_json=known.json)
+
+
+def _bench_scaling(known: argparse.Namespace) -> None:
+    from pipelines.scaling import print_scaling
+
+    if not (known.images_per_second > 0 and known.batch_per_gpu > 0):
+        fail("--images-per-second and --batch-per-gpu have to be above 0.")
+    print_scaling(known.images_per_second, known.batch_per_gpu)
 
 
 def _ui(known: argparse.Namespace) -> None:

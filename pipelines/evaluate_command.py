@@ -18,11 +18,12 @@ from pipelines import console, tracking
 from pipelines.detect import Reading, milliseconds_one_by_one
 from pipelines.errors import ConfigError
 from pipelines.evaluate import Evaluation, evaluate
-from pipelines.loop import build_detector, check_classes
+from pipelines.loop import build_detector
 from pipelines.mode_table import NAMES, ModeResult, mode_table
 from pipelines.pictures import prediction_page
 from pipelines.recipe import EvaluationSettings, Recipe, differences, from_dict, to_dict, with_flags
 from pipelines.report import figures, tables
+from pipelines.resuming import check_classes
 from pipelines.train import check_input_size
 
 _CLOCK = "network, decoding and merging"

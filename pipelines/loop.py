@@ -1,14 +1,14 @@
 """What every worker does: read, augment, encode, forward, losses, backward, step; evaluate, checkpoint, record."""
 
 import dataclasses
+import json
 import logging
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed
@@ -16,9 +16,13 @@ from torch import Tensor
 
 import detectors
 import detectors.published
-from cluster.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
-from cluster.engine import BatchSplit, Engine, resolve_precision, split_batch
+from cluster.agreement import Agreement
+from cluster.checkpoint import Checkpoint, open_checkpoint
+from cluster.checkpoint_writer import CheckpointWriter
+from cluster.engine import BatchSplit, Engine, ResolvedPrecision, resolve_precision, split_batch
 from cluster.errors import ClusterError
+from cluster.preemption import preemption_notice
+from cluster.stopping import mark_stopped
 from cluster.workers import UnrecoverableError, WorkerContext
 from data_shards.augment import augment
 from data_shards.errors import DataError
@@ -30,8 +34,12 @@ from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.evaluate import Evaluation, evaluate
 from pipelines.files import write_json
+from pipelines.finite import LossWatch
+from pipelines.ledger import Ledger
 from pipelines.recipe import OptimizerSettings, Recipe, to_dict, to_yaml
 from pipelines.report import write_report
+from pipelines.resuming import check_fits, checkpoint_places, lost_line, newest_checkpoint
+from pipelines.stopwatch import Stopwatch
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
 from pipelines.weights import fetch_weights
 
@@ -39,7 +47,9 @@ logger = logging.getLogger("aweigh")
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 _CALMER = "lower optimizer.learning_rate or set engine.clip_norm, under another --run.name."
-PHASES = ("data", "augment", "encode", "forward", "backward", "optimizer")
+# So many steps without one that counts: the weights are beyond help.
+_MOST_SKIPS = 50
+_STEPS_BESIDE_WRITING = 8
 
 
 @dataclass(frozen=True)
@@ -54,33 +64,8 @@ class Job:
     """MLflow's id of the run; empty where the server could not be asked yet."""
     measured_steps: int = 0
     """For the benchmark: train this many steps with the phases timed, and keep nothing."""
-
-
-class Stopwatch:
-    """Seconds spent in each phase of a step.
-
-    Args:
-        device: waited for at the end of each phase where `exact`.
-        exact: wait for the device, so that a phase on a GPU is not counted in the next; slows the step down.
-    """
-
-    def __init__(self, device: torch.device, exact: bool) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._wait = exact and device.type == "cuda"
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to a phase."""
-        start = time.perf_counter()
-        yield
-        if self._wait:
-            torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """The seconds since the last call."""
-        taken, self.seconds = self.seconds, dict.fromkeys(PHASES, 0.0)
-        return taken
+    measured_checkpoints: int = 0
+    """For the benchmark: end with so many checkpoints, each followed by some of the steps."""
 
 
 def train_worker(context: WorkerContext, job: Job) -> None:
@@ -110,12 +95,15 @@ class _Training:
             recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit
         )
         self.world = World(ranks=context.world_size, rank=context.rank, nodes=context.nodes, node=context.node)
-        self.checkpoints = CheckpointFolder(
-            context.folder / "checkpoints", recipe.checkpoint.keep, warn=lambda line: logger.warning("%s", line)
+        self.checkpoints, self.remote = checkpoint_places(
+            recipe, job.run, context.folder, warn=lambda line: logger.warning("%s", line)
         )
+        self.writer = CheckpointWriter(self.checkpoints, self.remote)
+        self.life = 0
         checkpoint = None if job.measured_steps else self._agreed_checkpoint()
         self.facts: dict[str, Any] = checkpoint.facts if checkpoint else {}
         self.step: int = int(self.facts.get("step", 0))
+        self.skipped_steps: int = int(self.facts.get("skipped_steps", 0))
         self.detector = build_detector(recipe, self.manifest, initial=checkpoint is None)
         precision = self._agreed_precision()
         self.engine = Engine(
@@ -127,10 +115,22 @@ class _Training:
             context.device,
             checkpoint.training_state() if checkpoint else None,
         )
-        self.stopwatch = Stopwatch(context.device, exact=bool(job.measured_steps))
+        self.stopwatch = Stopwatch(
+            context.device,
+            exact=bool(job.measured_steps),
+            begins=lambda phase: context.heartbeat.begin(phase, self.step),
+        )
+        self.agreement = Agreement(("save", "stop", "preempted"))
+        self.losses = LossWatch(self.plan, self.world)
+        self.ledger: Ledger | None = None
         self.tracker: Tracker | None = None
         self.last_step = job.measured_steps or recipe.schedule.last_step(self.plan.steps_per_epoch)
         self.saved_step = self.step if checkpoint else -1
+        self.saved_at = time.monotonic()
+        self.asked_to_save = False
+        self.stopping = False
+        self.preempted = False
+        self.skips_in_a_row = 0
         self.evaluation: Evaluation | None = None
         self.interval = _Interval()
 
@@ -145,16 +145,36 @@ class _Training:
         if self.first_rank:
             self.tracker = Tracker(self.context.folder / "tracking", self.job.tracking_uri, self.job.tracking_run)
             log_recipe_and_versions(self.tracker, to_yaml(self.recipe), self._digests())
-            logger.info("%s", self._standing())
+            self.tracker.log_text(json.dumps(self.engine.config, indent=1), "deepspeed.json")
+            self._say_where_it_stands()
         try:
-            with self._system_metrics(), self._loader() as batches:
+            with self._system_metrics(), self._ledger(), self._loader() as batches:
                 source = iter(batches)
-                while self.step < self.last_step:
+                if self.facts.get("evaluation_due"):
+                    self._evaluate_late()
+                while self.step < self.last_step and not self.stopping:
                     self._one_step(source)
+            self.agreement.close()
+            self._begin_phase("checkpoint")
+            self.writer.wait()
             self._finish()
         finally:
+            self.writer.close()
             if self.tracker:
                 self.tracker.close()
+
+    def _begin_phase(self, name: str) -> None:
+        self.context.heartbeat.begin(name, self.step)
+
+    @contextmanager
+    def _ledger(self) -> Iterator[None]:
+        """The ids of all samples, where the recipe asks for them."""
+        if not self.recipe.tracking.ledger:
+            yield
+            return
+        place = {"start": self.step, "world_size": self.context.world_size, "attempt": self.job.attempt}
+        with Ledger(self.context.folder, self.life, self.context.rank, **place) as self.ledger:
+            yield
 
     @contextmanager
     def _system_metrics(self) -> Iterator[None]:
@@ -195,23 +215,62 @@ class _Training:
         rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.factor(self.step, self.plan.steps_per_epoch)
         parts = self._optimizer_step(source, rate)
         self.interval.steps += 1
+        self.losses.add(self.step, parts)
+        self._count_skip()
+        unplanned = self._agreed()
         evaluate_now, save_now = self._due()
         if self.step % self.recipe.tracking.every_steps == 0 or save_now:
             self._record(parts, rate)
-        if evaluate_now:
+        elif unplanned:
+            self._check_losses()
+        if evaluate_now and not self.stopping:
             self._evaluate()
-        if save_now:
-            self._checkpoint()
+        if save_now or unplanned:
+            self._checkpoint(evaluation_due=evaluate_now and self.stopping)
+
+    def _agreed(self) -> bool:
+        """What all ranks agreed on at this step's end, beyond the plan: whether a checkpoint is to be written."""
+        minutes = self.recipe.checkpoint.every_minutes
+        wishes = self.context.wishes()
+        late = minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        if self.first_rank and late and not self.asked_to_save:
+            wishes.append("save")
+            self.asked_to_save = True
+        agreed = self.agreement.exchange(wishes)
+        self.stopping = "stop" in agreed and self.step < self.last_step
+        noticed = "preempted" in agreed and not self.preempted
+        if noticed:
+            # Saved once; training goes on until the node is gone, for to return would end the run as a success.
+            self.preempted = True
+            if self.first_rank:
+                logger.warning(
+                    "preempted %s; a checkpoint is written, training goes on until then", preemption_notice()
+                )
+        return self.stopping or noticed or "save" in agreed
+
+    def _count_skip(self) -> None:
+        self.skips_in_a_row = self.skips_in_a_row + 1 if self.engine.skipped else 0
+        self.skipped_steps += self.engine.skipped
+        if self.skips_in_a_row > _MOST_SKIPS:
+            raise UnrecoverableError(
+                f"gradients are not finite in {self.skips_in_a_row} steps one after the other, up to step "
+                f"{self.step:,}, so all were skipped. The last checkpoint is from before them; {_CALMER}"
+            )
 
     def _optimizer_step(self, source: Iterator[Batch], rate: float) -> list[dict[str, Tensor]]:
         """Every microbatch of one step; gives the losses of each."""
         self.engine.set_learning_rate(rate)
         parts = []
+        sample_ids: list[int] = []
         for _ in range(self.split.accumulation_steps):
             with self.stopwatch.phase("data"):
                 batch = next(source)
+            if self.ledger:
+                sample_ids += batch.sample_ids.tolist()
             parts.append(self._microbatch(batch))
         self.step += 1
+        if self.ledger:
+            self.ledger.add(self.step, sample_ids)
         return parts
 
     def _microbatch(self, batch: Batch) -> dict[str, Tensor]:
@@ -249,12 +308,7 @@ class _Training:
         values = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).mean(dim=0).double()
         torch.distributed.all_reduce(values)
         losses = dict(zip(names, (values / self.context.world_size).tolist(), strict=True))
-        if not torch.isfinite(values).all():
-            shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-            raise UnrecoverableError(
-                f"the loss is not finite at step {self.step:,} ({shown}). "
-                f"The last checkpoint is from before it; {_CALMER}"
-            )
+        self._check_losses()
         seconds = time.perf_counter() - self.interval.began
         phases, steps = self.stopwatch.take(), self.interval.steps
         self.interval = _Interval()
@@ -271,12 +325,38 @@ class _Training:
         norm = self.engine.gradient_norm
         if norm is not None:
             pace["train/gradient_norm"] = norm
+        if self.engine.loss_scale:
+            pace["train/loss_scale"] = self.engine.loss_scale.value
+        if self.skipped_steps:
+            pace["train/skipped_steps"] = self.skipped_steps
         named = {f"train/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in losses.items()}
-        self.tracker.log_metrics(self.step, {**named, **pace})
+        figures = {key: value for key, value in {**named, **pace}.items() if math.isfinite(value)}
+        self.tracker.log_metrics(self.step, figures)
         remaining = (self.last_step - self.step) * seconds / steps
         logger.info("%s", console.step_line(self.step, self.last_step, losses, pace, remaining))
 
+    def _check_losses(self) -> None:
+        """Name what is not finite in the losses since the last look, and stop there or go on as the recipe says."""
+        found = self.losses.ask()
+        if found is None:
+            return
+        if self.recipe.engine.not_finite == "skip":
+            if self.first_rank:
+                logger.warning("skipped   %s: the loss is not finite", found)
+            return
+        raise UnrecoverableError(
+            f"the loss is not finite at {found}. The last checkpoint is from before it; {_CALMER} "
+            f"Or skip such steps with engine.not_finite skip."
+        )
+
+    def _evaluate_late(self) -> None:
+        """The evaluation that the last attempt had no time for, and its score with the checkpoint."""
+        self._evaluate()
+        self.saved_step = -1
+        self._checkpoint()
+
     def _evaluate(self) -> None:
+        self._begin_phase("evaluate")
         began = time.perf_counter()
         epoch = self.step // self.plan.steps_per_epoch
         # A second network, so that training's own buffers and ZeRO's shares stay untouched.
@@ -297,6 +377,7 @@ class _Training:
             threads=recipe.data.threads,
             device=self.context.device,
             world=self.world,
+            progress=lambda num_images: self.context.heartbeat.progress(),
         )
         if self.evaluation is not None and self.tracker is not None:
             self.tracker.log_metrics(self.step, self.evaluation.metrics())
@@ -306,9 +387,12 @@ class _Training:
             )
         self._begin_interval()
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, *, evaluation_due: bool = False) -> None:
+        """Copy the state, on every rank; rank 0 writes it while training goes on."""
+        self.saved_at, self.asked_to_save = time.monotonic(), False
         if self.saved_step == self.step:
             return
+        self._begin_phase("checkpoint")
         state = self.engine.state()
         if state is not None:
             if broken := [name for name, value in state.weights.items() if not torch.isfinite(value).all()]:
@@ -331,8 +415,11 @@ class _Training:
                 "world_size": self.context.world_size,
                 "zero_stage": self.recipe.engine.zero_stage,
                 "precision": self.engine.precision,
+                "skipped_steps": self.skipped_steps,
+                "evaluation_due": evaluation_due,
+                "saved_at": time.time(),
             }
-            self.checkpoints.save(state, self.facts, score=self._score())
+            self.writer.save(state, self.facts, score=self._score())
             self.evaluation = None
         self.saved_step = self.step
         self._begin_interval()
@@ -347,10 +434,15 @@ class _Training:
         self.stopwatch.take()
 
     def _finish(self) -> None:
-        """Say that the run is complete: its last evaluation came before its last checkpoint."""
-        if self.first_rank:
-            facts = {"step": self.step, "epochs": self.step / self.plan.steps_per_epoch, "run": self.job.run}
-            write_json(self.context.folder / "result.json", facts)
+        """Say that the run is complete, or stopped as it was asked: everything is on disk and uploaded."""
+        if not self.first_rank:
+            return
+        if self.step < self.last_step:
+            mark_stopped(self.context.folder, self.step)
+            logger.info("stopped   at step %s, its checkpoint is written", f"{self.step:,}")
+            return
+        facts = {"step": self.step, "epochs": self.step / self.plan.steps_per_epoch, "run": self.job.run}
+        write_json(self.context.folder / "result.json", facts)
 
     def _measure(self) -> None:
         """The benchmark: the same steps with exact phases, the first ones left out as warm-up."""
@@ -363,35 +455,62 @@ class _Training:
                 if self.step == warm_up:
                     self.stopwatch.take()
                     began = time.perf_counter()
-            seconds = time.perf_counter() - began
+                if self.step == self.last_step - self._steps_after_checkpoints():
+                    seconds, phases = time.perf_counter() - began, self.stopwatch.take()
+                    checkpoints = self._measure_checkpoints(source)
+            steps = self.last_step - self._steps_after_checkpoints() - warm_up
         if self.first_rank:
             write_json(
                 self.context.folder / "measured.json",
                 {
-                    "steps": self.last_step - warm_up,
+                    "steps": steps,
                     "seconds": seconds,
-                    "images": (self.last_step - warm_up) * self.split.global_size,
-                    "phases": self.stopwatch.take(),
+                    "images": steps * self.split.global_size,
+                    "phases": phases,
+                    "checkpoints": checkpoints,
                     "peak_bytes": _peak_bytes(self.context.device),
                     "precision": self.engine.precision,
                     "device": str(self.context.device),
                 },
             )
 
+    def _steps_after_checkpoints(self) -> int:
+        return self.job.measured_checkpoints * _STEPS_BESIDE_WRITING
+
+    def _measure_checkpoints(self, source: Iterator[Batch]) -> list[dict[str, float]]:
+        """What each checkpoint holds up: the copy at the step's end, and steps that run beside the writing."""
+        found = []
+        for _ in range(self.job.measured_checkpoints):
+            torch.distributed.barrier()
+            began = time.perf_counter()
+            self._checkpoint()
+            copied = time.perf_counter()
+            for _ in range(_STEPS_BESIDE_WRITING):
+                self._optimizer_step(source, self.recipe.optimizer.learning_rate)
+            beside = time.perf_counter() - copied
+            self.writer.wait()
+            written = time.perf_counter() - copied
+            found.append({"copy_seconds": copied - began, "beside_seconds": beside, "write_seconds": written})
+        return found
+
     def _agreed_checkpoint(self) -> Checkpoint | None:
         """Rank 0 chooses and verifies, the others follow: all start from one state."""
-        chosen: list[str | None] = [None]
+        chosen: list[Any] = [None, time.time_ns()]
         if self.first_rank:
-            newest = self.checkpoints.latest()
-            chosen[0] = str(newest.path) if newest else None
+            newest = newest_checkpoint(self.checkpoints, self.remote)
+            chosen[0] = newest.path.name if newest else None
         torch.distributed.broadcast_object_list(chosen)
-        if chosen[0] is None:
+        name, self.life = chosen
+        if name is None:
             return None
-        checkpoint = open_checkpoint(Path(chosen[0]), verify=False)
+        path = self.checkpoints.folder / name
+        if self.remote and not path.exists():  # a node whose run folder is its own
+            self.remote.fetch(name, self.checkpoints.folder)
+        checkpoint = open_checkpoint(path, verify=False)
         check_fits(checkpoint, self.recipe, self.manifest)
         return checkpoint
 
-    def _agreed_precision(self) -> Literal["fp32", "bf16"]:
+    def _agreed_precision(self) -> ResolvedPrecision:
         """One precision for all ranks and attempts, though their devices may differ in what "auto" would mean."""
         chosen = [self.facts.get("precision") or resolve_precision(self.recipe.engine.precision, self.context.device)]
         torch.distributed.broadcast_object_list(chosen)
@@ -404,11 +523,15 @@ class _Training:
             **({"validation": load_manifest(validation).digest} if validation else {}),
         }
 
-    def _standing(self) -> str:
+    def _say_where_it_stands(self) -> None:
         where = f"{self.context.world_size} workers on {self.context.device.type}, {self.engine.precision}"
         if not self.facts:
-            return f"start     at step 0, {where}"
-        return f"{console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)}; {where}"
+            logger.info("start     at step 0, %s", where)
+            return
+        resumed = console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)
+        logger.info("%s; %s", resumed, where)
+        previous, saved_at = self.context.heartbeat.previous, float(self.facts.get("saved_at", 0))
+        logger.info("%s", lost_line(previous, self.step, self.split.global_size, saved_at))
 
 
 def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Detector:
@@ -421,44 +544,6 @@ def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Dete
         receipt = detectors.published.load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
         logger.info("%s", receipt.summary())
     return detector
-
-
-def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> None:
-    """Refuse a checkpoint of another detector, class list or data set.
-
-    Raises:
-        ConfigError: names what differs.
-    """
-    facts = checkpoint.facts
-    if facts["detector"] != recipe.detector.name:
-        raise ConfigError(
-            f"{checkpoint.path} is of detector {facts['detector']}, the recipe says {recipe.detector.name}; "
-            f"set detector.name to it, or choose another --run.name."
-        )
-    check_classes(checkpoint, manifest)
-    if facts["manifest"] != manifest.digest:
-        raise ConfigError(
-            f"{checkpoint.path} was trained on shards {facts['manifest'][:12]}, data.train is {manifest.digest[:12]}; "
-            f"the sample order would be another. Use the same shards, or choose another --run.name."
-        )
-
-
-def check_classes(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Refuse a checkpoint whose class list is not that of the shards.
-
-    Raises:
-        ConfigError: names the first class that differs.
-    """
-    theirs = [(item["id"], item["name"]) for item in checkpoint.facts["classes"]]
-    ours = [(item.id, item.name) for item in manifest.classes]
-    if theirs == ours:
-        return
-    if len(theirs) != len(ours):
-        what = f"{len(theirs)} classes, the shards have {len(ours)}"
-    else:
-        old, new = next((old, new) for old, new in zip(theirs, ours, strict=True) if old != new)
-        what = f"class {old[0]} {old[1]!r} where the shards have {new[0]} {new[1]!r}"
-    raise ConfigError(f"{checkpoint.path} is of another class list: it has {what}. Use the shards it was trained for.")
 
 
 def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[dict[str, Any]]:

@@ -395,6 +395,9 @@ class TrackingSettings:
     every_steps: int = 10
     """Steps between logged losses, rates and times."""
 
+    ledger: bool = False
+    """Keep the id of every sample in the run's folder, in the order of training; `aweigh drill` compares them."""
+
     system_seconds: float = 10.0
     """Seconds between samples of CPU, memory, disk, network and GPU; 0 takes none."""
 
@@ -462,6 +465,7 @@ _FREE_TO_CHANGE = (
     "data.read_timeout_seconds",
     "data.read_deadline_seconds",
     "engine.zero_stage",
+    "engine.not_finite",
     "cluster",
     "evaluation",
     "checkpoint",

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 import detectors
-from cluster.checkpoint import Checkpoint, CheckpointFolder
-from cluster.engine import check_deepspeed, deepspeed_config, split_batch
+from cluster.checkpoint import Checkpoint
+from cluster.engine import BatchSplit, check_deepspeed, deepspeed_config, split_batch
+from cluster.errors import StoppedError
 from cluster.local import connected, dashboard_url
-from cluster.workers import exclusive_run, run_workers
+from cluster.workers import dividing_worlds, exclusive_run, run_workers
 from data_shards.batch import Batch
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.plan import Plan, make_plan
@@ -25,9 +26,10 @@ from detectors import Detector
 from pipelines import console, tracking
 from pipelines.errors import ConfigError
 from pipelines.files import write_json, write_text
-from pipelines.loop import Job, build_detector, check_fits, train_worker
+from pipelines.loop import Job, build_detector, train_worker
 from pipelines.preflight import before_training
 from pipelines.recipe import IMAGENET, Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
+from pipelines.resuming import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def train(recipe: Recipe) -> TrainingResult:
     manifest, plan = check(recipe, fresh=not has_begun)
     _check_writable(folder)
     with exclusive_run(folder):
-        checkpoint = CheckpointFolder(folder / "checkpoints", warn=lambda line: console.say("warning", line)).latest()
+        link_checkpoints(recipe, name, folder)
+        places = checkpoint_places(recipe, name, folder, warn=lambda line: console.say("warning", line))
+        checkpoint = newest_checkpoint(*places)
         if checkpoint:
             check_fits(checkpoint, recipe, manifest)
             _agree_with_earlier_attempts(recipe, checkpoint, name)
@@ -82,6 +86,7 @@ def train(recipe: Recipe) -> TrainingResult:
                     run_name=name,
                     folder=folder,
                     settings=recipe.cluster,
+                    batch_size=recipe.batch.global_size,
                 )
     return read_result(folder, name, last_step)
 
@@ -131,7 +136,13 @@ def absolute(recipe: Recipe) -> Recipe:
     )
     weights = recipe.detector.weights
     detector = replace(recipe.detector, weights=path(weights) if weights and weights != IMAGENET else weights)
-    return replace(recipe, data=data, detector=detector, run=replace(recipe.run, folder=path(recipe.run.folder)))
+    return replace(
+        recipe,
+        data=data,
+        detector=detector,
+        checkpoint=replace(recipe.checkpoint, location=path(recipe.checkpoint.location)),
+        run=replace(recipe.run, folder=path(recipe.run.folder)),
+    )
 
 
 def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
@@ -140,6 +151,8 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
     A `fresh` run starts from the recipe's initial weights, which are fetched and loaded here first.
     """
     _check_settings(recipe)
+    if "://" in recipe.checkpoint.location:
+        open_store(recipe.checkpoint.location).check_writable()
     manifest = load_manifest(recipe.data.train)
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
     for location, found in _locations(recipe, manifest):
@@ -163,7 +176,7 @@ def _check_settings(recipe: Recipe) -> None:
         raise ConfigError(
             "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
         )
-    split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
+    _most_workers(recipe)
     check_deepspeed(recipe.engine)
 
 
@@ -190,12 +203,20 @@ def check_places(recipe: Recipe) -> None:
         ("data.validation", recipe.data.validation),
         ("detector.weights", "" if recipe.detector.weights == IMAGENET else recipe.detector.weights or ""),
         ("data.cache_folder", recipe.data.cache_folder),
+        ("checkpoint.location", recipe.checkpoint.location),
     ):
         if location and "://" not in location and not Path(location).is_absolute():
             raise ConfigError(
                 f"{field} {location!r} means a place on this machine, which the cluster does not see: give s3://… or "
                 f"the absolute path of a file system that every node mounts."
             )
+
+
+def _most_workers(recipe: Recipe) -> BatchSplit:
+    """How the batch falls on the workers, the most of them where their number is elastic; refused where it cannot."""
+    cluster, batch = recipe.cluster, recipe.batch
+    workers = max(dividing_worlds(batch.global_size, cluster)) if cluster.elastic else cluster.max_workers
+    return split_batch(batch.global_size, workers, batch.microbatch_limit)
 
 
 def check_input_size(recipe: Recipe, detector: Detector) -> None:
@@ -294,7 +315,7 @@ def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterato
     try:
         yield uri, run_id
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         status = "KILLED"
         raise
     finally:
@@ -302,7 +323,7 @@ def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterato
 
 
 def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: Plan) -> None:
-    split = split_batch(recipe.batch.global_size, recipe.cluster.workers, recipe.batch.microbatch_limit)
+    split = _most_workers(recipe)
     console.say("run", f"{name}, recipe {recipe.recipe}, seed {recipe.seed}, in {Path(recipe.run.folder) / name}")
     console.say(
         "data",
@@ -310,6 +331,11 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
         f"manifest {manifest.digest[:6]}; the last {plan.samples_dropped_per_epoch:,} of each epoch's order sit out",
     )
     console.say("batch", str(split))
+    if recipe.cluster.elastic:
+        worlds = dividing_worlds(recipe.batch.global_size, recipe.cluster)
+        console.say(
+            "elastic", f"{', '.join(map(str, worlds))} workers, as the cluster has room; each takes an equal share"
+        )
     console.say(
         "schedule",
         f"{recipe.schedule.describe(plan.steps_per_epoch)}; {recipe.optimizer.name}, "

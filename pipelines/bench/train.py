@@ -1,15 +1,17 @@
-"""`aweigh bench train`: where the time of a training step goes, on the workers and the data of a recipe."""
+"""`aweigh bench train` and `bench checkpoint`: where a step's time goes, and what a checkpoint holds up."""
 
 import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cluster.workers import run_workers
 from pipelines import console
 from pipelines.errors import ConfigError
-from pipelines.loop import PHASES, Job, train_worker
+from pipelines.loop import Job, train_worker
 from pipelines.recipe import Recipe
+from pipelines.stopwatch import PHASES
 from pipelines.train import absolute, check
 
 
@@ -26,22 +28,7 @@ def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:
     """
     if steps < 4:
         raise ConfigError(f"--steps is {steps}; at least 4 are needed, 3 of them to warm up.")
-    # A step takes as long from any weights.
-    recipe = absolute(replace(recipe, detector=replace(recipe.detector, weights=None)))
-    check(recipe)
-    console.say("bench", f"{recipe.recipe}, {recipe.detector.name} at {list(recipe.data.input_size)}, {steps} steps")
-    console.say("batch", f"{recipe.batch.global_size} over {recipe.cluster.workers} workers")
-    # Below the runs, which every node sees.
-    Path(recipe.run.folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=recipe.run.folder) as folder:
-        run_workers(
-            train_worker,
-            Job(recipe=recipe, run="bench", attempt=1, tracking_uri="", tracking_run="", measured_steps=steps),
-            run_name="bench",
-            folder=Path(folder),
-            settings=recipe.cluster,
-        )
-        measured = json.loads((Path(folder) / "measured.json").read_text())
+    measured = _measured(recipe, steps)
     if as_json:
         print(json.dumps(measured))
         return
@@ -55,3 +42,69 @@ def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:
     other = seconds - sum(phases.values())
     print(f"  {'other':<10}{100 * other / seconds:5.1f} %  {1000 * other / measured['steps']:8.1f} ms")
     print(f"peak memory of a worker {measured['peak_bytes'] / 2**20:,.0f} MiB")
+
+
+def bench_checkpoint(recipe: Recipe, checkpoints: int, as_json: bool) -> None:
+    """Train a few steps with and without a checkpoint on its way, and print what one costs.
+
+    Args:
+        recipe: what to train; nothing of it is kept.
+        checkpoints: how many to take.
+        as_json: print the figures as one JSON object.
+
+    Raises:
+        ConfigError: there is nothing to measure.
+    """
+    if checkpoints < 1:
+        raise ConfigError(f"--checkpoints is {checkpoints}; at least 1 is needed.")
+    plain = 13
+    measured = _measured(recipe, plain + checkpoints * 8, checkpoints)
+    step = measured["seconds"] / measured["steps"]
+    taken = measured["checkpoints"]
+    copy = sum(one["copy_seconds"] for one in taken) / len(taken)
+    slowdown = sum(max(0.0, one["beside_seconds"] - 8 * step) for one in taken) / len(taken)
+    interval = 60 * (recipe.checkpoint.every_minutes or 15.0)
+    figures = {
+        "step_seconds": step,
+        "copy_seconds": copy,
+        "slowdown_seconds": slowdown,
+        "write_seconds": sum(one["write_seconds"] for one in taken) / len(taken),
+        "interval_seconds": interval,
+        "stall_fraction": (copy + slowdown) / interval,
+    }
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print(f"{1000 * step:8.1f} ms a step")
+    print(f"{1000 * copy:8.1f} ms training waits while the state is copied, mean of {len(taken)}")
+    print(f"{1000 * slowdown:8.1f} ms the 8 steps beside the writing take longer")
+    print(f"{1000 * figures['write_seconds']:8.1f} ms until it is written, flushed, compared and current")
+    print(f"{100 * figures['stall_fraction']:8.3f} % of the {interval / 60:g} minutes between checkpoints")
+
+
+def _measured(recipe: Recipe, steps: int, checkpoints: int = 0) -> dict[str, Any]:
+    # A step takes as long from any weights.
+    recipe = absolute(replace(recipe, detector=replace(recipe.detector, weights=None)))
+    check(recipe)
+    console.say("bench", f"{recipe.recipe}, {recipe.detector.name} at {list(recipe.data.input_size)}, {steps} steps")
+    console.say("batch", f"{recipe.batch.global_size} over {recipe.cluster.workers} workers")
+    # Below the runs, which every node sees.
+    Path(recipe.run.folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=recipe.run.folder) as folder:
+        run_workers(
+            train_worker,
+            Job(
+                recipe=recipe,
+                run="bench",
+                attempt=1,
+                tracking_uri="",
+                tracking_run="",
+                measured_steps=steps,
+                measured_checkpoints=checkpoints,
+            ),
+            run_name="bench",
+            folder=Path(folder),
+            settings=recipe.cluster,
+            batch_size=recipe.batch.global_size,
+        )
+        return dict(json.loads((Path(folder) / "measured.json").read_text()))

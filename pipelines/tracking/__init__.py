@@ -6,14 +6,15 @@ disk (`spool`); a background thread (`tracker`) delivers it (`delivery`) to the 
 MLflow.
 """
 
-from pipelines.tracking.access import absolute_uri, metric_name
+from pipelines.tracking.access import absolute_uri, logged_steps, metric_name
 from pipelines.tracking.afterwards import log_afterwards
-from pipelines.tracking.delivery import deliver_spool
+from pipelines.tracking.delivery import Delivery, deliver_spool
 from pipelines.tracking.run import RUN_TAG, RunRecord, end_run, start_run
 from pipelines.tracking.tracker import Tracker, log_recipe_and_versions, start_system_metrics
 
 __all__ = [
     "RUN_TAG",
+    "Delivery",
     "RunRecord",
     "Tracker",
     "absolute_uri",
@@ -21,6 +22,7 @@ __all__ = [
     "end_run",
     "log_afterwards",
     "log_recipe_and_versions",
+    "logged_steps",
     "metric_name",
     "start_run",
     "start_system_metrics",

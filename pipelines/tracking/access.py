@@ -117,3 +117,10 @@ def quiet_retries() -> Iterator[None]:
         yield
     finally:
         _quiet.on = False
+
+
+def logged_steps(uri: str, experiment_id: str, run_name: str, key: str) -> dict[str, list[int]]:
+    """Ask MLflow for the steps at which a metric was logged, in their order, by the id of each run of a name."""
+    client = open_client(uri)
+    runs = client.search_runs([experiment_id], filter_string=f"attributes.run_name = '{run_name}'")
+    return {run.info.run_id: [point.step for point in client.get_metric_history(run.info.run_id, key)] for run in runs}

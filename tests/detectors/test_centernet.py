@@ -282,7 +282,7 @@ def test_settings_that_cannot_be_honoured_are_refused(settings: dict[str, object
 
 
 def test_settings_of_other_networks_are_refused() -> None:
-    message = "centernet_hourglass104 has no setting 'head_channels'; known are class_specific_size, heatmap_weight, "
+    message = "centernet_hourglass104 has no setting 'head_channels'; known are activation_checkpointing, class_speci"
     with pytest.raises(detectors.DetectorError, match=message):
         detectors.build("centernet_hourglass104", 3, head_channels=64)
     with pytest.raises(detectors.DetectorError, match="centernet_dla34 has no setting 'deconv_channels'"):
@@ -295,3 +295,30 @@ def test_one_network_is_a_centernet_and_knows_its_name() -> None:
     detector = narrow("centernet_resdcn18")
     assert isinstance(detector, CenterNet)
     assert (detector.name, detector.num_classes, detector.stride_divisor) == ("centernet_resdcn18", 3, 32)
+
+
+def test_activation_checkpointing_changes_no_bit_of_losses_gradients_and_statistics() -> None:
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    boxes = torch.tensor([[[20.0, 30.0, 90.0, 100.0]], [[5.0, 5.0, 60.0, 40.0]]])
+    labels = torch.tensor([[1], [2]])
+    found = []
+    for activation_checkpointing in (False, True):
+        torch.manual_seed(0)
+        detector = detectors.build(
+            "centernet_hourglass104", 3, width=8, activation_checkpointing=activation_checkpointing
+        ).train()
+        kept: list[int] = []
+
+        def keep(value: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(value.nbytes)
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            losses = detector.losses(detector(images), detector.encode(boxes, labels, (128, 128)))
+        losses["loss"].backward()
+        gradients = {name: value.grad for name, value in detector.named_parameters()}
+        found.append(({**losses, **gradients, **dict(detector.named_buffers())}, sum(kept)))
+    (expected, plain_bytes), (got, checkpointed_bytes) = found
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+    assert checkpointed_bytes < plain_bytes / 2

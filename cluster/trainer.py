@@ -1,0 +1,87 @@
+"""Ray's TorchTrainer with our answer to signals, and an elastic group of only the sizes that divide the batch.
+
+The one module that leans on Ray Train's internals (2.60); imported where workers are started, and by Ray's controller.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+from ray.train.v2.api.config import ScalingConfig
+
+from cluster.checkpoint import CheckpointFolder
+from cluster.stopping import Stopping, ask_checkpoint
+
+_CHECKPOINT_SECONDS = 60.0
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer that asks before it stops.
+
+    Args:
+        stopping: told how to end the workers, and told of signals.
+        worlds: sizes that an elastic group may have; empty for a fixed one.
+        folder: the run's folder.
+        named: as TorchTrainer takes them.
+    """
+
+    def __init__(
+        self, *arguments: Any, stopping: Stopping, worlds: tuple[int, ...], folder: Path, **named: Any
+    ) -> None:
+        super().__init__(*arguments, **named)
+        self._stopping = stopping
+        self._worlds = worlds
+        self._folder = folder
+
+    def _initialize_and_run_controller(self, **named: Any) -> Any:
+        if self._worlds:
+            named["scaling_policy"] = DividingPolicy(self.scaling_config, self._worlds, self._folder)
+        return super()._initialize_and_run_controller(**named)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # `remote` only sends: a signal handler must not wait.
+        self._stopping.workers_run(lambda: controller.abort.remote())
+
+
+class DividingPolicy(ElasticScalingPolicy):
+    """Follows the cluster's resources in world sizes that divide the batch, with a checkpoint before each change.
+
+    Args:
+        scaling_config: with the fewest and the most workers.
+        worlds: the sizes to choose from.
+        folder: the run's folder.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, worlds: tuple[int, ...], folder: Path) -> None:
+        super().__init__(scaling_config)
+        self._worlds = worlds
+        self._folder = folder
+        self._asked = 0.0
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((world for world in self._worlds if world <= possible), default=0)
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """As Ray decides; but a change of size waits until what was trained so far is in a checkpoint."""
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if not isinstance(decision, ResizeDecision):
+            return decision
+        self._latest_monitor_time = float("-inf")  # look again at the next poll
+        if not self._asked:
+            self._asked = ask_checkpoint(self._folder)
+            return NoopDecision()
+        written = [path.stat().st_mtime for path in CheckpointFolder(self._folder / "checkpoints").complete()]
+        if max(written, default=0.0) < self._asked and time.time() - self._asked < _CHECKPOINT_SECONDS:
+            return NoopDecision()
+        self._asked = 0.0
+        return decision
+
+
+def possible_workers(resources_per_worker: dict[str, float]) -> int:
+    """How many workers the cluster has room for now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0.0) // need for name, need in resources_per_worker.items())) for node in nodes)

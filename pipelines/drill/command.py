@@ -1,0 +1,102 @@
+"""`aweigh drill`: train once undisturbed and once under each fault, and say what differs."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_shards.plan import Plan
+from pipelines import console, recipes
+from pipelines.drill.compare import Verdict, compare_runs
+from pipelines.drill.faults import Fault, faults
+from pipelines.drill.runs import Course, DrillError, running
+from pipelines.errors import ConfigError
+from pipelines.recipe import with_flags
+from pipelines.train import absolute, check
+
+
+def run_drill(recipe_name: str, flags: Sequence[str], names: Sequence[str], folder: Path, *, as_json: bool) -> bool:
+    """Go through faults one after the other; gives whether none of them left a trace.
+
+    Args:
+        recipe_name: a recipe's name or file.
+        flags: that make it short; what the drill needs is set over them.
+        names: of faults; empty for all.
+        folder: where the runs go; a whole run that lies there is used again.
+        as_json: print one JSON object.
+
+    Raises:
+        ConfigError: a fault is not known, or the recipe cannot be drilled.
+    """
+    known = faults()
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"unknown fault {unknown[0]!r}; known are {', '.join(known)}.")
+    course, plan = _course(recipe_name, flags, folder)
+    rows: list[dict[str, Any]] = []
+    began = time.monotonic()
+    if not (folder / "whole" / "result.json").exists():
+        console.say("drill", f"{course.steps} steps undisturbed")
+        with running(course.start("whole")) as attempt:
+            attempt.finish()
+    console.say("drill", f"the undisturbed run is in {folder / 'whole'}, {console.duration(time.monotonic() - began)}")
+    for name in names or known:
+        began = time.monotonic()
+        console.say("drill", f"{name}: {known[name].meaning}")
+        verdict = _one(known[name], course, plan)
+        seconds = time.monotonic() - began
+        rows.append(
+            {
+                "fault": name,
+                "passed": verdict.equal,
+                "summary": verdict.summary,
+                "seconds": round(seconds, 1),
+                "problems": list(verdict.problems),
+            }
+        )
+        console.say("drill", f"{name}: {verdict.summary} ({console.duration(seconds)})")
+        for problem in verdict.problems:
+            console.say("drill", f"{name}: {problem}")
+    if as_json:
+        print(json.dumps({"steps": course.steps, "faults": rows}))
+    else:
+        for row in rows:
+            passed = "passed" if row["passed"] else "FAILED"
+            print(f"{row['fault']:<26} {passed:<7} {row['summary']}  {row['seconds']:.0f} s")
+    return all(row["passed"] for row in rows)
+
+
+def _one(fault: Fault, course: Course, plan: Plan) -> Verdict:
+    run = f"{fault.name}-{time.time_ns():x}"
+    try:
+        fault.happen(course, run)
+    except DrillError as error:
+        return Verdict(False, "not carried out", (str(error),))
+    return compare_runs(course.folder / "whole", course.folder / run, plan, course.steps, tolerance=fault.tolerance)
+
+
+def _course(recipe_name: str, flags: Sequence[str], folder: Path) -> tuple[Course, Plan]:
+    recipe = absolute(with_flags(recipes.get(recipe_name), [*flags, *_needed(1)]))
+    size, workers = recipe.batch.global_size, 4
+    if size % workers:
+        raise ConfigError(
+            f"batch.global_size is {size}; a drill needs a multiple of {workers}, its largest number of workers."
+        )
+    _, plan = check(recipe)
+    steps = plan.steps_per_epoch * recipe.schedule.epochs
+    if steps < 8:
+        raise ConfigError(f"the recipe has {steps} steps with these flags; a drill needs 8 or more.")
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    given = [*flags, *_needed(size // workers)]
+    shards = {"train": recipe.data.train, "validation": recipe.data.validation}
+    paths = [f"--data.{split}={place}" for split, place in shards.items() if place]
+    return Course(recipe_name, (*given, *paths), folder, steps, shards), plan
+
+
+def _needed(microbatch: int) -> list[str]:
+    """What a drill sets: every checkpoint kept, every step told, and microbatches that fit 1, 2 and 4 workers alike."""
+    return [
+        *("--cluster.workers", "2", "--batch.microbatch_limit", str(microbatch), "--tracking.ledger", "true"),
+        *("--tracking.every_steps", "1", "--checkpoint.keep", "1000", "--checkpoint.every_minutes", "0"),
+    ]

@@ -1,0 +1,79 @@
+"""Processes that are killed or told to stop."""
+
+import signal
+import time
+
+from cluster.heartbeat import read_standing
+from cluster.rehearsal import rehearsal
+from pipelines import console
+from pipelines.drill.faults import fault
+from pipelines.drill.runs import Course, running
+
+
+@fault("worker-kill", "kill -9 of a worker; Ray replaces it")
+def worker_kill(course: Course, name: str) -> None:
+    """The group starts again from the newest checkpoint."""
+    with running(course.start(name)) as attempt:
+        attempt.wait_for_step(course.steps // 2 + 1)
+        killed = time.time()
+        attempt.kill_worker()
+        attempt.wait_for(r"^resumed ")
+        attempt.finish()
+    standing = read_standing(attempt.folder, 0)
+    noticed = attempt.first_time(r" stops: ", killed)
+    started = standing.started if standing else noticed
+    resumed = attempt.first_time(r"^resumed ", killed)
+    stepped = attempt.first_time(r"^step ", resumed)
+    console.say(
+        "recovery",
+        f"{stepped - killed:.1f} s from the kill to the next step: detection {noticed - killed:.1f}, restart "
+        f"{started - noticed:.1f}, load {resumed - started:.1f}, first batch and step {stepped - resumed:.1f}",
+    )
+
+
+@fault("worker-hang", "a worker freezes (SIGSTOP); it is named after 60 s and all start again", slow=True)
+def worker_hang(course: Course, name: str) -> None:
+    """The others wait for it inside a collective; the one that has begun the fewest phases is the culprit."""
+    with running(course.start(name, "--cluster.hang_seconds", "60")) as attempt:
+        attempt.wait_for_step(course.steps // 2 + 1)
+        attempt.workers()[-1].suspend()
+        attempt.wait_for(r"^hung      worker 1 on ")
+        attempt.wait_for(r"^resumed ")
+        attempt.finish()
+
+
+@fault("driver-kill", "kill -9 of the command; the same command again")
+def driver_kill(course: Course, name: str) -> None:
+    """Ray and its workers go down with their driver; nothing of them is left."""
+    with running(course.start(name)) as attempt:
+        attempt.wait_for_step(course.steps // 2 + 1)
+        attempt.kill_driver()
+    with running(course.start(name)) as attempt:
+        attempt.wait_for(r"^resumed ")
+        attempt.finish()
+
+
+@fault("sigterm", "SIGTERM of the command, as `ray job stop` and Kubernetes do; the same command again")
+def sigterm(course: Course, name: str) -> None:
+    """A checkpoint is written first, so nothing is trained again."""
+    with running(course.start(name)) as attempt:
+        attempt.wait_for_step(course.steps // 2 + 1)
+        attempt.terminate()
+        attempt.finish(status=128 + signal.SIGTERM)
+    with running(course.start(name)) as attempt:
+        attempt.wait_for(r"^lost      nothing")
+        attempt.finish()
+
+
+@fault("raylet-kill", "kill -9 of a node's raylet with its worker, and another node in its place", slow=True)
+def raylet_kill(course: Course, name: str) -> None:
+    """Two nodes of one worker each on this machine; Ray waits for the new one."""
+    with (
+        rehearsal(nodes=2, cpus=1, environment=course.environment) as cluster,
+        running(course.start(name, RAY_ADDRESS=cluster.address)) as attempt,
+    ):
+        attempt.wait_for_step(course.steps // 2 + 1)
+        cluster.kill_node()
+        cluster.add_node()
+        attempt.wait_for(r"^resumed ")
+        attempt.finish()

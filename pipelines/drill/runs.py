@@ -1,0 +1,201 @@
+"""Trainings as processes of their own, followed line by line and ended as a bad day ends them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from pipelines.errors import ConfigError
+
+_SECONDS = 1200.0
+# A machine that is busy with drills may take minutes where Ray allows one; a failure is noticed at once all the same.
+_PATIENCE = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+}
+
+
+class DrillError(ConfigError):
+    """The drill itself could not be carried out; nothing is said about training."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every run of a drill trains.
+
+    Args:
+        recipe: name or file.
+        flags: of the recipe, the drill's own included.
+        folder: of all runs of this drill.
+        steps: of the whole training.
+        shards: where "train" and "validation" lie; empty for none.
+        environment: of every command.
+    """
+
+    recipe: str
+    flags: tuple[str, ...]
+    folder: Path
+    steps: int
+    shards: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, name: str, *flags: str, **environment: str) -> "Attempt":
+        """Start `aweigh train` on it; later flags win."""
+        words = ("train", self.recipe, *self.flags, "--run.folder", str(self.folder), "--run.name", name, *flags)
+        return Attempt(words, self.folder / name, {**self.environment, **environment})
+
+
+class Attempt:
+    """One `aweigh train` that is under way."""
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.times: list[float] = []
+        """Unix time at which each line came."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **_PATIENCE, **environment},
+        )
+        self._news = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait for a line of stderr that matches."""
+        seen = 0
+        with self._news:
+            deadline = time.monotonic() + _SECONDS
+            while True:
+                for line in self.lines[seen:]:
+                    if re.search(pattern, line):
+                        return line
+                seen = len(self.lines)
+                if self._ended or not self._news.wait(max(0.0, deadline - time.monotonic())):
+                    raise DrillError(
+                        f"{pattern!r} was never printed; the last lines are: {' | '.join(self.lines[-3:])}"
+                    )
+
+    def wait_for_step(self, step: int) -> int:
+        """Wait until a step is recorded that is not before `step`; gives the one it was."""
+        seen = 0
+        with self._news:
+            deadline = time.monotonic() + _SECONDS
+            while True:
+                for line in self.lines[seen:]:
+                    found = re.match(r"step ([\d,]+)/", line)
+                    if found and (reached := int(found[1].replace(",", ""))) >= step:
+                        return reached
+                seen = len(self.lines)
+                if self._ended or not self._news.wait(max(0.0, deadline - time.monotonic())):
+                    raise DrillError(
+                        f"step {step} was never reached; the last lines are: {' | '.join(self.lines[-3:])}"
+                    )
+
+    def first_time(self, pattern: str, after: float) -> float:
+        """When the first line that matches came, of those after a time; that time itself where none did."""
+        pairs = zip(self.times, self.lines, strict=False)
+        return next((at for at, line in pairs if at > after and re.search(pattern, line)), after)
+
+    def finish(self, status: int = 0) -> None:
+        """Wait for the end; the exit status has to be `status`."""
+        try:
+            found = self.process.wait(_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill_driver()
+            raise DrillError(f"the training did not end within {_SECONDS:.0f} s") from None
+        self._reader.join(10)
+        if found != status:
+            raise DrillError(f"the training ended with status {found}, not {status}: {' | '.join(self.lines[-3:])}")
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers below this command, rank 0 first."""
+        found = [one for one in self._descendants() if "RayTrainWorker" in " ".join(_command_line(one))]
+        first = self._process_of_rank(0)
+        return sorted(found, key=lambda one: one.pid != first)
+
+    def kill_worker(self, rank: int = -1) -> None:
+        """kill -9 of a worker; of the last one unless a rank is given."""
+        if rank >= 0:
+            psutil.Process(self._process_of_rank(rank)).kill()
+            return
+        workers = self.workers()
+        if not workers:
+            raise DrillError("no worker was found to be killed")
+        workers[-1].kill()
+
+    def kill_driver(self) -> None:
+        """kill -9 of the command itself, and wait until what it started is gone."""
+        started = self._descendants()
+        agents = [one for one in started if "Agent" in " ".join(_command_line(one))]
+        self.process.kill()
+        self.process.wait()
+        # Workers, raylet and the rest end within seconds of their driver; two agents would take a minute.
+        for one in agents:
+            if one.is_running():
+                one.kill()
+        _, left = psutil.wait_procs(started, timeout=90)
+        if left:
+            raise DrillError(f"a killed driver left {len(left)} processes running, {_command_line(left[0])}")
+
+    def terminate(self) -> None:
+        """SIGTERM, as `ray job stop` and Kubernetes send it."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def abandon(self) -> None:
+        """End what is left of it, whatever happened."""
+        if self.process.poll() is None:
+            self.kill_driver()
+
+    def _process_of_rank(self, rank: int) -> int:
+        from cluster.heartbeat import read_standing
+
+        standing = read_standing(self.folder, rank)
+        return standing.process if standing else -1
+
+    def _descendants(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self.times.append(time.time())
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+@contextmanager
+def running(attempt: Attempt) -> Iterator[Attempt]:
+    """Leave nothing of an attempt behind."""
+    try:
+        yield attempt
+    finally:
+        attempt.abandon()
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

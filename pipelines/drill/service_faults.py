@@ -1,0 +1,138 @@
+"""Storage and tracking that fail beside the training."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from data_shards.store import open_store
+from pipelines import tracking
+from pipelines.drill.faults import fault
+from pipelines.drill.runs import Course, DrillError, running
+from pipelines.drill.s3_server import FaultyStore, faulty_store
+
+_BUCKET = "drill"
+
+
+@fault("store-503", "the store answers 503 to every third request and drops every fifth connection")
+def store_503(course: Course, name: str) -> None:
+    """Requests are tried again; training does not notice."""
+    with faulty_store(_BUCKET) as store:
+        flags = _upload(course, store)
+
+        def refuse(method: str, path: str, number: int) -> str:
+            return "503" if number % 3 == 0 else "reset" if number % 5 == 0 else "pass"
+
+        store.rule = refuse  # type: ignore[assignment]
+        environment = {**store.environment, "AWEIGH_CACHE": str(course.folder / f"{name}-cache")}
+        with running(course.start(name, *flags, **environment)) as attempt:
+            attempt.finish()
+        if not store.refused:
+            raise DrillError("no request was refused: nothing was drilled")
+
+
+@fault("cached-shard-corrupted", "a byte of a cached shard flips between two attempts")
+def cached_shard(course: Course, name: str) -> None:
+    """Its sha256 says so, and it is fetched again."""
+    with faulty_store(_BUCKET) as store:
+        flags = _upload(course, store)
+        cache = course.folder / f"{name}-cache"
+        environment = {**store.environment, "AWEIGH_CACHE": str(cache)}
+        with running(course.start(name, *flags, **environment)) as attempt:
+            attempt.wait_for_step(course.steps // 2 + 1)
+            attempt.kill_driver()
+        for shard in cache.rglob("*.tar"):
+            content = bytearray(shard.read_bytes())
+            content[len(content) // 2] ^= 1
+            shard.write_bytes(content)
+        with running(course.start(name, *flags, **environment)) as attempt:
+            attempt.wait_for(r"^resumed ")
+            attempt.finish()
+
+
+@fault("mlflow-down", "the MLflow server is killed during training and started again after its end", slow=True)
+def mlflow_down(course: Course, name: str) -> None:
+    """Points wait on disk; `aweigh tracking flush` delivers each once."""
+    database = course.folder / f"{name}-server.db"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    server = _mlflow(database, port)
+    try:
+        with running(course.start(name, "--tracking.uri", uri)) as attempt:
+            attempt.wait_for_step(course.steps // 3)
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            attempt.wait_for("cannot be reached")
+            attempt.finish()
+        server = _mlflow(database, port)
+        flushed = subprocess.run(
+            [sys.executable, "-m", "pipelines", "tracking", "flush", str(course.folder / name)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if flushed.returncode or "delivered" not in flushed.stdout:
+            raise DrillError(f"aweigh tracking flush: {flushed.stderr.strip()}")
+        record = tracking.RunRecord.load(course.folder / name / "tracking")
+        steps = tracking.logged_steps(uri, record.experiment_id, name, "train/loss")
+        if [sorted(found) for found in steps.values()] != [list(range(1, course.steps + 1))]:
+            raise DrillError(f"MLflow has other steps than were trained: {steps}")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    # From here on the comparison reads the database itself.
+    record.uri = f"sqlite:///{database}"
+    record.save(course.folder / name / "tracking")
+
+
+def _mlflow(database: Path, port: int) -> "subprocess.Popen[bytes]":
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{database}"),
+            *("--artifacts-destination", str(database.with_suffix(".artifacts"))),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return server
+        except OSError:
+            time.sleep(0.5)
+    raise DrillError("the MLflow server did not start")
+
+
+def _upload(course: Course, store: FaultyStore) -> tuple[str, ...]:
+    """Copy the course's shards into the bucket, untroubled; gives the flags that train on them."""
+    before = {key: os.environ.get(key) for key in store.environment}
+    os.environ.update(store.environment)
+    flags: list[str] = []
+    try:
+        for split in ("train", "validation"):
+            source = course.shards[split]
+            if not source:
+                continue
+            bucket = open_store(f"s3://{_BUCKET}/{split}")
+            for name in open_store(source).list_names():
+                path = open_store(source).local_path(name)
+                assert path is not None
+                bucket.upload(path, name)
+            flags += [f"--data.{split}", f"s3://{_BUCKET}/{split}"]
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+    return tuple(flags)

@@ -1,0 +1,35 @@
+"""Attempts on another number of workers, or at another ZeRO stage."""
+
+from pipelines.drill.faults import fault
+from pipelines.drill.runs import Course, running
+
+# The same microbatches in another order of addition: float32 rounding, grown through Adam's first steps.
+_ROUNDING = 2e-2
+
+
+def _then(course: Course, name: str, *flags: str) -> None:
+    with running(course.start(name)) as attempt:
+        attempt.wait_for_step(course.steps // 2 + 1)
+        attempt.terminate()
+        attempt.finish(status=143)
+    with running(course.start(name, *flags)) as attempt:
+        attempt.wait_for(r"^resumed ")
+        attempt.finish()
+
+
+@fault("more-workers", "go on with twice the workers: same samples, same weights to rounding", tolerance=_ROUNDING)
+def more_workers(course: Course, name: str) -> None:
+    """Each takes half as many microbatches."""
+    _then(course, name, "--cluster.workers", "4")
+
+
+@fault("fewer-workers", "go on with one worker: same samples, same weights to rounding", tolerance=_ROUNDING)
+def fewer_workers(course: Course, name: str) -> None:
+    """It takes all microbatches one after the other."""
+    _then(course, name, "--cluster.workers", "1")
+
+
+@fault("zero-stage", "go on at another ZeRO stage: same samples, same weights to rounding", tolerance=_ROUNDING)
+def zero_stage(course: Course, name: str) -> None:
+    """From stage 1 to stage 2, whose sums come in another order."""
+    _then(course, name, "--engine.zero_stage", "2")

@@ -1,0 +1,109 @@
+"""Weak scaling by arithmetic: what each detector needs of links, cores, storage and rank 0 on 8 to 1,024 GPUs.
+
+A simulation, not a measurement: parameter and buffer bytes are counted from the networks, everything else follows from
+named link speeds and two figures that are measured elsewhere (decoding on a core, bytes of a COCO image).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import detectors
+
+GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
+PER_NODE = 8
+# Bytes a second that a ring of nodes gets: nominal, of the whole node, one direction.
+LINKS = {
+    "25 Gb/s Ethernet": 25e9 / 8,
+    "100 Gb/s (g5.48xlarge)": 100e9 / 8,
+    "400 Gb/s EFA (p4d)": 400e9 / 8,
+    "3,200 Gb/s EFA (p5)": 3200e9 / 8,
+}
+_NVLINK = 300e9
+_HOP_SECONDS = 20e-6
+_BUCKET_BYTES = 500e6
+# One core decodes and resamples 241 COCO images a second; COCO train2017 is 19.3 GB in 118,287 images.
+_IMAGES_PER_CORE = 241.0
+_IMAGE_BYTES = 19.3e9 / 118_287
+
+
+@dataclass(frozen=True)
+class Network:
+    """What scaling depends on: counts of one detector."""
+
+    name: str
+    parameter_bytes: int
+    """Of fp32 gradients, which is what is reduced."""
+    buffer_bytes: int
+    """That each rank has its own of."""
+
+
+def network(name: str) -> Network:
+    """Count a detector's parameters and buffers without making its weights."""
+    with torch.device("meta"):
+        detector = detectors.build(name)
+    return Network(
+        name,
+        sum(value.numel() * 4 for value in detector.parameters()),
+        sum(value.numel() * value.element_size() for value in detector.buffers()),
+    )
+
+
+def reduce_seconds(num_bytes: float, gpus: int, link: float) -> float:
+    """An all-reduce of a gradient: a ring inside each node over NVLink, then a ring of the nodes over the link.
+
+    Args:
+        num_bytes: of the gradient.
+        gpus: in all; a node has 8.
+        link: bytes a second between nodes.
+    """
+    inside = min(gpus, PER_NODE)
+    seconds = 2 * (inside - 1) / inside * num_bytes / _NVLINK
+    nodes = gpus // PER_NODE
+    if nodes > 1:
+        buckets = max(1, round(num_bytes / _BUCKET_BYTES))
+        seconds += 2 * (nodes - 1) / nodes * num_bytes / link + 2 * (nodes - 1) * _HOP_SECONDS * buckets
+    return seconds
+
+
+def efficiency(seconds: float, step_seconds: float) -> float:
+    """Share of a step left for computing where communication hides behind backward, two thirds of the step."""
+    return step_seconds / (step_seconds + max(0.0, seconds - 2 / 3 * step_seconds))
+
+
+def checkpoint_bytes(one: Network, gpus: int) -> tuple[int, int]:
+    """Bytes of weights with Adam's two averages, and of every rank's own buffers."""
+    return 3 * one.parameter_bytes + one.buffer_bytes, one.buffer_bytes * gpus
+
+
+def print_scaling(images_per_second: float, batch_per_gpu: int) -> None:
+    """Print the tables of docs/scaling.md."""
+    step = batch_per_gpu / images_per_second
+    print(
+        f"assumed: {images_per_second:g} images/s and {batch_per_gpu} images a step on each GPU, {1000 * step:.0f} ms"
+    )
+    print("all-reduce of a step in ms, and the share of the step left for computing:\n")
+    networks = [network(name) for name in detectors.names()]
+    for label, link in LINKS.items():
+        print(f"{label:<34}" + "".join(f"{gpus:>13,}" for gpus in GPUS))
+        for one in networks:
+            cells = []
+            for gpus in GPUS:
+                seconds = reduce_seconds(one.parameter_bytes, gpus, link)
+                cells.append(f"{1000 * seconds:7.1f} {100 * efficiency(seconds, step):4.0f}%")
+            print(f"  {one.name:<32}" + "".join(f"{cell:>13}" for cell in cells))
+        print()
+    print(f"{'of all detectors alike':<34}" + "".join(f"{gpus:>13,}" for gpus in GPUS))
+    rows: dict[str, Callable[[int], str]] = {
+        "images/s": lambda gpus: f"{gpus * images_per_second:,.0f}",
+        "decoding cores in all": lambda gpus: f"{gpus * images_per_second / _IMAGES_PER_CORE:,.0f}",
+        "MB/s from S3, first epoch": lambda gpus: f"{gpus * images_per_second * _IMAGE_BYTES / 1e6:,.0f}",
+        "steps of a COCO epoch": lambda gpus: f"{118_287 // (gpus * batch_per_gpu):,}",
+    }
+    for label, cell in rows.items():
+        print(f"  {label:<32}" + "".join(f"{cell(gpus):>13}" for gpus in GPUS))
+    print(f"\n{'checkpoint, MB: state + buffers':<34}" + "".join(f"{gpus:>13,}" for gpus in GPUS))
+    for one in networks:
+        cells = [f"{state / 1e6:,.0f} + {own / 1e6:,.0f}" for state, own in (checkpoint_bytes(one, n) for n in GPUS)]
+        print(f"  {one.name:<32}" + "".join(f"{cell:>13}" for cell in cells))

@@ -1,0 +1,45 @@
+"""Who holds up the others: named from the standings, with the stacks of those who wait."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.heartbeat import Heartbeat, Standing, describe_standstill, read_standing
+
+STANDING = Standing(0, "node-a", 11, 7, "backward", 46, since=100.0, written=130.0)
+
+
+def test_the_rank_that_has_begun_the_fewest_phases_is_named() -> None:
+    behind = replace(STANDING, rank=1, node="node-b", process=12, phase="data", phases_begun=43, since=95.0)
+    line = describe_standstill([STANDING, behind], 30.0, 131.0)
+    assert "worker 1 on node-b (process 12) is in data after step 7 for 36 s" in line
+    assert "worker 0" not in line
+
+
+def test_a_rank_whose_file_is_old_is_called_frozen() -> None:
+    behind = replace(STANDING, rank=1, phases_begun=43, written=101.0)
+    assert "its process frozen or gone" in describe_standstill([STANDING, behind], 30.0, 131.0)
+
+
+def test_a_standstill_of_all_names_the_phase() -> None:
+    line = describe_standstill([STANDING, replace(STANDING, rank=1)], 30.0, 131.0)
+    assert "all 2 workers stand in backward after step 7 for 30 s" in line
+
+
+def test_a_hung_worker_writes_its_stacks_and_ends_and_the_next_attempt_knows_where_it_stood(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    ended = threading.Event()
+    heartbeat = Heartbeat(tmp_path, 0, 1, hang_seconds=0.05, end=ended.set)
+    assert heartbeat.previous is None
+    heartbeat.begin("data", step=3)
+    assert ended.wait(60)
+    heartbeat.close()
+    stacks = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert "test_a_hung_worker_writes_its_stacks" in stacks
+    standing = read_standing(tmp_path, 0)
+    assert standing is not None
+    assert (standing.step, standing.phase) == (3, "data")
+    again = Heartbeat(tmp_path, 0, 1, hang_seconds=0)
+    again.close()
+    assert again.previous is not None
+    assert again.previous.step == 3
