@@ -6,12 +6,13 @@ from pathlib import Path
 from data_shards.build import build_shards
 from data_shards.demo import write_demo
 
-# 40 images in batches of 8, 6 epochs, 30 steps; checkpoints inside the epochs and at their ends.
+# 40 images in batches of 8, 6 epochs, 30 steps; checkpoints inside the epochs and at their ends. fp32, so that other
+# numbers of workers differ by float32 rounding alone.
 _FLAGS = shlex.split(
     "--detector.settings.width 8 --detector.settings.deconv_channels 16 16 16 --detector.settings.head_channels 16 "
     "--data.input_size 96 96 --batch.global_size 8 --schedule.epochs 6 --schedule.drops_at 4 --schedule.warmup_steps 5 "
     "--checkpoint.every_epochs 1 --checkpoint.every_steps 4 --evaluation.every_epochs 3 --evaluation.pictures 2 "
-    "--tracking.system_seconds 0"
+    "--tracking.system_seconds 0 --engine.precision fp32"
 )
 
 
