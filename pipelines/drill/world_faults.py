@@ -4,7 +4,8 @@ from pipelines.drill.faults import fault
 from pipelines.drill.runs import Course, running
 
 # The same microbatches in another order of addition: float32 rounding, grown through Adam's first steps.
-_ROUNDING = 1e-3
+# 0.001 was seen in fp32 after 12 steps on 4 workers; another sample in one batch shows as tenths.
+_ROUNDING = 5e-3
 
 
 def _then(course: Course, name: str, *flags: str) -> None:
