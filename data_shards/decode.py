@@ -17,21 +17,16 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 
 _JPEG_START = b"\xff\xd8\xff"
-_PAGE, _HUGE_PAGE = 4096, 1 << 21
-# Arrays of this size on numpy asks the kernel to back with huge pages.
-_NUMPY_ASKS_FROM = 1 << 22
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class Scratch(threading.local):
     """Memory that a thread uses again for every image: fresh pages cost a tenth of a decode.
 
-    What is decoded or resampled into it is overwritten by the next image of the same thread. It is one piece, which the
-    kernel can back with huge pages: with small ones, looking up addresses takes another twentieth.
+    What is decoded or resampled into it is overwritten by the next image of the same thread.
     """
 
     def __init__(self) -> None:
-        self._sizes: dict[str, int] = {}
         self._memory: dict[str, NDArray[np.uint8]] = {}
         # Of the canvas: its memory, and the rows and columns that may hold something else than black.
         self._canvas: Image | None = None
@@ -39,10 +34,10 @@ class Scratch(threading.local):
 
     def bytes(self, use: str, size: int) -> NDArray[np.uint8]:
         """So many bytes for one use, with whatever they held before."""
-        if self._sizes.get(use, 0) < size:
-            self._sizes[use] = size
-            self._lay_out()
-        return self._memory[use][:size]
+        memory = self._memory.get(use)
+        if memory is None or len(memory) < size:
+            memory = self._memory[use] = np.empty(size, dtype=np.uint8)
+        return memory[:size]
 
     def image(self, use: str, height: int, width: int) -> Image:
         """The same as `(height, width, 3)`."""
@@ -63,15 +58,6 @@ class Scratch(threading.local):
         canvas[top:bottom, max(was_left, right) : was_right] = 0
         self._seen = (top, bottom, left, right)
         return canvas
-
-    def _lay_out(self) -> None:
-        rounded = {use: -(-size // _PAGE) * _PAGE for use, size in self._sizes.items()}
-        whole = -(-sum(rounded.values()) // _HUGE_PAGE) * _HUGE_PAGE
-        memory = np.empty(max(whole + _HUGE_PAGE, _NUMPY_ASKS_FROM), dtype=np.uint8)
-        place = -memory.ctypes.data % _HUGE_PAGE
-        for use, size in rounded.items():
-            self._memory[use] = memory[place : place + size]
-            place += size
 
 
 def decode_jpeg(data: bytes, buffer: NDArray[np.uint8] | None = None) -> Image:
