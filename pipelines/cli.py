@@ -18,7 +18,7 @@ from pipelines.shards_commands import add_shards_commands
 from pipelines.weights_commands import add_weights_commands
 
 if TYPE_CHECKING:
-    from pipelines.recipe import Recipe
+    from pipelines.settings import Recipe
 
 DESCRIPTION = """\
 Train anchor-free object detectors on COCO-format data, and resume to the exact sample.

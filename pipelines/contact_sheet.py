@@ -26,7 +26,7 @@ from data_shards.slots import Slot
 from detectors import Preprocessing
 from pipelines.errors import ConfigError
 from pipelines.pictures import Panel, class_color, save_png, write_text
-from pipelines.recipe import Recipe
+from pipelines.settings import Recipe
 
 _MARGIN, _GAP, _HEADER, _CAPTION = 24, 12, 64, 34
 _BACKGROUND, _INK, _PALE_INK = (250, 250, 248), (32, 32, 36), (120, 120, 126)

@@ -21,7 +21,7 @@ from data_shards.samples import Undecodable
 from data_shards.settings import BoxRules
 from data_shards.store import Store
 from detectors import Detections, Detector
-from pipelines.recipe import EvaluationSettings
+from pipelines.settings import EvaluationSettings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipelines.coco_metrics import CocoMetrics, evaluate_boxes, results_from_det
 from pipelines.detect import Found, Reading, detect, open_views
 from pipelines.keypoint_metrics import KeypointMetrics, evaluate_keypoints
 from pipelines.pictures import Picture
-from pipelines.recipe import EvaluationSettings
+from pipelines.settings import EvaluationSettings
 
 
 @dataclass

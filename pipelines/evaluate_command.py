@@ -21,9 +21,10 @@ from pipelines.evaluate import Evaluation, evaluate
 from pipelines.loop import build_detector
 from pipelines.mode_table import NAMES, ModeResult, mode_table
 from pipelines.pictures import prediction_page
-from pipelines.recipe import EvaluationSettings, Recipe, differences, from_dict, to_dict, with_flags
+from pipelines.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.report import figures, tables
 from pipelines.resuming import check_classes
+from pipelines.settings import EvaluationSettings, Recipe
 from pipelines.train import check_input_size
 
 _CLOCK = "network, decoding and merging"

@@ -17,7 +17,7 @@ from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
     from cluster.submit import Job, JobServer
-    from pipelines.recipe import Recipe
+    from pipelines.settings import Recipe
 
 ROOMS = ("cluster", "data_shards", "detectors", "pipelines")
 _ADDRESS = "address of Ray's dashboard on the head (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)"

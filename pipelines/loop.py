@@ -36,9 +36,10 @@ from pipelines.evaluate import Evaluation, evaluate
 from pipelines.files import write_json
 from pipelines.finite import LossWatch
 from pipelines.ledger import Ledger
-from pipelines.recipe import OptimizerSettings, Recipe, to_dict, to_yaml
+from pipelines.recipe import to_dict, to_yaml
 from pipelines.report import write_report
 from pipelines.resuming import check_fits, checkpoint_places, lost_line, newest_checkpoint
+from pipelines.settings import OptimizerSettings, Recipe
 from pipelines.stopwatch import Stopwatch
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
 from pipelines.weights import fetch_weights

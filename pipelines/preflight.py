@@ -10,7 +10,8 @@ from cluster.errors import ClusterError
 from cluster.preflight import Cache, Finding, Probe, examine
 from pipelines import console
 from pipelines.errors import ConfigError
-from pipelines.recipe import Recipe, run_name
+from pipelines.recipe import run_name
+from pipelines.settings import Recipe
 
 
 def preflight(recipe: Recipe, as_json: bool) -> bool:

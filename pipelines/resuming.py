@@ -9,7 +9,7 @@ from cluster.remote_checkpoints import RemoteCheckpoints
 from data_shards.manifest import Manifest
 from data_shards.store import open_store
 from pipelines.errors import ConfigError
-from pipelines.recipe import Recipe
+from pipelines.settings import Recipe
 
 
 def checkpoint_places(

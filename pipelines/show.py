@@ -1,7 +1,7 @@
 """The end of a training: its result, where everything lies, and what to type next."""
 
 from pipelines.console import say
-from pipelines.recipe import Recipe
+from pipelines.settings import Recipe
 from pipelines.train import TrainingResult, tracking_uri
 
 

@@ -28,8 +28,9 @@ from pipelines.errors import ConfigError
 from pipelines.files import write_json, write_text
 from pipelines.loop import Job, build_detector, train_worker
 from pipelines.preflight import before_training
-from pipelines.recipe import IMAGENET, Recipe, differences, flatten, from_dict, run_name, to_dict, to_yaml
+from pipelines.recipe import differences, flatten, from_dict, run_name, to_dict, to_yaml
 from pipelines.resuming import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
+from pipelines.settings import IMAGENET, Recipe
 
 
 @dataclass(frozen=True)

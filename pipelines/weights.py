@@ -24,7 +24,7 @@ from data_shards.errors import DataError
 from data_shards.store import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
-from pipelines.recipe import IMAGENET, DetectorSettings
+from pipelines.settings import IMAGENET, DetectorSettings
 
 if TYPE_CHECKING:
     from detectors import Detector

@@ -102,7 +102,8 @@ def _export(known: argparse.Namespace) -> None:
 
 def _settings(name: str, flags: list[str]) -> Any:
     """Settings of a detector, as a recipe has them."""
-    from pipelines.recipe import DetectorSettings, Recipe, with_flags
+    from pipelines.recipe import with_flags
+    from pipelines.settings import DetectorSettings, Recipe
 
     if other := [flag for flag in flags if flag.startswith("--") and not flag.startswith("--detector.")]:
         raise ConfigError(f"unknown argument {other[0]!r}; only fields of --detector.settings can be set here.")

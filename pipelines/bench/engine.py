@@ -26,7 +26,7 @@ from pipelines.errors import ConfigError
 from pipelines.files import write_json
 from pipelines.finite import LossWatch
 from pipelines.loop import build_detector
-from pipelines.recipe import Recipe
+from pipelines.settings import Recipe
 from pipelines.stopwatch import Stopwatch
 from pipelines.train import absolute, check
 

@@ -10,7 +10,7 @@ from cluster.workers import run_workers
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.loop import Job, train_worker
-from pipelines.recipe import Recipe
+from pipelines.settings import Recipe
 from pipelines.stopwatch import PHASES
 from pipelines.train import absolute, check
 

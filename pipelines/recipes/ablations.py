@@ -7,8 +7,8 @@ L1 36.3, smooth L1 33.9; 140 epochs 36.3, 230 epochs 37.4.
 from dataclasses import replace
 from typing import Any
 
-from pipelines.recipe import EvaluationSettings, Recipe
 from pipelines.recipes.centernet import LONG, centernet_dla34_1x
+from pipelines.settings import EvaluationSettings, Recipe
 
 
 def ablation_a_original() -> Recipe:

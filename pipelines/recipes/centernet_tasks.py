@@ -7,7 +7,8 @@ the heatmap of 80 classes fits, and what does not starts anew.
 from dataclasses import replace
 
 from data_shards.settings import AugmentationSettings
-from pipelines.recipe import (
+from pipelines.recipes.centernet import ONCE, centernet_dla34_1x, centernet_hourglass104
+from pipelines.settings import (
     IMAGENET,
     BatchSettings,
     DataSettings,
@@ -17,7 +18,6 @@ from pipelines.recipe import (
     Recipe,
     Schedule,
 )
-from pipelines.recipes.centernet import ONCE, centernet_dla34_1x, centernet_hourglass104
 
 
 def centernet_dla34_pose_1x() -> Recipe:

@@ -2,7 +2,7 @@
 
 from cluster.settings import CheckpointSettings
 from data_shards.settings import AugmentationSettings
-from pipelines.recipe import (
+from pipelines.settings import (
     BatchSettings,
     DataSettings,
     DetectorSettings,

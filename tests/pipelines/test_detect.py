@@ -14,7 +14,8 @@ from data_shards.plan import World
 from detectors import Detections, Detector, DetectorError, Preprocessing
 from detectors.test_time import MODES, joined
 from pipelines.detect import Reading, detect, milliseconds_one_by_one, open_views
-from pipelines.recipe import EvaluationSettings, Recipe, with_flags
+from pipelines.recipe import with_flags
+from pipelines.settings import EvaluationSettings, Recipe
 from pipelines.train import check
 
 PLAIN = Preprocessing("rgb", (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), scale=1.0)

@@ -18,8 +18,8 @@ from data_shards.settings import BoxRules
 from detectors import Detections, Detector, Preprocessing
 from pipelines.detect import in_image, points_in_image
 from pipelines.evaluate import Evaluation, evaluate
-from pipelines.recipe import EvaluationSettings
 from pipelines.report import figures, tables
+from pipelines.settings import EvaluationSettings
 from tests.data_shards.samples import document, write_coco
 
 EDGES = BoxRules()

@@ -10,7 +10,8 @@ from data_shards.build import build_shards
 from data_shards.settings import AugmentationSettings
 from detectors import DetectorError
 from pipelines.errors import ConfigError
-from pipelines.recipe import DataSettings, DetectorSettings, Recipe, with_flags
+from pipelines.recipe import with_flags
+from pipelines.settings import DataSettings, DetectorSettings, Recipe
 from pipelines.train import check
 from tests.data_shards.samples import write_coco
 from tests.data_shards.test_labels import IGNORE, PERSON, kitti_document, pose_document

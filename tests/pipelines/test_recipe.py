@@ -8,7 +8,6 @@ import yaml
 from pipelines import recipes
 from pipelines.errors import ConfigError
 from pipelines.recipe import (
-    Schedule,
     differences,
     field_help,
     fields,
@@ -19,6 +18,7 @@ from pipelines.recipe import (
     to_yaml,
     with_flags,
 )
+from pipelines.settings import Schedule
 
 
 @pytest.mark.parametrize(

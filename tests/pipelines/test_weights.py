@@ -16,7 +16,7 @@ from data_shards.store import open_store
 from detectors import Detector
 from pipelines import weights as fetching
 from pipelines.errors import ConfigError
-from pipelines.recipe import DetectorSettings
+from pipelines.settings import DetectorSettings
 from pipelines.weights import fetch_weights
 
 CONTENT = bytes(range(256)) * 9000  # 2.2 MiB
