@@ -187,7 +187,7 @@ def _shared_client(
     """One client for all stores of a process: making one takes longer than most requests.
 
     A forked process must not use its parent's sockets, and changed settings need a new client; that is what
-    the first two arguments, which are not read, are for.
+    the first two arguments, which are not read, are for. Raises DataError where the endpoint is no address.
     """
     import boto3
     from botocore.config import Config
@@ -203,5 +203,8 @@ def _shared_client(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    # A session of our own: boto3's default one is shared and not safe to make from several threads.
-    return boto3.session.Session().client("s3", config=config)
+    try:
+        # A session of our own: boto3's default one is shared and not safe to make from several threads.
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError as error:
+        raise DataError(f"{error}. AWS_ENDPOINT_URL takes an address, such as http://HOST:9000.") from error

@@ -150,6 +150,13 @@ def test_an_endpoint_that_does_not_answer_is_named(s3: str, monkeypatch: pytest.
             open_store(f"{s3}/prefix").check_readable()
 
 
+@pytest.mark.parametrize("action", ["read", "exists"])
+def test_an_endpoint_that_is_no_address_is_named(s3: str, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
+    with pytest.raises(DataError, match=r"Invalid endpoint: minio:9000\. AWS_ENDPOINT_URL takes an address"):
+        _do(open_store(f"{s3}/prefix"), action)
+
+
 def _do(store: Store, action: str) -> None:
     if action == "read":
         store.read_bytes("name")
