@@ -5,6 +5,7 @@ Results go to stdout, progress to stderr. Nothing heavy is imported before a com
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
     build.add_argument("--images", required=True, help="folder of the images")
     build.add_argument("--output", required=True, help="folder or s3://bucket/prefix")
     build.add_argument("--split", required=True, help="name of the split: the folder below the output")
-    build.add_argument("--shard-megabytes", type=float, default=96, help="size of a shard (default: 96)")
+    build.add_argument("--shard-megabytes", type=_amount, default=96, help="size of a shard (default: 96)")
     build.add_argument("--processes", type=int, default=cores, help="default: one for each core")
     build.add_argument(
         "--degenerate-boxes",
@@ -131,7 +132,7 @@ def _add_looking(actions: "argparse._SubParsersAction[Any]") -> None:
     plan.add_argument("--batch", type=int, required=True, metavar="N", help="the global batch size")
     plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
     plan.add_argument("--workers", type=int, metavar="N", help="over all nodes (default: one for each node)")
-    plan.add_argument("--cache", type=float, metavar="GB", help="room on each node")
+    plan.add_argument("--cache", type=_amount, metavar="GB", help="room on each node")
     plan.add_argument("--seed", type=int, default=0, help="the run's (default: 0)")
     plan.add_argument("--json", action="store_true", help="print the figures as JSON")
     plan.set_defaults(run=_plan)
@@ -148,6 +149,17 @@ def _add_moving(actions: "argparse._SubParsersAction[Any]") -> None:
         parser.add_argument("--threads", type=int, default=4, help="shards at the same time (default: 4)")
         parser.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
         parser.set_defaults(run=run)
+
+
+def _amount(text: str) -> float:
+    """A finite number of 0 or more; argparse names the option of any other."""
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 <= amount < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a number, 0 or more.")
+    return amount
 
 
 def _build(known: argparse.Namespace) -> None:

@@ -157,3 +157,11 @@ def test_what_to_ignore_is_named_with_its_class(tmp_path: Path, capsys: pytest.C
     shown = capsys.readouterr()
     assert "ignored: bottle (as dog); left out: none" in shown.out
     assert "a second" in shown.err
+
+
+def test_a_size_that_is_no_number_is_refused_by_name(small_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["build", "--annotations", "a", "--images", "b", "--output", "c", "--split", "d"]
+    assert "--shard-megabytes: 'nan' is no size" in refused(capsys, *build, "--shard-megabytes", "nan")
+    plan = ["plan", small_shards / "train", "--batch", 4]
+    for amount in ("inf", "-1", "much"):
+        assert f"--cache: '{amount}' is no size; give a number" in refused(capsys, *plan, "--cache", amount)
