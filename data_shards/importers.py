@@ -218,7 +218,8 @@ def class_list(words: Sequence[str]) -> list[str]:
 
 
 def _check_folders(annotations: Path, images: Path, target: Path, overwrite: bool) -> None:
-    for folder, what in ((annotations, "annotations"), (images, "images")):
+    # The folder of YOLO's labels follows from that of the images.
+    for folder, what in ((images, "images"), (annotations, "annotations")):
         if not folder.is_dir():
             raise DataError(f"there is no folder of {what} {folder}; check the path.")
     if target.exists() and not overwrite:

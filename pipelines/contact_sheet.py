@@ -61,7 +61,7 @@ def write_contact_sheet(
     keys: Sequence[str] = (),
     epoch: int = 0,
 ) -> list[str]:
-    """Draw some samples of a split, each as a row of three panels, into a PNG.
+    """Draw some samples of a split, each as a row of three panels, two where targets have no heatmap, into a PNG.
 
     Args:
         location: where the manifest lies.
@@ -187,7 +187,10 @@ def _page(rows: Sequence[_Row], classes: Sequence[CocoClass], header: str) -> ND
     width = 2 * _MARGIN + max(900, *(strip.shape[1] for strip in strips))
     page = np.full((_HEADER + sum(strip.shape[0] for strip in strips) + _MARGIN, width, 3), _BACKGROUND, dtype=np.uint8)
     write_text(page, header, (_MARGIN, 34), _INK, 20, weight=600)
-    note = "left: the file, crowds hatched     middle: what the network receives     right: the heatmap it should give"
+    notes = ["left: the file, crowds hatched", "middle: what the network receives", "right: the heatmap it should give"]
+    if len(columns) == 2:  # a detector without heatmaps
+        notes = [notes[0], "right: what the network receives"]
+    note = "     ".join(notes)
     write_text(page, note, (_MARGIN, 54), _PALE_INK, 13)
     top = _HEADER
     for strip in strips:
