@@ -15,6 +15,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,9 @@ def build_shards(
     if bad:
         if existing is None:
             _delete_all_but(store, split, set())
+            if (folder := store.local_path("")) is not None:
+                with suppress(OSError):  # something else lies there, or nothing was written
+                    folder.rmdir()
         shown = "; ".join(bad[:5])
         more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
         raise DataError(
@@ -247,7 +251,7 @@ def _existing(store: Store, described: Manifest, overwrite: bool) -> Manifest | 
         if not overwrite:
             raise DataError(
                 f"{store.location} already holds another data set ({existing.num_samples:,} images, manifest "
-                f"{existing.digest[:6]}). Choose another output, or pass overwrite to replace it."
+                f"{existing.digest[:6]}). Choose another output, or pass --overwrite to replace it."
             )
     except DataError:
         if not overwrite:
@@ -398,7 +402,7 @@ def _build_shard(job: _Job) -> _Built | list[str]:
     if job.expected is not None and shard not in job.expected.shards:
         raise DataError(
             f"{job.store.location} was built from the same annotations, but shard {shard.name} would differ: "
-            "images have changed since. Choose another output, or pass overwrite to replace it."
+            "images have changed since. Choose another output, or pass --overwrite to replace it."
         )
     job.store.write_bytes(shard.index, index)
     job.store.write_bytes(shard.name, tar)

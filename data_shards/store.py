@@ -11,7 +11,7 @@ import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -85,7 +85,7 @@ class Store(ABC):
         """Raise DataError unless the place exists and lets us read."""
 
     def check_writable(self) -> None:
-        """Raise DataError unless a file can be written here; leaves none behind."""
+        """Raise DataError unless a file can be written here; leaves neither file nor folder behind."""
         self.write_bytes(_PROBE, b"")
         self.delete(_PROBE)
 
@@ -177,6 +177,15 @@ class _FolderStore(Store):
         with self._explained("delete", name):
             (self.folder / name).unlink(missing_ok=True)
 
+    def check_writable(self) -> None:
+        new = [folder for folder in (self.folder, *self.folder.parents) if not os.path.exists(folder)]
+        try:
+            super().check_writable()
+        finally:
+            for folder in new:
+                with suppress(OSError):  # another process has begun to use it
+                    folder.rmdir()
+
     def check_readable(self) -> None:
         if not self.folder.is_dir():
             raise DataError(f"there is no folder {self.location}; check the path.")
@@ -204,6 +213,8 @@ class _FolderStore(Store):
         try:
             yield
         except FileNotFoundError as error:
+            if action == "write":
+                raise DataError(f"cannot make folder {self.folder}; check the path.") from error
             raise DataError(f"there is no file {self.folder / name}; check the path.") from error
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)

@@ -79,8 +79,10 @@ def pull_shards(
     destination = open_store(folder)
     if destination.local_path("") is None:
         raise DataError(f"cannot pull into {destination.location}: give a folder. `aweigh shards push` writes to S3.")
+    source = open_store(location)
+    text = _manifest_text(source)
     with _only_writer(Path(folder).expanduser()):
-        return _transfer(open_store(location), destination, threads, progress, overwrite)
+        return _transfer(source, text, destination, threads, progress, overwrite)
 
 
 def push_shards(
@@ -99,7 +101,7 @@ def push_shards(
     source = open_store(folder)
     if source.local_path("") is None:
         raise DataError(f"cannot push from {source.location}: give a folder. `aweigh shards pull` reads from S3.")
-    return _transfer(source, open_store(location), threads, progress, overwrite)
+    return _transfer(source, _manifest_text(source), open_store(location), threads, progress, overwrite)
 
 
 def stored_sha256(store: Store, name: str) -> str:
@@ -126,8 +128,15 @@ class _Digest:
         return self._digest.hexdigest()
 
 
+def _manifest_text(source: Store) -> bytes:
+    if not source.exists(MANIFEST_NAME):
+        raise DataError(f"there are no shards at {source.location}: it has no {MANIFEST_NAME}. Give LOCATION/SPLIT.")
+    return source.read_bytes(MANIFEST_NAME)
+
+
 def _transfer(
     source: Store,
+    text: bytes,
     destination: Store,
     threads: int,
     progress: Callable[[TransferProgress], None],
@@ -135,9 +144,6 @@ def _transfer(
 ) -> TransferReport:
     if threads < 1:
         raise DataError(f"threads is {threads}; set it to 1 or more.")
-    if not source.exists(MANIFEST_NAME):
-        raise DataError(f"there are no shards at {source.location}: it has no {MANIFEST_NAME}. Give LOCATION/SPLIT.")
-    text = source.read_bytes(MANIFEST_NAME)
     manifest = parse_manifest(text, f"{source.location}/{MANIFEST_NAME}")
     destination.check_writable()
     replaced = _make_room(destination, manifest, overwrite)

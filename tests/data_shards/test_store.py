@@ -52,6 +52,13 @@ def test_a_store_that_works_is_checked_without_a_trace(store: Store) -> None:
     assert store.list_names() == ["one"]
 
 
+def test_checking_a_new_folder_leaves_none_of_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    open_store(tmp_path / "old" / "new" / "train").check_writable()
+    open_store(tmp_path / "old").check_writable()
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
 def test_a_store_goes_to_another_process(store: Store) -> None:
     store.write_bytes("one", b"1")
     other = pickle.loads(pickle.dumps(store))

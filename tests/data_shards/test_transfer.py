@@ -121,6 +121,8 @@ def test_places_that_cannot_be_used_are_refused(built: BuildReport, s3: str, tmp
     ]:
         with pytest.raises(DataError, match=message):
             pull_shards(*arguments)
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
     with pytest.raises(DataError, match="cannot push from s3://shards-test/train: give a folder"):
         push_shards(f"{s3}/train", built.location)
     with pytest.raises(DataError, match="threads is 0"):
