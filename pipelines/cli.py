@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.jobs_commands import add_jobs_commands, add_submission_arguments
 from pipelines.shards_commands import add_shards_commands
@@ -37,7 +37,20 @@ class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the nearest word that would have been right."""
 
     def error(self, message: str) -> NoReturn:
-        fail(message.replace("argument command: ", ""))
+        missing = message.replace("the following arguments are required: ", f"{self.prog} needs ")
+        if missing != message:
+            missing += f"; `{self.prog} --help` says more."
+        fail(missing.replace("argument command: ", ""))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but what nobody knows is refused by the command that it was given to."""
+        known, rest = super().parse_known_args(args, namespace)
+        if rest and not getattr(known, "takes_flags", False):
+            option = rest[0].partition("=")[0]
+            close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them."
+            self.error(f"unknown argument {rest[0]!r}; {hint}")
+        return known, rest
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
@@ -60,8 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, rest = command_line().parse_known_args(words)
     if getattr(known, "takes_flags", False) and any("." in word for word in words[:2] if word.startswith("--")):
         fail(f"{words[0]} takes its argument first and fields after it: aweigh {words[0]} NAME --field.subfield VALUE")
-    if rest and not getattr(known, "takes_flags", False):
-        fail(f"unknown argument {rest[0]!r}; `aweigh {known.command} --help` lists them.")
     known.rest = rest
     # Warnings of any library and what our rooms have to say, as plain lines.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -20,7 +20,9 @@ LOCATION = "LOCATION/SPLIT: a folder or s3:// prefix with manifest.json"
 def add_shards_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     """Add `shards` and its actions to the command line."""
     shards = commands.add_parser("shards", help="build, examine, move and check WebDataset shards")
-    actions = shards.add_subparsers(dest="action", metavar="action", required=True)
+    actions = shards.add_subparsers(
+        dest="action", metavar="build|verify|examine|show|plan|push|pull|import-voc|import-yolo", required=True
+    )
     _add_building(actions)
     _add_looking(actions)
     _add_moving(actions)
