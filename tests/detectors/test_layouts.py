@@ -59,6 +59,24 @@ def test_plain_resnet101_has_the_trunk_of_torchvision_and_the_heads_of_resnet18(
     assert keys == trunk + above
 
 
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [
+        # torchvision's 44,549,160 - 2,049,000 (classifier); transposed convolutions 16 × 256 × (2048 + 256 + 256)
+        # and their norms 3 × 512; heads 3 × (256 × 64 × 9 + 64) + 65 × 84.
+        ("centernet_resnet101", 42_500_160 + 10_485_760 + 1_536 + 442_560 + 5_460),
+        # Of boxes 2 stacks × (3 × (256 × 256 × 9 + 256) + 257 × 84) are heads; of pose 2 × (6 × ... + 257 × 58).
+        ("centernet_hourglass104_pose", 191_284_008 - 2 * (1_770_240 + 21_588) + 2 * (3_540_480 + 14_906)),
+        # 17 blocks more than ResNet-50, each 2 × 1024 × 256 + 256 × 256 × 9; frozen norms are no parameters.
+        ("fcos_resnet101", 32_244_250 + 17 * (524_288 + 589_824)),
+    ],
+)
+def test_parameters_of_networks_without_a_published_layout(name: str, num_parameters: int) -> None:
+    with torch.device("meta"):
+        detector = detectors.build(name)
+    assert sum(parameter.numel() for parameter in detector.parameters()) == num_parameters
+
+
 def test_the_hourglass_for_pose_has_the_trunk_for_boxes_and_six_heads() -> None:
     with torch.device("meta"):
         keys = described(detectors.build("centernet_hourglass104_pose").state_dict())
