@@ -7,7 +7,7 @@ a trunk's children become the detector's own.
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -15,9 +15,16 @@ from detectors.backbones.dla import DLA34, DLA34_IMAGENET, HierarchicalAggregati
 from detectors.backbones.hourglass import ConvolutionBlock, Hourglass
 from detectors.backbones.resnet import IMAGENET, ResNet
 from detectors.detector import Detector, DetectorError, Preprocessing
-from detectors.layers.head import Head, convolutional_head, start_heatmap, start_small, start_without_bias
+from detectors.layers.head import (
+    Head,
+    convolutional_head,
+    start_at_low_probability,
+    start_heatmap,
+    start_small,
+    start_without_bias,
+)
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
-from detectors.settings import require_count, require_flag
+from detectors.settings import require_choice, require_count, require_flag
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
@@ -32,6 +39,8 @@ PREPROCESSING = {
     "imagenet": Preprocessing(channel_order="bgr", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
 """How the published code normalises, by whose statistics it takes."""
+
+TRUNK_STARTS = ("pytorch", "he")
 
 
 class CenterNetNetwork(Detector):
@@ -76,10 +85,14 @@ class ResNetSettings:
     """Channels of the three steps that double the resolution, from stride 32 to 4."""
     head_channels: int = 64
     """Channels between the two convolutions of a head."""
+    trunk_start: Literal["pytorch", "he"] = "pytorch"
+    """First weights of the trunk where none are loaded: PyTorch's, as the published code leaves them, or He et al.'s,
+    which ImageNet trainings start from."""
 
     def __post_init__(self) -> None:
         require_count("width", self.width)
         require_count("head_channels", self.head_channels)
+        require_choice("trunk_start", self.trunk_start, TRUNK_STARTS)
         object.__setattr__(self, "deconv_channels", tuple(self.deconv_channels))
         for step, channels in enumerate(self.deconv_channels):
             require_count(f"deconv_channels[{step}]", channels)
@@ -98,7 +111,7 @@ class ResNetNetwork(CenterNetNetwork):
     def assemble(self, settings: ResNetSettings) -> None:
         """Register the layers, in the published order, and give them their published start."""
         self.imagenet_weights = IMAGENET[self.depth]
-        trunk = ResNet(self.depth, settings.width)
+        trunk = ResNet(self.depth, settings.width, starts_as_pytorch=settings.trunk_start == "pytorch")
         _adopt(self, trunk)
         self.deconv_layers = self.upsampling(trunk.channels[-1], settings.deconv_channels)
         for name in self.head_order():
@@ -111,11 +124,16 @@ class ResNetNetwork(CenterNetNetwork):
         return sorted(self.head_channels())
 
     def start_head(self, name: str, head: Head) -> None:
-        """Small weights in the last convolution only; heatmaps keep PyTorch's."""
-        if "hm" in name:
-            start_heatmap(head)
-        else:
-            start_small(head.last)
+        """Small weights, or the bias of a heatmap, in every convolution with as many outputs as the head has.
+
+        Which is the last one, and the first as well where it happens to have as many: a heatmap of 64 classes.
+        """
+        for layer in head:
+            if isinstance(layer, nn.Conv2d) and layer.out_channels == self.head_channels()[name]:
+                if "hm" in name:
+                    start_at_low_probability(layer)
+                else:
+                    start_small(layer)
 
     def forward(self, images: Tensor) -> Outputs:
         """Raw maps of one stack, from normalised images `(batch, 3, height, width)`."""
@@ -150,10 +168,14 @@ class DLASettings:
     """Channels of the trunk's first level; less makes a lighter network that no published file fits."""
     head_channels: int = 256
     """Channels between the two convolutions of a head."""
+    trunk_start: Literal["pytorch", "he"] = "pytorch"
+    """First weights of the trunk where none are loaded: PyTorch's, as the published code leaves them, or He et al.'s,
+    which ImageNet trainings start from."""
 
     def __post_init__(self) -> None:
         require_count("width", self.width)
         require_count("head_channels", self.head_channels)
+        require_choice("trunk_start", self.trunk_start, TRUNK_STARTS)
 
 
 class DLANetwork(CenterNetNetwork):
@@ -164,7 +186,7 @@ class DLANetwork(CenterNetNetwork):
 
     def assemble(self, settings: DLASettings) -> None:
         """Register the layers, in the published order, and give them their published start."""
-        self.base = DLA34(settings.width)
+        self.base = DLA34(settings.width, starts_as_pytorch=settings.trunk_start == "pytorch")
         channels = self.base.channels[2:]
         self.dla_up = HierarchicalAggregation(channels)
         self.ida_up = IterativeAggregation(channels[0], channels[:3], factors=(2, 4))

@@ -139,7 +139,8 @@ def read(path: Path) -> Mapping[str, Any]:
         DetectorError: the file is missing, is no checkpoint, or holds code.
     """
     if not path.is_file():
-        raise DetectorError(f"weights file {path} is not there.")
+        state = "a folder, not a file" if path.is_dir() else "not there"
+        raise DetectorError(f"weights file {path} is {state}.")
     no_checkpoint = f"{path} is no checkpoint: "
     try:
         if path.suffix == ".safetensors":
@@ -184,6 +185,10 @@ def _unwrap(content: Mapping[str, Any], receipt: Receipt) -> Mapping[str, Any]:
                     receipt.skipped[key] = f"beside {wrapper!r}: not a weight"
             content = content[wrapper]
             break
+    for key in content:
+        if not isinstance(key, str):
+            receipt.skipped[str(key)] = "its key is no name"
+    content = {key: value for key, value in content.items() if isinstance(key, str)}
     if not any(isinstance(value, Tensor) for value in content.values()):
         raise DetectorError(f"{receipt.path} is no checkpoint: it holds {_some(list(content))}, but no tensor.")
     return content
@@ -237,7 +242,7 @@ def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatc
     trained_on = value.shape[0] // per_class
     return (
         f"{shapes}{more}: the file was trained on {trained_on} classes, the detector has {detector.num_classes}. "
-        f"Build it with num_classes={trained_on}, or load with skip_mismatched=True to train these layers anew."
+        f"Build it for {trained_on} (num_classes), or leave these layers out to train them anew (skip_mismatched)."
     )
 
 

@@ -166,6 +166,7 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
         _check_shards(location, found)
     detector = build_detector(recipe, manifest, initial=fresh)
     check_input_size(recipe, detector)
+    _check_max_objects(recipe, detector)
     detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
     _check_labels(recipe, detector, manifest)
     return manifest, plan
@@ -193,7 +194,9 @@ def check_before_submission(recipe: Recipe) -> None:
         # The cluster's file system is mounted here, too; ImageNet's weights are fetched by who trains.
         check(recipe, fresh=recipe.detector.weights != IMAGENET)
     else:
-        check_input_size(recipe, detectors.build(recipe.detector.name, 80, **recipe.detector.settings))
+        detector = detectors.build(recipe.detector.name, 80, **recipe.detector.settings)
+        check_input_size(recipe, detector)
+        _check_max_objects(recipe, detector)
 
 
 def check_places(recipe: Recipe) -> None:
@@ -234,6 +237,17 @@ def check_input_size(recipe: Recipe, detector: Detector) -> None:
                 f"{name}.input_size is {list(size)}; {recipe.detector.name} needs multiples of {divisor}, such as "
                 f"{height} {width}."
             )
+
+
+def _check_max_objects(recipe: Recipe, detector: Detector) -> None:
+    """Refuse a number of boxes that was raised in vain: the detector would leave the rest out without a word."""
+    places = getattr(getattr(detector, "settings", None), "max_objects", None)
+    if places is not None and recipe.data.max_objects > max(places, DataSettings.max_objects):
+        raise ConfigError(
+            f"data.max_objects is {recipe.data.max_objects}, but {recipe.detector.name} trains on the first {places} "
+            f"boxes of an image: set data.max_objects to {places}, or detector.settings.max_objects to "
+            f"{recipe.data.max_objects}."
+        )
 
 
 def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> None:

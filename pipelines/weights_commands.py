@@ -62,6 +62,11 @@ def _import(known: argparse.Namespace) -> None:
     from pipelines import console
     from pipelines.weights import fetch_weights
 
+    if known.output and known.output.suffix != ".safetensors":
+        raise ConfigError(
+            f"--output {known.output}: the weights are written as .safetensors, so give the file that ending. "
+            f"`aweigh weights export` writes .pth."
+        )
     settings = _settings(known.detector, [*known.rest, "--detector.weights", known.file])
     torch.manual_seed(0)
     detector = detectors.build(settings.name, known.num_classes, **settings.settings)
@@ -82,6 +87,11 @@ def _export(known: argparse.Namespace) -> None:
     from detectors.export import save_as
     from pipelines import console
 
+    if known.output.suffix == ".safetensors":
+        raise ConfigError(
+            f"--output {known.output}: other code loads what torch.save writes, so end it in .pth. "
+            f"`aweigh weights import` writes .safetensors."
+        )
     detector = _detector_of(Path(known.source), known)
     exported = save_as(detector, known.output, known.layout)
     if known.json:
@@ -134,6 +144,8 @@ def _detector_of(source: Path, known: argparse.Namespace) -> "Detector":
         detector = detectors.build(facts["detector"], len(facts["classes"]), **settings)
         detector.load_state_dict(checkpoint.weights())
         return detector
+    if not source.is_file():
+        raise ConfigError(f"{source} is not there; give a run's folder, a checkpoint or a weights file.")
     said = _metadata(source)
     name = known.detector or said.get("detector")
     if not name:

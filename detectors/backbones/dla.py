@@ -21,10 +21,12 @@ DLA34_IMAGENET = "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth"
 class DLA34(nn.Module):
     """The convolutional part of DLA-34 in six levels, strides 1 to 32.
 
-    Weights start from He et al.'s normal initialisation (fan out), as those of the ImageNet training did.
+    Weights start from He et al.'s normal initialisation (fan out), as those of the ImageNet training did. CenterNet's
+    code, which always loads what came of that, leaves PyTorch's.
 
     Args:
         width: channels of the first level, which each later one doubles; 16 is the published network.
+        starts_as_pytorch: leave the weights as PyTorch makes them, uniform within 1 / sqrt(fan in).
 
     Source:
         Yu et al., Deep Layer Aggregation, table 1 (arXiv:1707.06484); xingyizhou/CenterNet,
@@ -34,7 +36,7 @@ class DLA34(nn.Module):
     channels: tuple[int, ...]
     """Channels of the levels, at strides 1, 2, 4, 8, 16 and 32."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 16, starts_as_pytorch: bool = False) -> None:
         super().__init__()
         self.channels = channels = tuple(width * 2**level for level in range(6))
         self.base_layer = _convolution(3, channels[0], kernel_size=7)
@@ -44,7 +46,7 @@ class DLA34(nn.Module):
         self.level3 = Tree(2, channels[2], channels[3], stride=2, keep_input=True)
         self.level4 = Tree(2, channels[3], channels[4], stride=2, keep_input=True)
         self.level5 = Tree(1, channels[4], channels[5], stride=2, keep_input=True)
-        for module in self.modules():
+        for module in () if starts_as_pytorch else self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.fc = nn.Conv2d(channels[5], 1000, 1)

@@ -52,12 +52,13 @@ class ResNet(nn.Module):
     """The convolutional part of a residual network.
 
     Weights start from He et al.'s normal initialisation (fan out), batch norm from 1 and 0: what torchvision's
-    ImageNet training started from.
+    ImageNet training started from. CenterNet's code, which always loads ImageNet's weights, leaves PyTorch's.
 
     Args:
         depth: 18, 34, 50, 101 or 152 layers; from 50 on, blocks are bottlenecks with 4 times the channels.
         width: channels of the first stage, which the three later ones double; 64 is the published network.
         norm: makes the normalisation behind each convolution.
+        starts_as_pytorch: leave the weights as PyTorch makes them, uniform within 1 / sqrt(fan in).
 
     Raises:
         DetectorError: there is no network of this depth.
@@ -70,7 +71,9 @@ class ResNet(nn.Module):
     """Channels of the four stages, at strides 4, 8, 16 and 32."""
     stride_in_1x1: ClassVar[bool] = False
 
-    def __init__(self, depth: int, width: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+    def __init__(
+        self, depth: int, width: int = 64, norm: Norm = nn.BatchNorm2d, starts_as_pytorch: bool = False
+    ) -> None:
         super().__init__()
         if depth not in _BLOCKS:
             raise DetectorError(f"no ResNet has {depth} layers; known are {', '.join(map(str, _BLOCKS))}.")
@@ -86,7 +89,7 @@ class ResNet(nn.Module):
         self.layer2 = _stage(make, first, second, blocks[1], 2, norm)
         self.layer3 = _stage(make, second, third, blocks[2], 2, norm)
         self.layer4 = _stage(make, third, fourth, blocks[3], 2, norm)
-        for module in self.modules():
+        for module in () if starts_as_pytorch else self.modules():
             if isinstance(module, nn.Conv2d):
                 self.start(module)
 

@@ -40,8 +40,13 @@ def convolutional_head(in_channels: int, channels: int, out_channels: int) -> He
 
 def start_heatmap(head: Head) -> None:
     """Let a heatmap start at a probability of 0.1; the weights keep PyTorch's random start."""
-    assert head.last.bias is not None
-    nn.init.constant_(head.last.bias, HEATMAP_BIAS)
+    start_at_low_probability(head.last)
+
+
+def start_at_low_probability(convolution: nn.Conv2d) -> None:
+    """The bias of a heatmap at its start; the weights keep PyTorch's random start."""
+    assert convolution.bias is not None
+    nn.init.constant_(convolution.bias, HEATMAP_BIAS)
 
 
 def start_small(convolution: nn.Conv2d) -> None:

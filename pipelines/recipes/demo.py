@@ -20,7 +20,8 @@ def demo() -> Recipe:
         recipe="demo",
         purpose="A narrow CenterNet for a laptop: what `aweigh demo` trains, minutes on two CPU cores",
         detector=DetectorSettings(
-            name="centernet_resnet18", settings={"width": 24, "deconv_channels": [64, 48, 32], "head_channels": 32}
+            name="centernet_resnet18",
+            settings={"width": 24, "deconv_channels": [64, 48, 32], "head_channels": 32, "trunk_start": "he"},
         ),
         data=DataSettings(train="demo/shards/train", validation="demo/shards/val", input_size=(160, 160)),
         # Milder than COCO's: there is no time to learn the smallest scales and the strangest light.

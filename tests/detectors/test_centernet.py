@@ -15,6 +15,8 @@ from detectors.centernet import CenterNet
 NARROW: dict[str, dict[str, object]] = {
     "centernet_resnet18": {"width": 8, "deconv_channels": (16, 16, 16), "head_channels": 8},
     "centernet_resdcn18": {"width": 8, "deconv_channels": (16, 16, 16), "head_channels": 8},
+    "centernet_resnet101": {"width": 4, "deconv_channels": (16, 16, 16), "head_channels": 8},
+    "centernet_resdcn101": {"width": 4, "deconv_channels": (16, 16, 16), "head_channels": 8},
     "centernet_dla34": {"width": 4, "head_channels": 8},
     "centernet_hourglass104": {"width": 8},
 }

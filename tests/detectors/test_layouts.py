@@ -59,6 +59,24 @@ def test_plain_resnet101_has_the_trunk_of_torchvision_and_the_heads_of_resnet18(
     assert keys == trunk + above
 
 
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [
+        # torchvision's 44,549,160 - 2,049,000 (classifier); transposed convolutions 16 × 256 × (2048 + 256 + 256)
+        # and their norms 3 × 512; heads 3 × (256 × 64 × 9 + 64) + 65 × 84.
+        ("centernet_resnet101", 42_500_160 + 10_485_760 + 1_536 + 442_560 + 5_460),
+        # Of boxes 2 stacks × (3 × (256 × 256 × 9 + 256) + 257 × 84) are heads; of pose 2 × (6 × ... + 257 × 58).
+        ("centernet_hourglass104_pose", 191_284_008 - 2 * (1_770_240 + 21_588) + 2 * (3_540_480 + 14_906)),
+        # 17 blocks more than ResNet-50, each 2 × 1024 × 256 + 256 × 256 × 9; frozen norms are no parameters.
+        ("fcos_resnet101", 32_244_250 + 17 * (524_288 + 589_824)),
+    ],
+)
+def test_parameters_of_networks_without_a_published_layout(name: str, num_parameters: int) -> None:
+    with torch.device("meta"):
+        detector = detectors.build(name)
+    assert sum(parameter.numel() for parameter in detector.parameters()) == num_parameters
+
+
 def test_the_hourglass_for_pose_has_the_trunk_for_boxes_and_six_heads() -> None:
     with torch.device("meta"):
         keys = described(detectors.build("centernet_hourglass104_pose").state_dict())
@@ -134,6 +152,53 @@ def test_plain_resnet_starts_as_published() -> None:
     assert state["wh.0.bias"].abs().max() > 0
     # Uniform within 1/sqrt(64) = 0.125: 0.0722.
     assert state["hm.2.weight"].std() == pytest.approx(0.0722, rel=0.15)
+
+
+def test_a_plain_resnet_takes_a_hidden_convolution_of_as_many_channels_for_the_last() -> None:
+    """The published code asks each convolution of a head for its number of outputs, not for its place."""
+    torch.manual_seed(0)
+    settings = {"width": 4, "deconv_channels": (8, 8, 8), "head_channels": 64}
+    state = detectors.build("centernet_resnet18", 64, **settings).state_dict()
+    assert_close(state["hm.0.bias"], torch.full((64,), -2.19))
+    assert_close(state["hm.2.bias"], torch.full((64,), -2.19))
+    assert state["wh.0.bias"].abs().max() > 0
+    # Sizes of 32 classes are 64 channels, too.
+    state = detectors.build("centernet_resnet18", 32, class_specific_size=True, **settings).state_dict()
+    assert state["hm.0.bias"].min() > -1
+    assert state["wh.0.weight"].std() == pytest.approx(0.001, rel=0.05)
+    assert not state["wh.0.bias"].any()
+    # The deformable one goes by the place.
+    state = detectors.build("centernet_resdcn18", 64, **settings).state_dict()
+    assert state["hm.0.bias"].min() > -1
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("centernet_resnet18", "layer1.0.conv2.weight"),
+        ("centernet_resdcn18", "layer1.0.conv2.weight"),
+        ("centernet_dla34", "base.level2.tree1.conv2.weight"),
+        ("centernet_dla34_pose", "base.level2.tree1.conv2.weight"),
+        ("centernet_dla34_3d", "base.level2.tree1.conv2.weight"),
+    ],
+)
+def test_trunks_start_as_pytorch_makes_them_unless_he_is_asked_for(name: str, key: str) -> None:
+    """CenterNet's code initialises no trunk; 32 channels in and out, so fan in and out are 288."""
+    torch.manual_seed(0)
+    width = {"width": 32 if "resnet" in name or "resdcn" in name else 8}
+    weight = detectors.build(name, 3, **width).state_dict()[key]
+    assert weight.shape == (32, 32, 3, 3)
+    # Uniform within 1/sqrt(288) = 0.0589, of standard deviation 0.0340.
+    assert weight.abs().max() <= 288**-0.5
+    assert weight.std() == pytest.approx(0.0340, rel=0.03)
+    # Normal of standard deviation sqrt(2/288) = 0.0833.
+    weight = detectors.build(name, 3, **width, trunk_start="he").state_dict()[key]
+    assert weight.std() == pytest.approx(0.0833, rel=0.03)
+
+
+def test_another_start_of_the_trunk_is_refused() -> None:
+    with pytest.raises(detectors.DetectorError, match="trunk_start is 'xavier'; known are 'pytorch', 'he'"):
+        detectors.build("centernet_resdcn18", 3, trunk_start="xavier")
 
 
 def test_deformable_resnet_starts_as_published() -> None:

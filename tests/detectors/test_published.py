@@ -151,8 +151,8 @@ def test_another_number_of_classes_is_named_and_nothing_is_loaded(tmp_path: Path
         published.load(ours, path)
     assert str(refusal.value) == (
         f"hm.2.weight is 5x8x1x1 in {path} but 3x8x1x1 in centernet_resnet18 (and 1 more): the file was trained on "
-        "5 classes, the detector has 3. Build it with num_classes=5, or load with skip_mismatched=True to train "
-        "these layers anew."
+        "5 classes, the detector has 3. Build it for 5 (num_classes), or leave these layers out to train "
+        "them anew (skip_mismatched)."
     )
     assert_loaded(ours, before)
 
@@ -201,11 +201,15 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_tensor_or_there_twice_is_accounted(tmp_path: Path) -> None:
     weights = other_weights()
-    content = {**weights, "module.conv1.weight": weights["conv1.weight"] + 1, "version": 3}
+    content = {**weights, "module.conv1.weight": weights["conv1.weight"] + 1, "version": 3, 0: torch.zeros(1)}
     ours = detector()
     receipt = published.load(ours, saved(content, tmp_path / "twice.pth"))
-    assert_accounted(receipt, ours, set(content))
-    assert receipt.skipped == {"module.conv1.weight": "conv1.weight is in the file twice", "version": "no tensor"}
+    assert_accounted(receipt, ours, set(map(str, content)))
+    assert receipt.skipped == {
+        "0": "its key is no name",
+        "module.conv1.weight": "conv1.weight is in the file twice",
+        "version": "no tensor",
+    }
     assert_loaded(ours, weights)
 
 

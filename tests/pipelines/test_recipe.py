@@ -115,17 +115,19 @@ def test_fcos_on_our_schedules_and_torchvisions() -> None:
 
 def test_the_ablations_change_one_thing_each() -> None:
     base = recipes.get("centernet_dla34_1x")
-    named = {name: recipes.get(f"ablation_{name}") for name in ("a_384", "b_02", "b_002", "c_smooth_l1", "d_230")}
-    assert named["a_384"].data.input_size == (512, 512)
-    assert (named["a_384"].evaluation.geometry, named["a_384"].evaluation.input_size) == ("fixed", (384, 384))
-    assert recipes.get("ablation_a_original").evaluation.geometry == "keep"
+    names = ("test_resolution_384", "size_weight_0_2", "size_weight_0_02", "loss_smooth_l1", "epochs_230")
+    named = {name: recipes.get(f"ablation_{name}") for name in names}
+    smaller = named["test_resolution_384"]
+    assert smaller.data.input_size == (512, 512)
+    assert (smaller.evaluation.geometry, smaller.evaluation.input_size) == ("fixed", (384, 384))
+    assert recipes.get("ablation_test_resolution_original").evaluation.geometry == "keep"
     changed = {name: differences(to_dict(base), to_dict(recipe)) for name, recipe in named.items()}
     assert {name: [line for line in lines if not line.startswith("recipe:")] for name, lines in changed.items()} == {
-        "a_384": [],
-        "b_02": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.2"],
-        "b_002": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.02"],
-        "c_smooth_l1": ["detector.settings: {} → None", "detector.settings.regression_loss: None → smooth_l1"],
-        "d_230": ["schedule.drops_at: [90, 120] → [180, 210]", "schedule.epochs: 140 → 230"],
+        "test_resolution_384": [],
+        "size_weight_0_2": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.2"],
+        "size_weight_0_02": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.02"],
+        "loss_smooth_l1": ["detector.settings: {} → None", "detector.settings.regression_loss: None → smooth_l1"],
+        "epochs_230": ["schedule.drops_at: [90, 120] → [180, 210]", "schedule.epochs: 140 → 230"],
     }
 
 

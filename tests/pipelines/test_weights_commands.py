@@ -87,6 +87,15 @@ def test_a_file_of_the_backbone_alone_is_not_written_as_a_detector(
         ),
         (["import", "{file}", "--detector", "centernet_dla34", *NARROW], "trained on 3 classes, the detector has 80"),
         (["import", "nowhere.pth", "--detector", "centernet_dla34", *NARROW], "nowhere.pth is not there"),
+        (
+            ["import", "{file}", "--detector", "centernet_dla34", *NARROW, "--output", "ours.pth"],
+            "--output ours.pth: the weights are written as .safetensors",
+        ),
+        (
+            ["export", "{file}", "--detector", "centernet_dla34", *NARROW, "--output", "{file}.safetensors"],
+            "other code loads what torch.save writes, so end it in .pth",
+        ),
+        (["export", "nowhere.pth", "--output", "back.pth"], "nowhere.pth is not there; give a run's folder"),
         (["export", "{file}", "--output", "back.pth"], "does not say which detector it is of; give --detector NAME"),
         (
             [
