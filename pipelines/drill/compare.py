@@ -16,13 +16,12 @@ from pipelines.ledger import departures, read_ledger
 
 _PARTS = ("weights", "optimizer", "per_rank")
 _NONE_AGAIN = "no step trained again"
-# Other numbers of workers and other ZeRO stages add the same numbers in another order: in float64 30 steps end apart by
-# 7e-16. In float32 weights are apart by 3e-7 of a tensor's largest value for some steps; a microbatch of other samples
-# makes that 0.02 at once.
+# Other numbers of workers and other ZeRO stages add the same numbers in another order. In float64 that leaves 7e-16. In
+# float32 weights are apart by 3e-7 of a tensor's largest value, until one value falls on the other side of a ReLU:
+# 0.003 at once, more with every step. A microbatch of other samples makes it 0.02 at once.
 _SOON_STEPS = 4
-_SOON = 1e-5
-# Later one value falls on the other side of a kink (ReLU, L1, max pooling), and the two trainings part by up to 0.012
-# of the way they have gone since; a microbatch of other samples by 0.14.
+_SOON = 0.005
+# From there on as a share of the way that weights have gone since: up to 0.012 by such a ReLU, 0.14 by other samples.
 _LATER = 0.05
 
 
