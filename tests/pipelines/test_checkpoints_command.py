@@ -13,12 +13,12 @@ from cluster.remote_checkpoints import RemoteCheckpoints
 from data_shards.store import open_store
 from pipelines.cli import main
 
-SCORES = {4: 0.25, 8: 0.5, 12: None, 16: 0.375}
+SCORES = {4: 0.5, 8: 0.5, 12: None, 16: 0.375}
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Checkpoints of steps 4, 8 (the best), 12 and 16, and what a killed process left of step 20."""
+    """Checkpoints of steps 4, 8 (as good, and newer), 12 and 16, and what a killed process left of step 20."""
     folder = CheckpointFolder(tmp_path / "cells" / "checkpoints", keep=9)
     place = str(tmp_path / "cells")
     remote = None
