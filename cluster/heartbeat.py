@@ -143,7 +143,9 @@ def describe_standstill(standings: list[Standing], still: float, now: float) -> 
         now: Unix time.
     """
     fewest = min(standings, key=lambda one: one.phases_begun)
-    behind = [one for one in standings if one.phases_begun == fewest.phases_begun]
+    # A process that does not even renew its file is named whatever phase the others wait for it in.
+    frozen = [one for one in standings if now - one.written >= still / 2]
+    behind = frozen or [one for one in standings if one.phases_begun == fewest.phases_begun]
     if len(behind) == len(standings) > 1:
         return (
             f"hung      all {len(standings)} workers stand in {fewest.phase} after step {fewest.step:,} for "
@@ -151,7 +153,7 @@ def describe_standstill(standings: list[Standing], still: float, now: float) -> 
         )
     named = "; ".join(
         f"worker {one.rank} on {one.node} (process {one.process}) is in {one.phase} after step {one.step:,} "
-        f"for {now - one.since:.0f} s" + ("" if now - one.written < still / 2 else ", its process frozen or gone")
+        f"for {now - one.since:.0f} s" + (", its process frozen or gone" if one in frozen else "")
         for one in behind
     )
     return f"hung      {named}. Stacks are in the logs; all start again from the last checkpoint"

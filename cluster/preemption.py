@@ -1,5 +1,7 @@
 """The notice that a node will be taken away, as Ray hands it to each worker."""
 
+import time
+
 
 def preemption_notice() -> str:
     """One line of what is to be taken and when; empty while there is no notice.
@@ -13,5 +15,5 @@ def preemption_notice() -> str:
     if info is None:
         return ""
     ranks = ", ".join(map(str, sorted(info.preempted_ranks)))
-    deadline = f" by {info.deadline_ms / 1000:.0f} (Unix time)" if info.deadline_ms else ""
+    deadline = time.strftime(" at %H:%M:%S", time.localtime(info.deadline_ms / 1000)) if info.deadline_ms else ""
     return f"the cluster will take the node of worker {ranks} away{deadline}"

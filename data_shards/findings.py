@@ -122,7 +122,7 @@ KINDS = {
             "too_many",
             "wrong",
             "images with more objects than data.max_objects",
-            "raise data.max_objects and, of CenterNet, detector.settings.max_objects: what comes later is not trained on",
+            "raise data.max_objects and CenterNet's detector.settings.max_objects: what comes later is not trained on",
         ),
         Kind("crowd", "note", "images with crowds", "none needed: trained on as boxes, ignored by the AP as COCO does"),
         Kind(

@@ -22,7 +22,8 @@ def list_checkpoints(place: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"place": place, "checkpoints": rows, "orphans": found.orphans}))
         return
-    best = max((row for row in rows if row["score"] is not None), key=lambda row: row["score"], default=None)
+    scored = [row for row in rows if row["score"] is not None]
+    best = max(scored, key=lambda row: (row["score"], row["name"]), default=None)  # of equals the newest is kept
     for row in rows:
         marks = [*(["newest"] if row is rows[-1] else []), *(["best"] if row is best else [])]
         print(_line(row, marks))

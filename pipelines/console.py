@@ -36,9 +36,8 @@ def evaluation_line(epoch: int, evaluation: "Evaluation", seconds: float) -> str
 def resumed_line(attempt: int, step: int, steps_per_epoch: int) -> str:
     """Where an attempt goes on."""
     epochs, steps = divmod(step, steps_per_epoch)
-    return (
-        f"resumed   attempt {attempt} at step {step:,}: {epochs:,} epochs and {steps:,} steps done, 0 samples repeated"
-    )
+    done = f"{counted(epochs, 'epoch')} and {counted(steps, 'step')} done"
+    return f"resumed   attempt {attempt} at step {step:,}: {done}"
 
 
 def counted(number: int, what: str) -> str:

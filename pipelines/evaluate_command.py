@@ -15,10 +15,10 @@ from data_shards.plan import World
 from detectors import Detector
 from detectors.test_time import TestMode
 from pipelines import console, tracking
+from pipelines.building import build_detector
 from pipelines.detect import Reading, milliseconds_one_by_one
 from pipelines.errors import ConfigError
 from pipelines.evaluate import Evaluation, evaluate
-from pipelines.loop import build_detector
 from pipelines.mode_table import NAMES, ModeResult, mode_table
 from pipelines.pictures import prediction_page
 from pipelines.recipe import differences, from_dict, to_dict, with_flags

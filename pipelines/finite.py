@@ -8,6 +8,9 @@ from torch import Tensor
 
 from data_shards.plan import Plan, World
 
+CALMER = "lower optimizer.learning_rate or set engine.clip_norm, under another --run.name."
+"""What to do about a training whose numbers are not finite."""
+
 
 @dataclass(frozen=True)
 class NotFinite:

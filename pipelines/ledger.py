@@ -61,6 +61,8 @@ class Seen:
     """Steps that were trained more than once because of interruptions."""
     lives: int
     """How often workers were started."""
+    last_start: int
+    """Steps done when they were started last."""
 
 
 def read_ledger(folder: Path) -> Seen:
@@ -89,7 +91,8 @@ def read_ledger(folder: Path) -> Seen:
                 mine.setdefault(step, []).extend(ids)
         trained += len(mine)
         steps |= mine
-    return Seen(dict(sorted(steps.items())), trained - len(steps), len(lives))
+    last_start = starts[max(lives)] if lives else 0
+    return Seen(dict(sorted(steps.items())), trained - len(steps), len(lives), last_start)
 
 
 def departures(seen: Seen, plan: Plan, last_step: int) -> list[str]:

@@ -8,6 +8,7 @@ from cluster.heartbeat import Standing
 from cluster.remote_checkpoints import RemoteCheckpoints
 from data_shards.manifest import Manifest
 from data_shards.store import open_store
+from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.settings import Recipe
 
@@ -79,7 +80,8 @@ def lost_line(standing: Standing | None, step: int, batch_size: int, saved_at: f
     if steps == 0:
         return "lost      nothing: the last attempt ended with this checkpoint"
     minutes = f" and {(standing.written - saved_at) / 60:.1f} minutes" if saved_at else ""
-    return f"lost      {steps:,} steps: {steps * batch_size:,} samples{minutes} of training are done again"
+    again = console.counted(steps, "step")
+    return f"lost      {again}: {steps * batch_size:,} samples{minutes} of training are done again"
 
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> None:

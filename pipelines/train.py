@@ -24,13 +24,14 @@ from data_shards.slots import Slot
 from data_shards.store import open_store
 from detectors import Detector
 from pipelines import console, tracking
+from pipelines.building import build_detector
 from pipelines.errors import ConfigError
 from pipelines.files import write_json, write_text
-from pipelines.loop import Job, build_detector, train_worker
+from pipelines.loop import Job, train_worker
 from pipelines.preflight import before_training
 from pipelines.recipe import differences, flatten, from_dict, run_name, to_dict, to_yaml
 from pipelines.resuming import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
-from pipelines.settings import IMAGENET, Recipe
+from pipelines.settings import IMAGENET, DataSettings, Recipe
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from cluster.workers import WorkerContext, run_workers
 from data_shards.plan import Plan, World
 from detectors import Detector
 from pipelines import console
+from pipelines.building import build_detector
 from pipelines.errors import ConfigError
 from pipelines.files import write_json
 from pipelines.finite import LossWatch
-from pipelines.loop import build_detector
+from pipelines.milestones import WISHES
 from pipelines.settings import Recipe
 from pipelines.stopwatch import Stopwatch
 from pipelines.train import absolute, check
@@ -174,7 +175,7 @@ def _ours(
     """What the loop does in a step beside reading: phases, heartbeat, agreement, losses kept and looked at."""
     engine = Engine(detector, torch.optim.Adam, _groups(detector, recipe), recipe.engine, split, context.device)
     stopwatch = Stopwatch(context.device, exact=False, begins=lambda phase: context.heartbeat.begin(phase, 0))
-    agreement = Agreement(("save", "stop", "preempted"))
+    agreement = Agreement(WISHES)
     watch = LossWatch(plan, World(ranks=context.world_size, rank=context.rank))
     done = 0
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from cluster.workers import run_workers
 from pipelines import console
+from pipelines.bench.measuring import STEPS_BESIDE_WRITING, MeasuredJob, measure_worker
 from pipelines.errors import ConfigError
-from pipelines.loop import Job, train_worker
 from pipelines.settings import Recipe
 from pipelines.stopwatch import PHASES
 from pipelines.train import absolute, check
@@ -57,12 +57,11 @@ def bench_checkpoint(recipe: Recipe, checkpoints: int, as_json: bool) -> None:
     """
     if checkpoints < 1:
         raise ConfigError(f"--checkpoints is {checkpoints}; at least 1 is needed.")
-    plain = 13
-    measured = _measured(recipe, plain + checkpoints * 8, checkpoints)
+    measured = _measured(recipe, 13, checkpoints)
     step = measured["seconds"] / measured["steps"]
     taken = measured["checkpoints"]
     copy = sum(one["copy_seconds"] for one in taken) / len(taken)
-    slowdown = sum(max(0.0, one["beside_seconds"] - 8 * step) for one in taken) / len(taken)
+    slowdown = sum(max(0.0, one["beside_seconds"] - STEPS_BESIDE_WRITING * step) for one in taken) / len(taken)
     interval = 60 * (recipe.checkpoint.every_minutes or 15.0)
     figures = {
         "step_seconds": step,
@@ -77,7 +76,7 @@ def bench_checkpoint(recipe: Recipe, checkpoints: int, as_json: bool) -> None:
         return
     print(f"{1000 * step:8.1f} ms a step")
     print(f"{1000 * copy:8.1f} ms training waits while the state is copied, mean of {len(taken)}")
-    print(f"{1000 * slowdown:8.1f} ms the 8 steps beside the writing take longer")
+    print(f"{1000 * slowdown:8.1f} ms the {STEPS_BESIDE_WRITING} steps beside the writing take longer")
     print(f"{1000 * figures['write_seconds']:8.1f} ms until it is written, flushed, compared and current")
     print(f"{100 * figures['stall_fraction']:8.3f} % of the {interval / 60:g} minutes between checkpoints")
 
@@ -92,16 +91,8 @@ def _measured(recipe: Recipe, steps: int, checkpoints: int = 0) -> dict[str, Any
     Path(recipe.run.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=recipe.run.folder) as folder:
         run_workers(
-            train_worker,
-            Job(
-                recipe=recipe,
-                run="bench",
-                attempt=1,
-                tracking_uri="",
-                tracking_run="",
-                measured_steps=steps,
-                measured_checkpoints=checkpoints,
-            ),
+            measure_worker,
+            MeasuredJob(recipe, steps, checkpoints),
             run_name="bench",
             folder=Path(folder),
             settings=recipe.cluster,

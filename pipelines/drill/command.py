@@ -72,7 +72,7 @@ def _one(fault: Fault, course: Course, plan: Plan) -> Verdict:
         fault.happen(course, run)
     except DrillError as error:
         return Verdict(False, "not carried out", (str(error),))
-    return compare_runs(course.folder / "whole", course.folder / run, plan, course.steps, tolerance=fault.tolerance)
+    return compare_runs(course.folder / "whole", course.folder / run, plan, course.steps, rounding=fault.rounding)
 
 
 def _course(recipe_name: str, flags: Sequence[str], folder: Path) -> tuple[Course, Plan]:

@@ -14,27 +14,25 @@ class Fault:
         name: as `--fault` takes it.
         meaning: one line.
         happen: trains under the fault to the end, in the run of the given name.
-        tolerance: 0 where the result has to be the same bit for bit.
-        slow: takes much longer than the others.
+        rounding: the result is the same to float rounding; else bit for bit.
     """
 
     name: str
     meaning: str
     happen: Callable[[Course, str], None]
-    tolerance: float = 0.0
-    slow: bool = False
+    rounding: bool = False
 
 
 _FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, meaning: str, *, tolerance: float = 0.0, slow: bool = False
+    name: str, meaning: str, *, rounding: bool = False
 ) -> Callable[[Callable[[Course, str], None]], Callable[[Course, str], None]]:
     """Register what happens under a name."""
 
     def register(happen: Callable[[Course, str], None]) -> Callable[[Course, str], None]:
-        _FAULTS[name] = Fault(name, meaning, happen, tolerance, slow)
+        _FAULTS[name] = Fault(name, meaning, happen, rounding)
         return happen
 
     return register
@@ -42,6 +40,12 @@ def fault(
 
 def faults() -> dict[str, Fault]:
     """Every fault by name, in the order in which `make drill` goes through them."""
-    from pipelines.drill import checkpoint_faults, process_faults, service_faults, world_faults  # noqa: F401
+    from pipelines.drill import (  # noqa: F401
+        checkpoint_faults,
+        cluster_faults,
+        process_faults,
+        service_faults,
+        world_faults,
+    )
 
     return dict(_FAULTS)

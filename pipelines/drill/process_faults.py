@@ -4,7 +4,6 @@ import signal
 import time
 
 from cluster.heartbeat import read_standing
-from cluster.rehearsal import rehearsal
 from pipelines import console
 from pipelines.drill.faults import fault
 from pipelines.drill.runs import Course, running
@@ -31,7 +30,7 @@ def worker_kill(course: Course, name: str) -> None:
     )
 
 
-@fault("worker-hang", "a worker freezes (SIGSTOP); it is named after 60 s and all start again", slow=True)
+@fault("worker-hang", "a worker freezes (SIGSTOP); it is named after 60 s and all start again")
 def worker_hang(course: Course, name: str) -> None:
     """The others wait for it inside a collective; the one that has begun the fewest phases is the culprit."""
     with running(course.start(name, "--cluster.hang_seconds", "60")) as attempt:
@@ -62,18 +61,4 @@ def sigterm(course: Course, name: str) -> None:
         attempt.finish(status=128 + signal.SIGTERM)
     with running(course.start(name)) as attempt:
         attempt.wait_for(r"^lost      nothing")
-        attempt.finish()
-
-
-@fault("raylet-kill", "kill -9 of a node's raylet with its worker, and another node in its place", slow=True)
-def raylet_kill(course: Course, name: str) -> None:
-    """Two nodes of one worker each on this machine; Ray waits for the new one."""
-    with (
-        rehearsal(nodes=2, cpus=1, environment=course.environment) as cluster,
-        running(course.start(name, RAY_ADDRESS=cluster.address)) as attempt,
-    ):
-        attempt.wait_for_step(course.steps // 2 + 1)
-        cluster.kill_node()
-        cluster.add_node()
-        attempt.wait_for(r"^resumed ")
         attempt.finish()

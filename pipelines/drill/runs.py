@@ -14,11 +14,13 @@ from pathlib import Path
 
 import psutil
 
+from cluster.rehearsal import Rehearsal
 from pipelines.errors import ConfigError
 
 _SECONDS = 1200.0
+_ROOT = Path(__file__).resolve().parents[2]
 # A machine that is busy with drills may take minutes where Ray allows one; a failure is noticed at once all the same.
-_PATIENCE = {
+PATIENCE = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
@@ -51,24 +53,40 @@ class Course:
 
     def start(self, name: str, *flags: str, **environment: str) -> "Attempt":
         """Start `aweigh train` on it; later flags win."""
-        words = ("train", self.recipe, *self.flags, "--run.folder", str(self.folder), "--run.name", name, *flags)
+        words = ("train", *self._words(name, flags))
         return Attempt(words, self.folder / name, {**self.environment, **environment})
+
+    def submit(self, name: str, cluster: Rehearsal, *flags: str, **environment: str) -> "Attempt":
+        """Submit it to a cluster with a job server, from an empty folder as from somebody's desk."""
+        desk = self.folder / "desk"
+        desk.mkdir(exist_ok=True)
+        words = ("submit", *self._words(name, flags), "--address", cluster.dashboard)
+        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])])
+        known = {**self.environment, **cluster.environment, "PYTHONPATH": path}
+        return Attempt(words, self.folder / name, {**known, **environment}, directory=desk)
+
+    def _words(self, name: str, flags: Sequence[str]) -> tuple[str, ...]:
+        return (self.recipe, *self.flags, "--run.folder", str(self.folder), "--run.name", name, *flags)
 
 
 class Attempt:
-    """One `aweigh train` that is under way."""
+    """One `aweigh train` or `aweigh submit` that is under way."""
 
-    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: Sequence[str], folder: Path, environment: Mapping[str, str], directory: Path | None = None
+    ) -> None:
         self.folder = folder
         self.lines: list[str] = []
         self.times: list[float] = []
         """Unix time at which each line came."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            # What a submitted job says comes on stdout.
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **_PATIENCE, **environment},
+            env={**os.environ, **PATIENCE, **environment},
+            cwd=directory,
         )
         self._news = threading.Condition()
         self._ended = False
@@ -76,7 +94,7 @@ class Attempt:
         self._reader.start()
 
     def wait_for(self, pattern: str) -> str:
-        """Wait for a line of stderr that matches."""
+        """Wait for a line that matches."""
         seen = 0
         with self._news:
             deadline = time.monotonic() + _SECONDS
@@ -174,8 +192,8 @@ class Attempt:
             return []
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             with self._news:
                 self.lines.append(line.rstrip("\n"))
                 self.times.append(time.time())

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+from cluster.rehearsal import free_port
+
 Answer = Literal["pass", "503", "reset", "hold"]
 Rule = Callable[[str, str, int], Answer]
 """Method, path and number of the request, counted from 1, to what is done with it."""
@@ -66,9 +68,7 @@ _AUTHORIZATION = "AWS4-HMAC-SHA256 Credential=drill/20260101/us-east-1/s3/aws4_r
 
 @contextmanager
 def _moto() -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         env={**os.environ, "AWS_ACCESS_KEY_ID": "drill", "AWS_SECRET_ACCESS_KEY": "drill"},

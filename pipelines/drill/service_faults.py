@@ -1,14 +1,15 @@
 """Storage and tracking that fail beside the training."""
 
+import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
+from cluster.rehearsal import free_port
 from data_shards.store import open_store
 from pipelines import tracking
 from pipelines.drill.faults import fault
@@ -52,15 +53,16 @@ def cached_shard(course: Course, name: str) -> None:
         with running(course.start(name, *flags, **environment)) as attempt:
             attempt.wait_for(r"^resumed ")
             attempt.finish()
+        for shard in cache.rglob("*.tar"):  # each is named by the sha256 it should have
+            if hashlib.sha256(shard.read_bytes()).hexdigest() != shard.stem:
+                raise DrillError(f"{shard} is still corrupted: training did not read it, or did not look at it")
 
 
-@fault("mlflow-down", "the MLflow server is killed during training and started again after its end", slow=True)
+@fault("mlflow-down", "the MLflow server is killed during training and started again after its end")
 def mlflow_down(course: Course, name: str) -> None:
     """Points wait on disk; `aweigh tracking flush` delivers each once."""
     database = course.folder / f"{name}-server.db"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     server = _mlflow(database, port)
     try:

@@ -17,8 +17,11 @@ def test_the_rank_that_has_begun_the_fewest_phases_is_named() -> None:
 
 
 def test_a_rank_whose_file_is_old_is_called_frozen() -> None:
-    behind = replace(STANDING, rank=1, phases_begun=43, written=101.0)
-    assert "its process frozen or gone" in describe_standstill([STANDING, behind], 30.0, 131.0)
+    frozen = replace(STANDING, rank=1, written=101.0)  # in the phase in which the other waits for it
+    line = describe_standstill([STANDING, frozen], 30.0, 131.0)
+    assert "worker 1 on node-a" in line
+    assert "its process frozen or gone" in line
+    assert "worker 0" not in line
 
 
 def test_a_standstill_of_all_names_the_phase() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ClusterError
+from cluster.rehearsal import free_port
 from cluster.submit import JobServer, carried_environment, job_prefix
-from tests.system.ray_head import free_port
 
 
 def test_a_job_is_told_what_it_needs_and_no_token() -> None:

@@ -193,7 +193,7 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     from cluster.engine import TrainingState
     from data_shards.manifest import load_manifest
     from pipelines import recipes
-    from pipelines.loop import build_detector
+    from pipelines.building import build_detector
     from pipelines.recipe import to_dict, with_flags
 
     manifest = load_manifest(str(small_shards / "train"))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.rehearsal import free_port
 from pipelines.cli import main
-from tests.system.ray_head import free_port
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -4,7 +4,7 @@ import torch
 
 import detectors
 from pipelines import recipes
-from pipelines.loop import parameter_groups
+from pipelines.building import parameter_groups
 
 
 def test_biases_of_fcos_have_a_rate_and_a_decay_of_their_own() -> None:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
+from pipelines.cli import main
 from pipelines.errors import ConfigError
 from pipelines.tracking import (
     RUN_TAG,
@@ -343,6 +344,26 @@ def test_a_torn_line_longer_than_the_buffer_is_cut_off(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"x" * 70_000)
     SpoolWriter(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_flush_delivers_what_is_left_once_and_says_so(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "first"
+    run_id = start(uri, run / "tracking")
+    writer = SpoolWriter(run / "tracking")
+    for step in (1, 2, 3):
+        writer.add_metrics(step, {"train/loss": 4.0 - step, "train/epoch": step / 3})
+    main(["tracking", "flush", str(run)])
+    assert capsys.readouterr().out == "run first: 6 points and 0 artifacts delivered\n"
+    assert steps(uri, run_id, "train/loss") == [1, 2, 3]
+    main(["tracking", "flush", str(run)])
+    assert capsys.readouterr().out == "run first: everything is delivered\n"
+    assert steps(uri, run_id, "train/loss") == [1, 2, 3]
+    with pytest.raises(SystemExit) as ended:
+        main(["tracking", "flush", str(tmp_path)])
+    assert ended.value.code == 2
+    assert f"{tmp_path} has no tracking/run.json. Give a run's folder" in capsys.readouterr().err
 
 
 def test_unreadable_and_refused_points_hold_nothing_back(

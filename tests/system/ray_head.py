@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from cluster.rehearsal import free_port
 
 SCRIPTS = Path(sys.executable).parent
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -26,15 +27,6 @@ class Head:
     """For --address; nobody answers there without a dashboard."""
     environment: dict[str, str]
     """What a client needs."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on, outside of those that Ray gives to its workers."""
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            if (port := free.getsockname()[1]) >= 20000:
-                return port
 
 
 @contextmanager

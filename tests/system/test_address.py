@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.rehearsal import free_port
 from tests.system.commands import train
-from tests.system.ray_head import Head, free_port, ray_head
+from tests.system.ray_head import Head, ray_head
 
 pytestmark = pytest.mark.slow
 
