@@ -5,6 +5,7 @@ follow the same order, and the locks of the cache share the shards out among the
 """
 
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,9 +19,9 @@ from data_shards.store import Stopped
 _IN_FLIGHT = 10
 # So few shards that are in use and not here travel in several ranges each.
 _HURRIED = 4
-# Ahead of use it begins with so many at a time and takes one more with each that arrives: with many from the start, the
-# one that is needed next would come no earlier than the last of them.
-_FIRST_IN_FLIGHT = 3
+_FIRST_IN_FLIGHT = 2
+# What is there so soon was brought by another rank, and says nothing of the way.
+_AT_ONCE_SECONDS = 0.02
 _CLOSE_SECONDS = 2.0
 
 
@@ -29,6 +30,27 @@ class Wanted(NamedTuple):
 
     is_index: bool
     shard: int
+
+
+class Travelling:
+    """How many shards travel at the same time ahead of their use: few, unless more bring more bytes a second.
+
+    Where they only share a bandwidth, the one that is needed next would come later for each that travels beside it.
+    """
+
+    def __init__(self) -> None:
+        self.limit = _FIRST_IN_FLIGHT
+        self._best_rate = 0.0
+
+    def arrived(self, size: int, seconds: float, beside: int) -> None:
+        """A shard of `size` bytes has come; at the end `beside` others were on their way."""
+        if seconds < _AT_ONCE_SECONDS:
+            return
+        rate = (beside + 1) * size / seconds
+        # Half of what one more would bring if nothing were shared.
+        if rate > self._best_rate * (1 + 0.5 / self.limit):
+            self._best_rate = rate
+            self.limit += 1
 
 
 class FetchAhead:
@@ -61,7 +83,7 @@ class FetchAhead:
         self._put_off: set[Wanted] = set()
         self._failed: set[Wanted] = set()
         self._urgent: set[Wanted] = set()
-        self._ahead_limit = _FIRST_IN_FLIGHT
+        self._travelling = Travelling()
         self._closed = False
         self._state = threading.Condition()
         self._claim()
@@ -110,15 +132,15 @@ class FetchAhead:
         wanted = needs.shards[: self._schedule.wanted(needs, self._cache.budget)].tolist()
         here = self._cache.present()
         missing = [shard for shard in wanted if self._manifest.shards[shard].sha256 not in here]
-        # The sizes of a batch's images stand in the indexes, so a batch begins with all of them.
-        in_use = set(wanted[: needs.in_use])
+        in_use = wanted[: needs.in_use]
         self._urgent = {Wanted(False, shard) for shard in missing if shard in in_use}
-        indexes = [shard for shard in wanted if shard not in self._done_indexes]
-        open_indexes = [shard for shard in wanted[: needs.in_use] if shard not in self._done_indexes]
-        queue = [Wanted(True, shard) for shard in open_indexes]
-        queue += [Wanted(False, shard) for shard in missing[: 2 * _IN_FLIGHT]]
-        queue += [Wanted(True, shard) for shard in indexes if shard not in set(open_indexes)]
-        queue += [Wanted(False, shard) for shard in missing[2 * _IN_FLIGHT :]]
+        # The sizes of a batch's images stand in the indexes, so a batch begins with all of them.
+        queue = [
+            *(Wanted(True, shard) for shard in in_use if shard not in self._done_indexes),
+            *(Wanted(False, shard) for shard in missing if Wanted(False, shard) in self._urgent),
+            *(Wanted(True, shard) for shard in wanted[needs.in_use :] if shard not in self._done_indexes),
+            *(Wanted(False, shard) for shard in missing if Wanted(False, shard) not in self._urgent),
+        ]
         left_out = self._running | self._put_off | self._failed
         self._queue = [item for item in reversed(queue) if item not in left_out]
 
@@ -133,6 +155,7 @@ class FetchAhead:
                 self._running.add(item)
                 hurry = item in self._urgent and len(self._urgent) <= _HURRIED
             found = failed = False
+            began = time.monotonic()
             try:
                 found = self._fetch(item, hurry)
             except Stopped:
@@ -142,7 +165,9 @@ class FetchAhead:
                 failed = True
             with self._state:
                 self._running.discard(item)
-                self._ahead_limit += found and not item.is_index and item not in self._urgent
+                if found and not item.is_index and item not in self._urgent:
+                    size, seconds = self._manifest.shards[item.shard].bytes, time.monotonic() - began
+                    self._travelling.arrived(size, seconds, self._shards_running())
                 if found and item.is_index:
                     self._done_indexes.add(item.shard)
                 elif failed:
@@ -159,5 +184,7 @@ class FetchAhead:
         item = self._queue[-1]
         if item.is_index or item in self._urgent:
             return True
-        shards = sum(not each.is_index for each in self._running)
-        return not self._urgent & self._running and shards < self._ahead_limit
+        return not self._urgent & self._running and self._shards_running() < self._travelling.limit
+
+    def _shards_running(self) -> int:
+        return sum(not item.is_index for item in self._running)

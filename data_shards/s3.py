@@ -41,7 +41,7 @@ class _S3Store(Store):
     @property
     def client(self) -> "S3Client":
         """boto3's client for the environment of this process."""
-        return _shared_client(os.getpid(), _environment(), _ATTEMPTS, _WRITE_SECONDS)
+        return _shared_client(_ATTEMPTS, _WRITE_SECONDS)
 
     def read_bytes(self, name: str) -> bytes:
         data = bytearray()
@@ -101,7 +101,7 @@ class _S3Store(Store):
 
     def _object(self, name: str, stop: threading.Event | None = None) -> ObjectRead:
         with self._explained("read", name):
-            client = _shared_client(os.getpid(), _environment(), 1, self.reading.timeout_seconds)
+            client = _shared_client(1, self.reading.timeout_seconds)
 
         def explain(error: BaseException, attempts: str) -> str:
             return self._explain(error, "read", name, attempts)
@@ -180,15 +180,19 @@ def _environment() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(item for item in os.environ.items() if "AWS_" in item[0]))
 
 
-@functools.lru_cache(maxsize=4)
-def _shared_client(
-    process: int, environment: tuple[tuple[str, str], ...], attempts: int, read_seconds: float
-) -> "S3Client":
-    """One client for all stores of a process: making one takes longer than most requests.
+_making_client = threading.Lock()
 
-    A forked process must not use its parent's sockets, and changed settings need a new client; that is what
-    the first two arguments, which are not read, are for. Raises DataError where the endpoint is no address.
-    """
+
+def _shared_client(attempts: int, read_seconds: float) -> "S3Client":
+    """One client for all stores of a process; raises DataError where the endpoint is no address."""
+    # Ten threads that each make one, as they would when fetching begins, keep a core busy for two seconds.
+    with _making_client:
+        return _client(os.getpid(), _environment(), attempts, read_seconds)
+
+
+@functools.lru_cache(maxsize=4)
+def _client(process: int, environment: tuple[tuple[str, str], ...], attempts: int, read_seconds: float) -> "S3Client":
+    """A client, made anew for a forked process, which must not use its parent's sockets, and for other settings."""
     import boto3
     from botocore.config import Config
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data_shards.ahead import Travelling
 from data_shards.build import BuildReport, build_shards
 from data_shards.cache import NodeCache
 from data_shards.errors import DataError
@@ -315,10 +319,34 @@ def test_what_comes_next_is_fetched_before_it_is_asked_for(
         assert len(wanted) > needs.in_use
         images += [next(loader).images for _ in range(plan.steps_per_epoch - 1)]
     assert 2 <= object_server.most_busy <= 12
-    assert set(Counter(request.key for request in object_server.gets()).values()) == {1}
+    asked = [request.key for request in object_server.gets()]
+    assert set(Counter(asked).values()) == {1}
+    # What is ahead has its index before its shard: a batch that begins with it would wait for the index otherwise.
+    ahead = [many.manifest.shards[shard] for shard in needs.shards[needs.in_use : schedule.wanted(needs, 0)]]
+    places = [(asked.index(f"bucket/many/{one.index}"), asked.index(f"bucket/many/{one.name}")) for one in ahead]
+    assert all(index < shard for index, shard in places)
     with TrainingLoader(many.location, plan, World(1, 0), input_size=(32, 32)) as loader:
         for image in images:
             assert (next(loader).images == image).all()
+
+
+@given(
+    shared=st.floats(1e6, 1e10),
+    each=st.floats(1e6, 1e9),
+    all_seconds=st.lists(st.floats(0.02, 60), min_size=30, max_size=60),
+)
+def test_more_shards_travel_only_where_that_brings_more_bytes(
+    shared: float, each: float, all_seconds: list[float]
+) -> None:
+    """A link that gives one connection at most `each` bytes a second, and all of them `shared`."""
+    travelling = Travelling()
+    for seconds in all_seconds:
+        rate = min(each, shared / travelling.limit)
+        travelling.arrived(round(rate * seconds), seconds, travelling.limit - 1)
+        # One beyond what fills the link shows that there is no more to be had.
+        assert travelling.limit <= max(2, math.ceil(shared / each)) + 1
+    if shared >= 20 * each:
+        assert travelling.limit >= 20
 
 
 def test_a_loader_that_is_closed_early_leaves_no_part(

@@ -1,6 +1,7 @@
 import os
 import pickle
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,10 @@ def _do(store: Store, action: str) -> None:
         store.upload(__file__, "name")
     else:
         store.check_writable()
+
+
+def test_threads_of_a_process_share_one_client(s3: str) -> None:
+    store = open_store(s3)
+    with ThreadPoolExecutor(10) as pool:
+        clients = list(pool.map(lambda _: store.client, range(10)))  # type: ignore[attr-defined]
+    assert len(set(map(id, clients))) == 1
