@@ -214,6 +214,8 @@ def _loader(photographs: _Photographs, start: int, stop: int | None, cache: Path
         input_size=(SIDE, SIDE),
         start_step=start,
         stop_step=stop,
+        # One for the one core, as the floor has; two would only take the cache from each other.
+        threads=1,
         cache_folder=cache,
         decoded_cache_bytes=0 if cache is None else 10**13,
     )
