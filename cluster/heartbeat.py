@@ -38,6 +38,8 @@ class Standing:
     """Unix time at which this was written."""
     started: float = 0.0
     """Unix time at which the process had joined the others."""
+    last: bool = False
+    """Whether the process wrote this when it ended; a killed one may have gone on for half a second after its last."""
 
 
 class Heartbeat:
@@ -93,7 +95,7 @@ class Heartbeat:
         """Write the last standing and stop watching."""
         self._done.set()
         self._thread.join()
-        self._write()
+        self._write(last=True)
 
     def _renew(self) -> None:
         interval = min(0.5, self._hang_seconds / 4) if self._hang_seconds else 0.5
@@ -108,7 +110,7 @@ class Heartbeat:
                 self._end()
                 return
 
-    def _write(self) -> None:
+    def _write(self, *, last: bool = False) -> None:
         standing = Standing(
             rank=self._rank,
             node=socket.gethostname(),
@@ -119,6 +121,7 @@ class Heartbeat:
             since=self._since,
             written=time.time(),
             started=self._started,
+            last=last,
         )
         temporary = self._folder / f".rank-{self._rank}.{os.getpid()}"
         temporary.write_text(json.dumps(asdict(standing)))

@@ -77,8 +77,10 @@ def lost_line(standing: Standing | None, step: int, batch_size: int, saved_at: f
     if standing is None:
         return "lost      not known: the last attempt left no trace in this folder"
     steps = max(0, standing.step - step)
-    if steps == 0:
+    if steps == 0 and standing.last:
         return "lost      nothing: the last attempt ended with this checkpoint"
+    if steps == 0:
+        return "lost      less than a second of training: the last attempt was killed just after this checkpoint"
     minutes = f" and {(standing.written - saved_at) / 60:.1f} minutes" if saved_at else ""
     again = console.counted(steps, "step")
     return f"lost      {again}: {steps * batch_size:,} samples{minutes} of training are done again"
