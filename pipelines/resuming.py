@@ -66,7 +66,7 @@ def link_checkpoints(recipe: Recipe, run: str, folder: Path) -> None:
 
 
 def lost_line(standing: Standing | None, step: int, batch_size: int, saved_at: float) -> str:
-    """What has to be trained again, in samples and minutes.
+    """What has to be trained again, in samples and time.
 
     Args:
         standing: where rank 0 of the last attempt stood when it ended.
@@ -81,9 +81,9 @@ def lost_line(standing: Standing | None, step: int, batch_size: int, saved_at: f
         return "lost      nothing: the last attempt ended with this checkpoint"
     if steps == 0:
         return "lost      less than a second of training: the last attempt was killed just after this checkpoint"
-    minutes = f" and {(standing.written - saved_at) / 60:.1f} minutes" if saved_at else ""
+    spent = f" and {console.duration(standing.written - saved_at)}" if saved_at else ""
     again = console.counted(steps, "step")
-    return f"lost      {again}: {steps * batch_size:,} samples{minutes} of training are done again"
+    return f"lost      {again}: {steps * batch_size:,} samples{spent} of training are done again"
 
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> None:

@@ -13,8 +13,8 @@ from pipelines.resuming import lost_line
     [
         (True, 7, "lost      nothing: the last attempt ended with this checkpoint"),
         (False, 7, "lost      less than a second of training: the last attempt was killed just after this checkpoint"),
-        (True, 4, "lost      3 steps: 24 samples and 2.0 minutes of training are done again"),
-        (False, 4, "lost      3 steps: 24 samples and 2.0 minutes of training are done again"),
+        (True, 4, "lost      3 steps: 24 samples and 2 m 00 s of training are done again"),
+        (False, 4, "lost      3 steps: 24 samples and 2 m 00 s of training are done again"),
     ],
 )
 def test_what_was_lost_is_said_as_far_as_it_is_known(tmp_path: Path, closed: bool, checkpoint: int, said: str) -> None:
