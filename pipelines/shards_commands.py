@@ -260,7 +260,8 @@ def _verify(known: argparse.Namespace) -> None:
         ),
     )
     if report.problems:
-        for problem in report.problems:
+        # A disk that is full or a server that is gone is said once, not once a shard.
+        for problem in dict.fromkeys(report.problems):
             print(f"aweigh: {problem}", file=sys.stderr)
         sys.exit(1)
     print(report.describe())
