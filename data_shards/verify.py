@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,7 +122,10 @@ class _Notes:
         name = hashlib.sha256(json.dumps([where, manifest.digest, decode]).encode()).hexdigest()[:32]
         self._path = cache_folder / "verified" / f"{name}.jsonl"
         self._known: dict[str, tuple[list[int] | None, int]] = {}
-        text = self._path.read_text() if self._path.exists() else ""
+        try:
+            text = self._path.read_text(errors="replace")
+        except OSError:
+            text = ""  # there is none, or it cannot be read: everything is looked at
         for line in filter(None, text.splitlines()):
             try:
                 shard, identity, boxes = json.loads(line)
@@ -146,7 +149,8 @@ class _Notes:
 
     def forget(self) -> None:
         """Everything was looked at."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 def _identity(location: str, shard: str) -> list[int] | None:

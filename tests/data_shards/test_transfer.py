@@ -183,6 +183,14 @@ def test_a_stopped_verification_is_gone_on_with(
     read.clear()
     assert verify_shards(str(copied), **options).kept_shards == 0
     assert read == [0, 1, 2]
+    # Notes that cannot be read or written only cost reading again.
+    with pytest.raises(KeyboardInterrupt):
+        verify_shards(str(copied), progress=stop, **options)
+    notes.unlink()
+    notes.mkdir()
+    read.clear()
+    assert len(verify_shards(str(copied), **options).problems) == 1
+    assert read == [0, 1, 2]
 
 
 @pytest.mark.slow  # it starts processes
