@@ -61,6 +61,7 @@ def verify_shards(
     decode: bool = False,
     processes: int = 1,
     cache_folder: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 0,
     progress: Callable[[VerifyProgress], None] = lambda _: None,
 ) -> VerifyReport:
     """Compare every shard and index with the manifest, byte for byte; shards in S3 are fetched for it.
@@ -75,6 +76,7 @@ def verify_shards(
             with the index.
         processes: at most so many shards at the same time; small sets take fewer.
         cache_folder: where shards from S3 are kept, and what was found so far.
+        cache_bytes: how many bytes of them; 0 for no limit.
         progress: called after each shard, in order.
 
     Raises:
@@ -86,7 +88,14 @@ def verify_shards(
     folder = str(cache_folder if cache_folder is not None else default_cache_folder())
     notes = _Notes(location, manifest, decode, Path(folder))
     jobs = [
-        _Job(location, replace(manifest, shards=(shard,)), folder, decode, notes.boxes_of(location, shard.name))
+        _Job(
+            location,
+            replace(manifest, shards=(shard,)),
+            folder,
+            cache_bytes,
+            decode,
+            notes.boxes_of(location, shard.name),
+        )
         for shard in manifest.shards
     ]
     problems: dict[int, str] = {}
@@ -172,6 +181,7 @@ class _Job:
     manifest: Manifest
     """With this one shard: what a process keeps in memory ends with the shard."""
     cache_folder: str
+    cache_bytes: int
     decode: bool
     known_boxes: int | None
 
@@ -181,7 +191,7 @@ def _verify(job: _Job) -> int | str:
     if job.known_boxes is not None:
         return job.known_boxes
     try:
-        with closing(Shards(job.location, job.manifest, job.cache_folder)) as shards:
+        with closing(Shards(job.location, job.manifest, job.cache_folder, cache_bytes=job.cache_bytes)) as shards:
             return _count_verified(shards, 0, job.decode)
     except DataError as error:
         return str(error)
