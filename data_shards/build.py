@@ -363,7 +363,10 @@ class _Built:
 
 def _build_shard(job: _Job) -> _Built | list[str]:
     """Build one shard and store it; the list of what is wrong with its images where they cannot be used."""
-    digest = job.digest()
+    try:
+        digest = job.digest()
+    except OSError as error:
+        return [_unreadable(error)]
     if (finished := _finished(job, digest)) is not None:
         return _Built(finished, kept=True)
     import webdataset  # brings torch along, which a command that builds nothing should not wait for
@@ -374,7 +377,11 @@ def _build_shard(job: _Job) -> _Built | list[str]:
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, user="aweigh", group="aweigh", mtime=0, encoder=False) as writer:
         for original in job.images:
-            data = (job.folder / original.file_name).read_bytes()
+            try:
+                data = (job.folder / original.file_name).read_bytes()
+            except OSError as error:
+                bad.append(_unreadable(error))
+                continue
             if problem := _problem(original, data):
                 bad.append(f"image {original.id}, {original.file_name}: {problem}")
             elif not bad:
@@ -410,6 +417,10 @@ def _build_shard(job: _Job) -> _Built | list[str]:
         # Last: what it says has to be there.
         job.store.write_bytes(job.record, json.dumps({"built_from": digest, "shard": asdict(shard)}).encode())
     return _Built(shard)
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{error.filename}: cannot be read ({error.strerror})"
 
 
 def _finished(job: _Job, digest: str) -> Shard | None:

@@ -292,7 +292,13 @@ def _check_images(path: Path, images: list[Json], folder: Path | None) -> None:
         return
     if not folder.is_dir():
         raise DataError(f"there is no folder of images {folder}; check the path.")
-    if missing := [image for image in images if not (folder / image["file_name"]).is_file()]:
+    try:
+        missing = [image for image in images if not (folder / image["file_name"]).is_file()]
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename}: {error.strerror}. Check the path and its permissions."
+        ) from error
+    if missing:
         raise DataError(
             f"{len(missing):,} of the {len(images):,} images of {path} are not in {folder}; the first is image "
             f"{missing[0]['id']}, file {missing[0]['file_name']}. Check the folder, or fetch them again."

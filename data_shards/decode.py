@@ -18,6 +18,8 @@ Image = NDArray[np.uint8]
 
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+# Where the header says whether there are colours, after the size.
+_PNG_COLOURS = 25
 
 
 class Scratch(threading.local):
@@ -107,9 +109,9 @@ def image_size(data: bytes) -> tuple[int, int]:
         ValueError: the bytes are neither a JPEG nor a PNG, or the header is damaged.
     """
     if data.startswith(_JPEG_START):
-        height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
+        height, width, _ = _jpeg_header(data)
         return (height, width) if exif_orientation(data) >= 5 else (width, height)
-    if data.startswith(_PNG_START) and data[12:16] == b"IHDR":
+    if data.startswith(_PNG_START) and data[12:16] == b"IHDR" and len(data) > _PNG_COLOURS:
         width, height = struct.unpack_from(">II", data, 16)
         return width, height
     raise ValueError(f"neither a JPEG nor a PNG (it begins with {data[:8].hex(' ') or 'nothing'})")
@@ -122,10 +124,18 @@ def colour_space(data: bytes) -> str:
         ValueError: as `image_size`.
     """
     if data.startswith(_JPEG_START):
-        found = simplejpeg.decode_jpeg_header(data, strict=False)[2]
-        return {"Gray": "Gray", "CMYK": "CMYK", "YCCK": "CMYK"}.get(found, "RGB")
+        return {"Gray": "Gray", "CMYK": "CMYK", "YCCK": "CMYK"}.get(_jpeg_header(data)[2], "RGB")
     image_size(data)
-    return "Gray" if data[25] in (0, 4) else "RGB"
+    return "Gray" if data[_PNG_COLOURS] in (0, 4) else "RGB"
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """Height and width before EXIF turns them, and the colour space."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except KeyError as error:  # simplejpeg looks up what a header that ends early does not say
+        raise ValueError("the JPEG ends inside its header") from error
+    return height, width, colours
 
 
 def exif_orientation(data: bytes) -> int:

@@ -66,6 +66,7 @@ def examine(
     input_size: tuple[int, int] = (512, 512),
     max_objects: int = 128,
     threads: int = 2,
+    cache_bytes: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examination:
     """Examine a split, and what it shares with another.
@@ -77,6 +78,7 @@ def examine(
         input_size: height and width of the training input.
         max_objects: what `data.max_objects` will be.
         threads: so many shards at the same time.
+        cache_bytes: how many bytes of shards from S3 are kept; 0 for no limit.
         progress: called with images done and images in all, after each shard.
 
     Raises:
@@ -95,7 +97,7 @@ def examine(
     numbers: dict[str, Numbers] = {}
     prints: list[tuple[str, str, Fingerprint]] = []
     for place, manifest, split in zip(places, manifests, _split_names(places, manifests), strict=True):
-        shards = Shards(place, manifest)
+        shards = Shards(place, manifest, cache_bytes=cache_bytes)
         same_cell: Counter[int] = Counter()
         pool = ThreadPoolExecutor(threads)
         try:

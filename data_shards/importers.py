@@ -222,6 +222,9 @@ def _check_folders(annotations: Path, images: Path, target: Path, overwrite: boo
     for folder, what in ((images, "images"), (annotations, "annotations")):
         if not folder.is_dir():
             raise DataError(f"there is no folder of {what} {folder}; check the path.")
+        # What is found in a folder that may not be listed would be nothing at all.
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise DataError(f"cannot read the folder of {what} {folder}: Permission denied. Change its permissions.")
     if target.exists() and not overwrite:
         raise DataError(f"{target} is there already. Choose another output, or pass --overwrite to replace it.")
 
@@ -242,11 +245,18 @@ def _label(names: Sequence[str], name: str, path: Path) -> int:
 
 def _size_of(path: Path) -> tuple[int, int]:
     try:
-        return image_size(path.read_bytes())
+        return image_size(_bytes(path))
+    except DataError:
+        raise
     except ValueError as error:
         raise DataError(f"{path} is no image that can be read: {error}. Correct or remove it.") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}. Check the path.") from error
+        raise DataError(f"cannot read {path}: {error.strerror}. Check the path and its permissions.") from error
 
 
 def _of_image_set(folder: Path, image_set: Path) -> list[Path]:
@@ -263,7 +273,7 @@ def _of_image_set(folder: Path, image_set: Path) -> list[Path]:
 
 def _xml(path: Path) -> ElementTree.Element:
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        root = ElementTree.fromstring(_bytes(path))
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is not XML: {error}. Correct it there, or export it again.") from error
     if root.tag != "annotation":
@@ -276,7 +286,8 @@ def _voc_image(path: Path, root: ElementTree.Element, folder: Path) -> str:
     # Files that were renamed keep the old name inside; the annotation's own name is what tools go by.
     candidates = [stated, *(f"{path.stem}{ending}" for ending in _IMAGE_ENDINGS)]
     for name in candidates:
-        if name and (folder / name).is_file():
+        # A name that no file can have is none either.
+        if name and os.path.isfile(folder / name):
             return name
     raise DataError(
         f"{path} names image {stated or path.stem}, which is not in {folder}. Fetch it, or remove the annotation."
@@ -336,13 +347,14 @@ def _yolo_names(path: Path) -> list[str]:
 
         try:
             document = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}. Give the data.yaml or a list of names.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise DataError(f"cannot read {path}: {cause}. Give the data.yaml or a list of names.") from error
         except yaml.YAMLError as error:
             raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         listed = document.get("names") if isinstance(document, dict) else None
         if isinstance(listed, dict):
-            if sorted(listed) != list(range(len(listed))):
+            if set(listed) != set(range(len(listed))):
                 raise DataError(f"{path}: the keys of 'names' are {list(listed)[:8]}; they count the classes from 0.")
             listed = [listed[index] for index in range(len(listed))]
         if not isinstance(listed, list) or not listed:
@@ -364,7 +376,7 @@ def _lines(path: Path) -> list[str]:
 
 def _yolo_objects(path: Path, width: int, height: int, names: Sequence[str]) -> list[_Object]:
     objects = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(_bytes(path).decode(errors="replace").splitlines(), start=1):
         words = line.split()
         if not words:
             continue

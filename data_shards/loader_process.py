@@ -8,6 +8,7 @@ its end, or is gone, this process ends at once.
 import contextlib
 import os
 import pickle
+import resource
 import select
 import signal
 import socket
@@ -199,6 +200,7 @@ def main() -> None:
     memory_descriptor, trainer_descriptor = map(int, sys.argv[1:])
     # Ctrl-C goes to every process of a terminal; the trainer decides what it means for its loader.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _allow_files()
     trainer = socket.socket(fileno=trainer_descriptor)
     order: Order = pickle.load(sys.stdin.buffer)
     # The slot that was free last may still be in the processor's cache, and ones that nobody needs are never touched.
@@ -222,6 +224,13 @@ def main() -> None:
         maker.run()
     # Whatever the trainer still waits for is in the socket; it says when this process may go.
     threading.Event().wait()
+
+
+def _allow_files() -> None:
+    """Have as many files open as the system lets us: shards and their decoded images may be thousands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def send(receiver: socket.socket, message: Message) -> None:

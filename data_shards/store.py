@@ -163,7 +163,8 @@ class _FolderStore(Store):
                 sink.write(block)
 
     def exists(self, name: str) -> bool:
-        return (self.folder / name).is_file()
+        with self._explained("read", name):
+            return (self.folder / name).is_file()
 
     def list_names(self) -> list[str]:
         with self._explained("list", ""):

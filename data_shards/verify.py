@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def verify_shards(
     decode: bool = False,
     processes: int = 1,
     cache_folder: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 0,
     progress: Callable[[VerifyProgress], None] = lambda _: None,
 ) -> VerifyReport:
     """Compare every shard and index with the manifest, byte for byte; shards in S3 are fetched for it.
@@ -75,6 +76,7 @@ def verify_shards(
             with the index.
         processes: at most so many shards at the same time; small sets take fewer.
         cache_folder: where shards from S3 are kept, and what was found so far.
+        cache_bytes: how many bytes of them; 0 for no limit.
         progress: called after each shard, in order.
 
     Raises:
@@ -86,7 +88,14 @@ def verify_shards(
     folder = str(cache_folder if cache_folder is not None else default_cache_folder())
     notes = _Notes(location, manifest, decode, Path(folder))
     jobs = [
-        _Job(location, replace(manifest, shards=(shard,)), folder, decode, notes.boxes_of(location, shard.name))
+        _Job(
+            location,
+            replace(manifest, shards=(shard,)),
+            folder,
+            cache_bytes,
+            decode,
+            notes.boxes_of(location, shard.name),
+        )
         for shard in manifest.shards
     ]
     problems: dict[int, str] = {}
@@ -122,7 +131,10 @@ class _Notes:
         name = hashlib.sha256(json.dumps([where, manifest.digest, decode]).encode()).hexdigest()[:32]
         self._path = cache_folder / "verified" / f"{name}.jsonl"
         self._known: dict[str, tuple[list[int] | None, int]] = {}
-        text = self._path.read_text() if self._path.exists() else ""
+        try:
+            text = self._path.read_text(errors="replace")
+        except OSError:
+            text = ""  # there is none, or it cannot be read: everything is looked at
         for line in filter(None, text.splitlines()):
             try:
                 shard, identity, boxes = json.loads(line)
@@ -146,7 +158,8 @@ class _Notes:
 
     def forget(self) -> None:
         """Everything was looked at."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 def _identity(location: str, shard: str) -> list[int] | None:
@@ -168,6 +181,7 @@ class _Job:
     manifest: Manifest
     """With this one shard: what a process keeps in memory ends with the shard."""
     cache_folder: str
+    cache_bytes: int
     decode: bool
     known_boxes: int | None
 
@@ -177,7 +191,7 @@ def _verify(job: _Job) -> int | str:
     if job.known_boxes is not None:
         return job.known_boxes
     try:
-        with closing(Shards(job.location, job.manifest, job.cache_folder)) as shards:
+        with closing(Shards(job.location, job.manifest, job.cache_folder, cache_bytes=job.cache_bytes)) as shards:
             return _count_verified(shards, 0, job.decode)
     except DataError as error:
         return str(error)

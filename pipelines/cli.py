@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipelines.console import end_progress_line
 from pipelines.jobs_commands import add_jobs_commands, add_submission_arguments
 from pipelines.shards_commands import add_shards_commands
 from pipelines.weights_commands import add_weights_commands
@@ -63,6 +64,7 @@ class _Parser(argparse.ArgumentParser):
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and end."""
+    end_progress_line()
     print(f"aweigh: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
@@ -85,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         known.run(known)
     except KeyboardInterrupt:
-        resumes = known.command in ("train", "demo")
-        fail("stopped with Ctrl-C" + ("; the same command goes on from the last checkpoint." if resumes else "."), 130)
+        fail(f"stopped with Ctrl-C{_resumes(known)}.", 130)
     except BrokenPipeError:
         # The reader (head, less) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,6 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if type(error).__name__ != "DetectorError":
             raise
         fail(str(error))
+
+
+def _resumes(known: argparse.Namespace) -> str:
+    """What becomes of the work of a command that is stopped."""
+    if known.command in ("train", "demo"):
+        return "; the same command goes on from the last checkpoint"
+    if known.command == "shards" and known.action in ("build", "verify", "pull", "push"):
+        return "; the same command goes on with the shards that are left"
+    return ""
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 def say(topic: str, text: str) -> None:
     """One line of what will happen or has happened, on stderr."""
+    end_progress_line()
     print(f"{topic:<10}{text}", file=sys.stderr, flush=True)
 
 
@@ -78,7 +79,27 @@ class Pace:
 def progress_line(topic: str, done: int, total: int, what: str, note: str = "") -> None:
     """How far a long work is: one line that renews itself in a terminal, about ten lines in a file."""
     text = f"{topic:<10}{done:,}/{total:,} {what}  {100 * done / max(total, 1):.0f}%" + (f"  {note}" if note else "")
+    finished = done >= total
     if sys.stderr.isatty():
-        print(f"\r{text}\x1b[K", end="\n" if done >= total else "", file=sys.stderr, flush=True)
-    elif done >= total or done * 10 // total != (done - 1) * 10 // total:
+        print(f"\r{text}\x1b[K", end="\n" if finished else "", file=sys.stderr, flush=True)
+        _open_lines[:] = [] if finished else [topic]
+        return
+    # Work is done in shards and batches, so a step may pass over the number at which a tenth begins.
+    tenth = 10 * done // max(total, 1)
+    told = _tenths_told.get((topic, total), 0)
+    if finished or tenth != told:
         print(text, file=sys.stderr, flush=True)
+    _tenths_told[topic, total] = 0 if finished else tenth
+
+
+def end_progress_line() -> None:
+    """Let what is printed next begin a line of its own."""
+    if _open_lines:
+        _open_lines.clear()
+        print(file=sys.stderr, flush=True)
+
+
+_open_lines: list[str] = []
+"""The topic of a line in the terminal that is still renewed; empty where there is none."""
+_tenths_told: dict[tuple[str, int], int] = {}
+"""How many tenths of a work the last line in a file told of."""

@@ -15,7 +15,6 @@ import detectors
 from data_shards.augment import augment, draw
 from data_shards.batch import Batch
 from data_shards.build import sample_key
-from data_shards.decode import decode_jpeg
 from data_shards.draws import padded_size
 from data_shards.errors import DataError
 from data_shards.manifest import CocoClass, Manifest, load_manifest
@@ -141,6 +140,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     for row, (shard, place) in enumerate(places):
         slot.fill(row, images, shard, place, draws.matrix(row, input_size), recipe.data.box_rules)
     batch = Batch.over(slot, epoch, 0)
+    photographs = [_photograph(images, shard, place) for shard, place in places]
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)
     heatmaps = _heatmaps(detector.encode(batch.boxes, batch.labels, input_size, **batch.extra))
     rows = []
@@ -152,7 +152,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         rows.append(
             _Row(
                 key=sample_key(int(index.image_ids[place])),
-                photograph=decode_jpeg(shards.read_image(shard, place)),
+                photograph=photographs[row],
                 boxes=index.boxes[first:last][is_class],
                 labels=index.labels[first:last][is_class],
                 iscrowd=index.iscrowd[first:last][is_class],
@@ -165,6 +165,14 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
             )
         )
     return rows
+
+
+def _photograph(images: Samples, shard: int, place: int) -> NDArray[np.uint8]:
+    """The upright image, or the gray that stands in its place."""
+    image = images.image(shard, place)
+    if image is None:
+        return np.full((*images.shards.size(shard, place), 3), 128, dtype=np.uint8)
+    return image.copy()  # the next one comes into the same memory
 
 
 def received_pixels(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:

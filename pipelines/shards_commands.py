@@ -105,6 +105,7 @@ def _add_looking(actions: "argparse._SubParsersAction[Any]") -> None:
     )
     verify.add_argument("location", help=LOCATION)
     verify.add_argument("--decode", action="store_true", help="decode every image, too")
+    _add_cache(verify)
     verify.add_argument("--processes", "--threads", type=int, default=cores, help="default: one for each core")
     verify.set_defaults(run=_verify)
 
@@ -116,6 +117,7 @@ def _add_looking(actions: "argparse._SubParsersAction[Any]") -> None:
         "--input-size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"), help="default: 512 512"
     )
     examine.add_argument("--max-objects", type=int, default=128, help="data.max_objects (default: 128)")
+    _add_cache(examine)
     examine.add_argument("--examples", type=int, default=3, help="findings shown of each kind (default: 3)")
     examine.add_argument("--threads", type=int, default=cores, help="default: one for each core")
     examine.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -153,6 +155,12 @@ def _add_moving(actions: "argparse._SubParsersAction[Any]") -> None:
         parser.add_argument("--threads", type=int, default=4, help="shards at the same time (default: 4)")
         parser.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
         parser.set_defaults(run=run)
+
+
+def _add_cache(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cache", type=_amount, default=0, metavar="GB", help="room for shards from S3 (default: 0, no limit)"
+    )
 
 
 def _amount(text: str) -> float:
@@ -254,13 +262,15 @@ def _verify(known: argparse.Namespace) -> None:
     report = verify_shards(
         known.location,
         decode=known.decode,
+        cache_bytes=int(known.cache * 1e9),
         processes=known.processes,
         progress=lambda at: progress_line(
             "verify", at.images, at.total_images, "images", pace.note(at.images, at.total_images)
         ),
     )
     if report.problems:
-        for problem in report.problems:
+        # A disk that is full or a server that is gone is said once, not once a shard.
+        for problem in dict.fromkeys(report.problems):
             print(f"aweigh: {problem}", file=sys.stderr)
         sys.exit(1)
     print(report.describe())
@@ -277,6 +287,7 @@ def _examine(known: argparse.Namespace) -> None:
         stride=known.stride,
         input_size=(known.input_size[0], known.input_size[1]),
         max_objects=known.max_objects,
+        cache_bytes=int(known.cache * 1e9),
         threads=known.threads,
         progress=lambda done, total: progress_line("examine", done, total, "images", pace.note(done, total)),
     )

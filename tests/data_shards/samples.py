@@ -1,11 +1,17 @@
 """Small COCO sets written for a test, and the errors they should give."""
 
+import hashlib
 import json
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+
+from data_shards.index import ShardIndex
+from data_shards.manifest import Manifest, load_manifest
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 44, "name": "bottle"}]
 
@@ -54,3 +60,25 @@ def write_coco(folder: Path, content: dict[str, Any]) -> tuple[Path, Path]:
     annotations = folder / "instances.json"
     annotations.write_text(json.dumps(content))
     return annotations, images
+
+
+def spoil(folder: Path, shard: int, row: int) -> tuple[Manifest, int]:
+    """Make an image of shards one that no decoder reads, as manifest and index then say; its manifest and image id."""
+    manifest = load_manifest(str(folder))
+    record = manifest.shards[shard]
+    index = ShardIndex.from_bytes((folder / record.index).read_bytes(), record.index)
+    tar = bytearray((folder / record.name).read_bytes())
+    first, size = int(index.image_offsets[row]), int(index.image_sizes[row])
+    tar[first : first + size] = bytes(size)
+    index.image_crc32[row] = zlib.crc32(bytes(size))
+    (folder / record.name).write_bytes(tar)
+    (folder / record.index).write_bytes(index.to_bytes())
+    changed = replace(
+        record,
+        sha256=hashlib.sha256(tar).hexdigest(),
+        index_sha256=hashlib.sha256(index.to_bytes()).hexdigest(),
+    )
+    shards = (*manifest.shards[:shard], changed, *manifest.shards[shard + 1 :])
+    manifest = replace(manifest, shards=shards)
+    (folder / "manifest.json").write_text(json.dumps(manifest.as_json()))
+    return manifest, int(index.image_ids[row])

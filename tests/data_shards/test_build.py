@@ -172,6 +172,18 @@ def test_images_that_do_not_decode_are_refused_named_and_counted(tmp_path: Path)
     assert not (tmp_path / "out" / "train").exists()
 
 
+def test_images_that_are_gone_while_they_are_built_are_named_and_nothing_is_left(tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path, document(8))
+
+    def vanish(_: Progress) -> None:
+        for path in images.iterdir():
+            path.unlink()
+
+    with pytest.raises(DataError, match=r"of 8 images of .* cannot be used: .*\.jpg: cannot be read \(No such file or"):
+        build_shards(annotations, images, str(tmp_path / "out"), split="train", shard_bytes=12_000, progress=vanish)
+    assert not (tmp_path / "out" / "train").exists()
+
+
 def test_an_image_of_another_size_than_the_annotations_say_is_refused(tmp_path: Path) -> None:
     annotations, images = write_coco(tmp_path, document(3))
     (images / "107.jpg").write_bytes(jpeg(photo(1, 30, 20)))

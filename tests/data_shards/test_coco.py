@@ -140,6 +140,15 @@ def test_missing_image_files_are_counted_and_the_first_is_named(tmp_path: Path) 
         read_coco(annotations, tmp_path / "elsewhere")
 
 
+def test_a_file_name_that_cannot_be_looked_up_is_one_line(tmp_path: Path) -> None:
+    content = document(2)
+    annotations, images = write_coco(tmp_path, content)
+    content["images"][1]["file_name"] = f"{300 * 'x'}.jpg"
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"cannot read .*xxx\.jpg: File name too long\. Check the path"):
+        read_coco(annotations, images)
+
+
 # The image is 64 wide and 48 high.
 ZERO_SIZE = [[5, 5, 0, 4], [5, 5, 4, 0], [5, 5, -1, 4]]
 OUTSIDE = [[64, 5, 4, 4], [5, 48, 4, 4], [-4, 5, 4, 4], [5, -9, 4, 4]]

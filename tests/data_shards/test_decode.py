@@ -11,11 +11,13 @@ from PIL import Image
 
 from data_shards.decode import (
     Scratch,
+    colour_space,
     crop_matrix,
     crop_resize,
     decode_jpeg,
     exif_orientation,
     image_extension,
+    image_size,
     transform_boxes,
     warp,
     whole_pixel_shift,
@@ -91,6 +93,21 @@ def test_a_file_that_ends_early_is_never_taken(keep: float) -> None:
     png = cv2.imencode(".png", photo(9))[1].tobytes()
     with pytest.raises(ValueError, match="the PNG ends early"):
         decode_jpeg(png[: int(len(png) * keep)])
+
+
+def test_a_header_that_ends_early_is_told_wherever_it_is_cut() -> None:
+    gray = cv2.imencode(".png", photo(9)[..., 0])[1].tobytes()
+    for data, kind in ((jpeg(photo(9)), "RGB"), (cv2.imencode(".png", photo(9))[1].tobytes(), "RGB"), (gray, "Gray")):
+        found: list[tuple[tuple[int, int], str] | None] = []
+        for end in range(len(data)):
+            try:
+                found.append((image_size(data[:end]), colour_space(data[:end])))
+            except ValueError:
+                found.append(None)
+        whole = found.index(((64, 48), kind))
+        assert set(found[:whole]) == {None}
+        # Once the header is whole, what follows does not matter.
+        assert set(found[whole:]) == {((64, 48), kind)}
 
 
 def test_what_libjpeg_only_warns_about_is_left_to_opencv() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -203,3 +204,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(built: BuildReport, tmp_pat
     (tmp_path / "decoded").write_text("a file")
     with pytest.raises(DataError, match=r"cannot keep decoded images in .*decoded: .*set data\.decoded_cache_gb to 0"):
         batches(built, tmp_path)
+
+
+def test_many_shards_take_more_files_than_a_shell_allows(tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path, document(80))
+    report = build_shards(annotations, images, str(tmp_path), split="train", shard_bytes=1)
+    assert len(report.manifest.shards) == 80
+    expected = batches(report, None, stop=11)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A loader process inherits it; 1,024 is what a shell gives, and a large data set has more shards.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (96, hard))
+    try:
+        assert_same(batches(report, tmp_path / "cache", stop=11), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -12,7 +12,7 @@ from data_shards.build import build_shards
 from data_shards.errors import DataError
 from data_shards.examine import box_findings, examine
 from data_shards.findings import KINDS
-from tests.data_shards.samples import document, jpeg, photo, write_coco
+from tests.data_shards.samples import document, jpeg, photo, spoil, write_coco
 
 
 def found_in(boxes: list[list[float]], labels: list[int] | None = None, crowd: int = -1, **changed: int) -> list[str]:
@@ -138,6 +138,14 @@ def test_every_illness_is_found_in_its_sample(ill: Path) -> None:
     # Boxes are 13 to 23 wide and 9.5 high, √area 11.1 to 14.8; the one of 107 is 35 x 10, 18.7.
     assert numbers.object_sizes == {"0 to 4": 0, "4 to 8": 0, "8 to 16": 14, "16 to 32": 1}
     assert numbers.coco_sizes == {"small": 15, "medium": 0, "large": 0}
+
+
+def test_an_image_that_decodes_no_more_is_found_and_the_others_are_examined(copied: Path) -> None:
+    manifest, image_id = spoil(copied, 1, 2)
+    found = examine(str(copied))
+    assert [item.keys for item in found.findings if item.kind == "undecodable"] == [(f"{image_id:012d}",)]
+    assert found.numbers[str(copied)].images == manifest.num_samples
+    assert "WRONG         1  images that do not decode" in found.describe()
 
 
 def test_the_report_names_samples_and_fixes_and_json_holds_everything(ill: Path) -> None:

@@ -197,6 +197,17 @@ def test_voc_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> 
     assert (tmp_path / "voc.json").read_text() == "{}"
 
 
+def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", ["a.jpg"])
+    (tmp_path / "xml" / "a.xml").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"cannot read .*a\.xml: Is a directory\. Check the path and its permissions"):
+        import_voc(tmp_path / "xml", images, tmp_path / "voc.json", classes=["dog"])
+    (tmp_path / "names.txt").write_text("dog")
+    (images / "a.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
+    with pytest.raises(DataError, match=r"a\.jpg is no image that can be read: the JPEG ends inside its header"):
+        import_yolo(images, images, tmp_path / "yolo.json", names=tmp_path / "names.txt")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -223,13 +234,15 @@ def test_bad_yolo_lines_are_refused_by_file_and_line(tmp_path: Path, text: str, 
     [
         ("nc: 2", "has no list 'names'"),
         ("names: {1: dog, 2: cat}", "they count the classes from 0"),
+        ("names: {0: dog, first: cat}", "they count the classes from 0"),
+        (b"\xff\xfe", r"cannot read .*data\.yaml: it is no text"),
         ("names: [dog, dog]", "has class 'dog' more than once"),
         ("names: [", "is not YAML"),
     ],
 )
-def test_bad_yolo_names_are_refused(tmp_path: Path, yaml: str, message: str) -> None:
+def test_bad_yolo_names_are_refused(tmp_path: Path, yaml: str | bytes, message: str) -> None:
     images = write_images(tmp_path / "images", ["a.jpg"])
-    (tmp_path / "data.yaml").write_text(yaml)
+    (tmp_path / "data.yaml").write_bytes(yaml.encode() if isinstance(yaml, str) else yaml)
     with pytest.raises(DataError, match=message):
         import_yolo(None, images, tmp_path / "yolo.json", names=tmp_path / "data.yaml")
     (tmp_path / "data.yaml").write_text("names: [dog]")

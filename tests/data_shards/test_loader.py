@@ -1,10 +1,7 @@
-import hashlib
-import json
 import os
 import re
 import threading
-import zlib
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,11 @@ from data_shards.build import BuildReport, build_shards
 from data_shards.decode import decode_jpeg
 from data_shards.draws import resized
 from data_shards.errors import DataError
-from data_shards.index import ShardIndex
 from data_shards.loader import Batch, EvaluationLoader, TrainingLoader, coco_ground_truth
 from data_shards.manifest import Manifest
 from data_shards.plan import Plan, World, make_plan
 from data_shards.shards import Shards
-from tests.data_shards.samples import CATEGORIES, document, jpeg, photo, write_coco
+from tests.data_shards.samples import CATEGORIES, document, jpeg, photo, spoil, write_coco
 
 INPUT = (64, 96)
 
@@ -194,21 +190,7 @@ def test_an_error_reaches_the_consumer_at_its_batch_and_ends_the_process(built: 
 @pytest.fixture
 def undecodable(built: BuildReport, copied: Path) -> tuple[str, Manifest, int]:
     """Shards whose bytes are what manifest and index say, but one image of which is none; gives its sample id."""
-    record = built.manifest.shards[1]
-    index = ShardIndex.from_bytes((copied / record.index).read_bytes(), record.index)
-    tar = bytearray((copied / record.name).read_bytes())
-    first, size = int(index.image_offsets[2]), int(index.image_sizes[2])
-    tar[first : first + size] = bytes(size)
-    index.image_crc32[2] = zlib.crc32(bytes(size))
-    (copied / record.name).write_bytes(tar)
-    (copied / record.index).write_bytes(index.to_bytes())
-    changed = replace(
-        record,
-        sha256=hashlib.sha256(tar).hexdigest(),
-        index_sha256=hashlib.sha256(index.to_bytes()).hexdigest(),
-    )
-    manifest = replace(built.manifest, shards=(built.manifest.shards[0], changed, *built.manifest.shards[2:]))
-    (copied / "manifest.json").write_text(json.dumps(manifest.as_json()))
+    manifest, _ = spoil(copied, 1, 2)
     return str(copied), manifest, built.manifest.shards[0].samples + 2
 
 

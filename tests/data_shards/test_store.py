@@ -72,6 +72,11 @@ def test_a_missing_file_of_a_folder_is_named(tmp_path: Path) -> None:
         open_store(tmp_path / "store").read_bytes("gone.tar")
 
 
+def test_a_name_that_cannot_be_looked_up_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*xxx/manifest\.json: File name too long\. Check the path"):
+        open_store(tmp_path / (300 * "x")).exists("manifest.json")
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no folder .*/nowhere; check the path"):
         open_store(tmp_path / "nowhere").check_readable()

@@ -9,6 +9,7 @@ import pytest
 from data_shards import verify
 from data_shards.build import BuildReport, build_shards
 from data_shards.errors import DataError
+from data_shards.examine import examine
 from data_shards.manifest import load_manifest
 from data_shards.shards import Shards
 from data_shards.store import Sink, _FolderStore, open_store
@@ -183,6 +184,14 @@ def test_a_stopped_verification_is_gone_on_with(
     read.clear()
     assert verify_shards(str(copied), **options).kept_shards == 0
     assert read == [0, 1, 2]
+    # Notes that cannot be read or written only cost reading again.
+    with pytest.raises(KeyboardInterrupt):
+        verify_shards(str(copied), progress=stop, **options)
+    notes.unlink()
+    notes.mkdir()
+    read.clear()
+    assert len(verify_shards(str(copied), **options).problems) == 1
+    assert read == [0, 1, 2]
 
 
 @pytest.mark.slow  # it starts processes
@@ -198,6 +207,28 @@ def test_verify_reads_a_bucket(built: BuildReport, s3: str, tmp_path: Path) -> N
     push_shards(built.location, f"{s3}/train")
     report = verify_shards(f"{s3}/train", decode=True, cache_folder=tmp_path / "cache")
     assert (report.problems, report.decoded_images) == ((), 14)
+
+
+def test_what_is_looked_at_in_a_bucket_keeps_to_a_cache_that_is_smaller(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotations, images = write_coco(tmp_path, document(24))
+    manifest = build_shards(annotations, images, f"{s3}/sets", split="train", shard_bytes=1).manifest
+    largest = max(shard.bytes for shard in manifest.shards)
+    location, cache = f"{s3}/sets/train", tmp_path / "cache"
+    monkeypatch.setenv("AWEIGH_CACHE", str(cache))
+    held: list[int] = []
+
+    def measure(*_: object) -> None:
+        held.append(sum(path.stat().st_size for path in (cache / "shards").iterdir()))
+
+    assert verify_shards(location, decode=True, cache_bytes=largest, progress=measure).problems == ()
+    assert max(held) <= largest
+    held.clear()
+    # The doctor's threads are at several shards: the last 16 stay.
+    found = examine(location, cache_bytes=18 * largest, progress=measure)
+    assert max(held) <= 18 * largest < manifest.num_bytes
+    assert found.numbers[location].images == 24
 
 
 def test_decoding_finds_what_checksums_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

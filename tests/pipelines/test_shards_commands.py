@@ -1,6 +1,7 @@
 """`aweigh shards …` through the command line, as a user types it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from detectors import Preprocessing
 from pipelines.cli import main
 from pipelines.contact_sheet import heatmap_over, received_pixels
 from pipelines.pictures import class_color
-from tests.data_shards.samples import document, write_coco
+from tests.data_shards.samples import document, spoil, write_coco
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -65,6 +66,17 @@ def test_show_draws_the_samples(small_shards: Path, tmp_path: Path, capsys: pyte
     assert "has no sample 000000000008" in refused(capsys, "show", train, "--output", sheet, "--key", 8)
     assert "--samples is 0" in refused(capsys, "show", train, "--output", sheet, "--samples", 0)
     assert "unknown recipe 'demoo'" in refused(capsys, "show", train, "--output", sheet, "--recipe", "demoo")
+
+
+def test_show_puts_gray_where_no_decoder_reads_an_image_if_asked(
+    small_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, sheet = Path(shutil.copytree(small_shards / "train", tmp_path / "train")), tmp_path / "sheet.png"
+    _, image_id = spoil(shards, 0, 3)
+    show = ["show", str(shards), "--output", str(sheet), "--key", str(image_id), "--data.input_size", "64", "64"]
+    assert f"image {image_id} does not decode" in refused(capsys, *show)
+    main(["shards", *show, "--data.undecodable", "gray"])
+    assert (cv2.imread(str(sheet))[80:380, 30:200] == 128).mean() > 0.8  # its boxes are drawn over it
 
 
 def test_show_draws_joints_and_whole_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
