@@ -4,6 +4,7 @@ On top of the heads for boxes: `hps` is where each joint is, seen from the centr
 joint; `hp_offset` a joint's place inside its cell (Objects as Points, section 5 "human pose estimation").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -186,6 +187,14 @@ class CenterNetPose(CenterNet):
             "hps": (maps["hps"] + mirror_displacements(mirrored["hps"])) / 2,
             "hm_hp": averaged_with_mirror(maps["hm_hp"], mirrored["hm_hp"][:, order]),
         }
+
+    def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
+        """Soft-NMS as CenterNet's, but all that the scales bring stays, whatever `limit`, as published.
+
+        Source:
+            xingyizhou/CenterNet, src/lib/detectors/multi_pose.py, `merge_outputs`.
+        """
+        return super().merge(parts, max(limit, sum(len(part.scores) for part in parts)), soft=soft)
 
     def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
         """Boxes as CenterNet's, with keypoints `(people, joints, 3)`: x, y in the input frame, and a score.

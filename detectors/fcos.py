@@ -111,7 +111,7 @@ class FCOS(Detector):
             head = AuthorsHead(network.channels, self.num_classes, self.variant)
             self.rpn = nn.ModuleDict({"head": head})
             self.class_layers = ("rpn.head.cls_logits",)
-            self.file_layouts = AUTHORS_LAYOUTS
+            self.file_layouts = AUTHORS_LAYOUTS[settings.variant]
 
     def forward(self, images: Tensor) -> Outputs:
         """Logits, distances and centerness, each a list of five levels.

@@ -171,11 +171,31 @@ def _refused(layout: FileLayout, variant: str) -> FileLayout:
     )
 
 
-AUTHORS_LAYOUTS = (
-    *(AUTHORS, ADELAIDET, MMDETECTION, IMAGENET, CAFFE_IMAGENET, DETECTRON2_IMAGENET),
-    _refused(TORCHVISION, '"torchvision"'),
-)
-"""For the variants "original" and "improved", whose files cannot be told apart by their keys."""
+MMDETECTION_IMPROVED = replace(MMDETECTION, marker="bbox_head.cls_convs.0.conv.bias")
+"""Its configurations of the improved version have biases in the towers; those of the paper's version have none."""
+
+
+def _of_other_variant(layout: FileLayout, variant: str) -> FileLayout:
+    note = f"which computes with these weights what variant={variant} does; this detector is of another variant"
+    return replace(layout, note=note)
+
+
+AUTHORS_LAYOUTS = {
+    "original": (
+        AUTHORS,
+        _of_other_variant(ADELAIDET, '"improved"'),
+        _of_other_variant(MMDETECTION_IMPROVED, '"improved"'),
+        *(MMDETECTION, IMAGENET, CAFFE_IMAGENET, DETECTRON2_IMAGENET),
+        _refused(TORCHVISION, '"torchvision"'),
+    ),
+    "improved": (
+        *(AUTHORS, ADELAIDET, MMDETECTION_IMPROVED),
+        _of_other_variant(MMDETECTION, '"original"'),
+        *(IMAGENET, CAFFE_IMAGENET, DETECTRON2_IMAGENET),
+        _refused(TORCHVISION, '"torchvision"'),
+    ),
+}
+"""By variant. The authors' own files of the two cannot be told apart by their keys."""
 TORCHVISION_LAYOUTS = (
     TORCHVISION,
     *(_refused(layout, '"original" or "improved"') for layout in (AUTHORS, ADELAIDET, MMDETECTION)),

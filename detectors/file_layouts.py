@@ -25,6 +25,8 @@ class FileLayout:
     """By the detector's number of classes: which rows of the file's class layers those are."""
     refusal: str | None = None
     """Why such a file does not fit, and what to do: keys are alike, but not what is computed with them."""
+    note: str | None = None
+    """What to mind about such a file, though it fits."""
 
     renames_back: tuple[tuple[str, str], ...] = ()
     """The reverse of `renames`, for a key of the detector."""

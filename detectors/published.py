@@ -42,13 +42,15 @@ class Receipt:
     """Key in the detector, which keeps the value it had (unless the reason says otherwise), to the reason."""
     adjusted: dict[str, str] = field(default_factory=dict)
     """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to what was done."""
+    notes: list[str] = field(default_factory=list)
+    """What to mind about the file, though it loads."""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
     def summary(self) -> str:
-        """Some lines for a person: the counts, then what was skipped and what is missing, by reason."""
+        """Some lines for a person: the counts, what was skipped and what is missing, by reason, and what to mind."""
         lines = [
             f"{self.path}: {len(self.loaded) + len(self.renamed)} loaded ({len(self.renamed)} of them under "
             f"another name), {len(self.skipped)} skipped, {len(self.missing)} missing"
@@ -56,6 +58,7 @@ class Receipt:
         for what, keys in (("adjusted", self.adjusted), ("skipped", self.skipped), ("missing", self.missing)):
             for reason in dict.fromkeys(keys.values()):
                 lines.append(f"{what}  {_some([key for key in keys if keys[key] == reason])}: {reason}")
+        lines += [f"note  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -75,18 +78,22 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
 
     Raises:
         DetectorError: the file is missing, is no checkpoint, or holds code; no key fits the detector; a shape
-            differs and `skip_mismatched` is not set; the file is of a kin that computes something else.
+            differs and `skip_mismatched` is not set; a tensor is no ordinary one of real numbers; the file is of a kin
+            that computes something else.
     """
     path = Path(path)
     receipt = Receipt(path)
     entries = _unwrap(read(path), receipt)
     own = detector.state_dict()
     layout = _layout(detector, entries, path)
+    if layout is not None and layout.note is not None:
+        receipt.notes.append(f"the file is of {layout.library}, {layout.note}")
     matched: dict[str, Tensor] = {}
     mismatched: list[tuple[str, Tensor]] = []
     for key, value in entries.items():
         name = _own_name(key, own, detector.backbone_prefix, layout)
         if name is not None and isinstance(value, Tensor):
+            _check_kind(path, key, value)
             value, adjustment = _adjusted(detector, layout, name, value, own[name])
         else:
             adjustment = None
@@ -128,6 +135,8 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
             receipt.missing[name] = "not in the file, which may be older than this counter of batch norm"
         else:
             receipt.missing[name] = "not in the file"
+    if damaged := [name for name, value in matched.items() if not bool(value.isfinite().all())]:
+        receipt.notes.append(f"{_some(damaged)}: values that are not finite, as in a training that diverged")
     detector.load_state_dict({**matched, **absent}, strict=False)
     return receipt
 
@@ -229,6 +238,18 @@ def _adjusted(
         if difference:
             return value + difference, f"{difference:+g}: the file's batch norm has another epsilon"
     return value, None
+
+
+def _check_kind(path: Path, key: str, value: Tensor) -> None:
+    """Refuse what cannot be copied into a parameter, or only by losing a part of it."""
+    kinds = {
+        "sparse": value.layout != torch.strided,
+        "quantised": value.is_quantized,
+        "complex": value.is_complex(),
+        "meta": value.is_meta,
+    }
+    if found := [kind for kind, holds in kinds.items() if holds]:
+        raise DetectorError(f"{key} in {path} is a {found[0]} tensor; save the file with ordinary ones.")
 
 
 def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatched: list[tuple[str, Tensor]]) -> str:

@@ -96,12 +96,15 @@ class SoftNMS(NamedTuple):
 
     `rows` int64 `(boxes,)`, the row whose box stands there; `scores` float32 `(boxes,)`, the decayed score;
     `num_kept`, how many places count. Places behind them hold what the published code leaves there: copies of rows
-    that were moved ahead, with the score from before that round.
+    that were moved ahead, with the score from before that round. `joints` int64 `(boxes,)` is the row whose keypoints
+    stand there: the same among those that count, but behind them those of the row that was dropped, because the
+    published code for poses copies boxes and swaps keypoints.
     """
 
     rows: Tensor
     scores: Tensor
     num_kept: int
+    joints: Tensor
 
 
 def soft_nms(
@@ -130,6 +133,7 @@ def soft_nms(
     index = torch.arange(len(boxes), device=boxes.device)
     boxes, scores = boxes.float(), scores.float().clone()
     end = len(boxes)
+    dropped_rows: list[Tensor] = []
     current = 0
     while current < end:
         best = current + scores[current:end].argmax()
@@ -140,23 +144,27 @@ def soft_nms(
         falling = scores[current + 1 : end] * torch.exp(-(overlap**2) / sigma)
         decayed = torch.where(overlap > 0, falling, scores[current + 1 : end])
         dropped = (overlap > 0) & (decayed < threshold)
+        if bool(dropped.any()):
+            dropped_rows.append(behind[_dropping_order(dropped.tolist())])
         end = _close_gaps(index, scores, decayed, dropped, current + 1)
         current += 1
-    return SoftNMS(index, scores, end)
+    # Each dropped row leaves its keypoints in the place that was the list's last one then.
+    return SoftNMS(index, scores, end, torch.cat((index[:end], torch.cat([index[:0], *dropped_rows]).flip(0))))
 
 
 def _soft_nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, threshold: float) -> SoftNMS:
-    kept: list[tuple[Tensor, Tensor]] = []
-    stale: list[tuple[Tensor, Tensor]] = []
+    kept: list[tuple[Tensor, ...]] = []
+    stale: list[tuple[Tensor, ...]] = []
     for label in torch.unique(labels):
         rows = (labels == label).nonzero().squeeze(1)
         one = soft_nms(boxes[rows], scores[rows], sigma=sigma, threshold=threshold)
-        kept.append((rows[one.rows[: one.num_kept]], one.scores[: one.num_kept]))
-        stale.append((rows[one.rows[one.num_kept :]], one.scores[one.num_kept :]))
+        places = (rows[one.rows], one.scores, rows[one.joints])
+        kept.append(tuple(values[: one.num_kept] for values in places))
+        stale.append(tuple(values[one.num_kept :] for values in places))
     if not kept:
-        return SoftNMS(labels, scores.float(), 0)
-    index, decayed = (torch.cat(parts) for parts in zip(*kept, *stale, strict=True))
-    return SoftNMS(index, decayed, sum(len(rows) for rows, _ in kept))
+        return SoftNMS(labels, scores.float(), 0, labels)
+    index, decayed, joints = (torch.cat(parts) for parts in zip(*kept, *stale, strict=True))
+    return SoftNMS(index, decayed, sum(len(values[0]) for values in kept), joints)
 
 
 def _settle(beats: Tensor) -> Tensor:
@@ -206,3 +214,17 @@ def _close_gaps(index: Tensor, scores: Tensor, decayed: Tensor, dropped: Tensor,
         moved = min(num_left + 1, last_taken - 1)
         index[end], scores[end] = rows[moved], decayed[moved]
     return end
+
+
+def _dropping_order(dropped: list[bool]) -> list[int]:
+    """Which row of a round the published loop drops first, second ...; the list's last row takes each one's place."""
+    rows, order, place = list(range(len(dropped))), [], 0
+    while place < len(rows):
+        if not dropped[rows[place]]:
+            place += 1
+            continue
+        order.append(rows[place])
+        last = rows.pop()
+        if place < len(rows):
+            rows[place] = last
+    return order

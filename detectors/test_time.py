@@ -80,7 +80,8 @@ def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
     """CenterNet's merging: Gaussian soft-NMS class by class, then all that score no less than the `limit`-th best.
 
     Two quirks are kept because published figures rest on them: the stale rows that soft-NMS leaves at the end of its
-    list stay in, and detections that tie for the last place all stay, so more than `limit` may come back.
+    list stay in (those of poses with the keypoints of what was dropped), and detections that tie for the last place all
+    stay, so more than `limit` may come back.
 
     Args:
         parts: detections of each scale in one frame (the image's, as published), in the order of the scales.
@@ -94,15 +95,14 @@ def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
     """
     every = joined(parts)
     places = soft_nms(every.boxes.cpu(), every.scores.cpu(), every.labels.cpu())
-    rows, scores = places.rows, places.scores
-    if len(scores) > limit:
-        good = scores >= scores.topk(limit).values[-1]
-        rows, scores = rows[good], scores[good]
-    order = scores.argsort(descending=True, stable=True)
-    rows = rows[order]
+    order = places.scores.argsort(descending=True, stable=True)
+    if len(order) > limit:
+        ranked = places.scores[order]
+        order = order[ranked >= ranked[limit - 1]]
+    rows = places.rows[order]
     return Detections(
         boxes=every.boxes.cpu()[rows],
-        scores=scores[order],
+        scores=places.scores[order],
         labels=every.labels.cpu()[rows],
-        keypoints=None if every.keypoints is None else every.keypoints.cpu()[rows],
+        keypoints=None if every.keypoints is None else every.keypoints.cpu()[places.joints[order]],
     )

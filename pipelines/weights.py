@@ -117,6 +117,8 @@ def _fetch(location: str, expected: str, path: Path) -> None:
 
 def _from_store(location: str, path: Path) -> None:
     folder, _, name = location.rpartition("/")
+    if folder.count("/") < 2 or not name:
+        raise ConfigError(f"{location} names no file; give s3://BUCKET/KEY.")
     try:
         with path.open("wb") as file:
             open_store(folder).fetch(name, file.fileno(), ranges=4)

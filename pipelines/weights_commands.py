@@ -8,6 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def _import(known: argparse.Namespace) -> None:
             f"--output {known.output}: the weights are written as .safetensors, so give the file that ending. "
             f"`aweigh weights export` writes .pth."
         )
-    settings = _settings(known.detector, [*known.rest, "--detector.weights", known.file])
+    settings = replace(_settings(known.detector, known.rest), weights=known.file)
     torch.manual_seed(0)
     detector = detectors.build(settings.name, known.num_classes, **settings.settings)
     path = fetch_weights(settings, detector)
@@ -115,7 +116,8 @@ def _settings(name: str, flags: list[str]) -> Any:
     from pipelines.recipe import with_flags
     from pipelines.settings import DetectorSettings, Recipe
 
-    if other := [flag for flag in flags if flag.startswith("--") and not flag.startswith("--detector.")]:
+    free = ("--detector.settings.", "--detector.weights_sha256", "--detector.weights-sha256")
+    if other := [flag for flag in flags if flag.startswith("--") and not flag.startswith(free)]:
         raise ConfigError(f"unknown argument {other[0]!r}; only fields of --detector.settings can be set here.")
     return with_flags(Recipe(recipe="weights", detector=DetectorSettings(name=name)), flags).detector
 

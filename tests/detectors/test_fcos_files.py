@@ -104,6 +104,18 @@ def test_mmdetections_base_file_has_no_biases_in_its_towers(authors: Detector, t
         assert not authors.state_dict()[key].any()
 
 
+@pytest.mark.parametrize(
+    ("layout", "variant"),
+    [("fcos_r50_adelaidet", "improved"), ("fcos_r50_mmdet", "improved"), ("fcos_r50_mmdet_base", "original")],
+)
+def test_a_file_of_the_other_variant_loads_with_a_note(layout: str, variant: str, tmp_path: Path) -> None:
+    layout_file(layout, tmp_path / "w.pth")
+    of_its_own, of_another = of_variant(variant), of_variant({"improved": "original"}.get(variant, "improved"))
+    assert not published.load(reset(of_its_own), tmp_path / "w.pth").notes
+    receipt = published.load(reset(of_another), tmp_path / "w.pth")
+    assert f'what variant="{variant}" does; this detector is of another' in receipt.summary().splitlines()[-1]
+
+
 def test_mmdetections_early_names(authors: Detector, tmp_path: Path) -> None:
     weights = layout_file("fcos_r50_mmdet", tmp_path / "new.pth")
     early = {key.replace("bbox_head.conv_", "bbox_head.fcos_"): value for key, value in weights.items()}

@@ -321,3 +321,24 @@ def test_a_pickle_of_anything_but_arrays_of_numbers_is_refused(tmp_path: Path, c
     with pytest.raises(DetectorError, match=named) as refusal:
         published.load(detector(), path)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "odd"),
+    [
+        ("sparse", torch.ones(8, 3, 7, 7).to_sparse()),
+        ("complex", torch.ones(8, 3, 7, 7, dtype=torch.complex64)),
+        ("meta", torch.empty(8, 3, 7, 7, device="meta")),
+    ],
+)
+def test_tensors_that_cannot_be_copied_whole_are_refused(kind: str, odd: Tensor, tmp_path: Path) -> None:
+    path = saved({**other_weights(), "conv1.weight": odd}, tmp_path / "w.pth")
+    with pytest.raises(DetectorError, match=rf"^conv1.weight in {path} is a {kind} tensor; save the file with"):
+        published.load(detector(), path)
+
+
+def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    weights = other_weights()
+    weights["bn1.bias"][2] = torch.nan
+    receipt = published.load(detector(), saved(weights, tmp_path / "w.pth"))
+    assert receipt.summary().endswith("note  bn1.bias: values that are not finite, as in a training that diverged")

@@ -84,9 +84,9 @@ def test_nothing_and_boxes_without_area() -> None:
 
 
 def published_soft_nms(boxes: Tensor, scores: Tensor, sigma: float, threshold: float) -> tuple[np.ndarray, int]:
-    """The loop over single boxes, scores in float32; rows of the input stand in column 5."""
+    """The loop over single boxes, scores in float32; rows of the input stand in column 5, those of joints in 6."""
     numbers = [np.float32(score) for score in scores.tolist()]
-    table = [[*box, numbers[row], row] for row, box in enumerate(boxes.tolist())]
+    table = [[*box, numbers[row], row, row] for row, box in enumerate(boxes.tolist())]
     end = len(table)
     for current in range(len(table)):
         best = max(range(current, end), key=lambda row: (table[row][4], -row), default=current)
@@ -97,7 +97,9 @@ def published_soft_nms(boxes: Tensor, scores: Tensor, sigma: float, threshold: f
             if overlap > 0:
                 table[place][4] = np.float32(float(table[place][4]) * math.exp(-overlap * overlap / sigma))
                 if table[place][4] < threshold:
+                    joints = table[place][6]
                     table[place] = list(table[end - 1])
+                    table[end - 1][6] = joints
                     end -= 1
                     continue
             place += 1
@@ -119,6 +121,7 @@ def test_soft_nms_is_the_published_loop_with_its_stale_rows(kind: object, ties: 
         assert given.num_kept == end
         np.testing.assert_allclose(given.scores, expected[:, 4], rtol=1e-4, atol=1e-7)
         assert given.rows.tolist() == expected[:, 5].astype(int).tolist()
+        assert given.joints.tolist() == expected[:, 6].astype(int).tolist()
 
 
 def test_soft_nms_by_hand() -> None:

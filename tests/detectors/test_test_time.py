@@ -165,7 +165,7 @@ def test_stale_rows_stay_in_and_ties_for_the_last_place_all_stay() -> None:
 
 def test_keypoints_go_with_their_boxes() -> None:
     generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(60, 2, generator=generator) * 50
+    corners = torch.rand(60, 2, generator=generator) * 400  # few overlap, and nothing is dropped
     parts = []
     for start in (0, 30):
         boxes = torch.cat((corners, corners + 20), dim=1)[start : start + 30]
@@ -177,8 +177,19 @@ def test_keypoints_go_with_their_boxes() -> None:
         )
     merged = on_meta("centernet_dla34_pose").merge(parts, 40)
     assert merged.keypoints is not None
-    assert merged.keypoints.shape == (40, 17, 3)
+    assert merged.keypoints.shape == (60, 17, 3)  # poses are not cut off at the limit
     assert_close(merged.keypoints[:, 5, :2], merged.boxes[:, :2])
+
+
+def test_stale_rows_of_poses_have_the_keypoints_of_what_was_dropped() -> None:
+    # As in the test of stale rows; the published code copies the last row's box but swaps its keypoints.
+    boxes = tensor([[0.0, 0, 9, 9], [0.0, 0, 9, 9], [50.0, 50, 59, 59]])
+    keypoints = torch.arange(3.0).view(3, 1, 1).expand(3, 17, 3)
+    part = Detections(boxes, tensor([0.9, 0.004, 0.8]), torch.zeros(3, dtype=torch.long), keypoints)
+    merged = on_meta("centernet_dla34_pose").merge([part], soft=True)
+    assert_close(merged.boxes, boxes[[0, 2, 2]])
+    assert merged.keypoints is not None
+    assert merged.keypoints[:, 0, 0].tolist() == [0.0, 2.0, 1.0]
 
 
 def test_no_detections_merge_to_none() -> None:

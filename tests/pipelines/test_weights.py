@@ -149,6 +149,8 @@ def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(
     for location, sha256, message in (
         (f"{server.address}/missing.pth", "", "missing.pth cannot be fetched: HTTP 404 Not Found"),
         (f"{server.address}/x-0123456789ab.pth", "", rf"has sha256 {SHA256[:12]}…, not 0123456789ab"),
+        ("s3://bucket", "", "s3://bucket names no file; give s3://BUCKET/KEY"),
+        ("s3://bucket/weights/", "", "s3://bucket/weights/ names no file; give s3://BUCKET/KEY"),
         ("ftp://somewhere/w.pth", "", r"weights cannot be fetched from ftp://somewhere/w.pth: give a file"),
     ):
         with pytest.raises(ConfigError, match=message) as refusal:

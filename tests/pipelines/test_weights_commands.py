@@ -85,6 +85,10 @@ def test_a_file_of_the_backbone_alone_is_not_written_as_a_detector(
             ["import", "{file}", "--detector", "centernet_dla34", "--data.threads", "3"],
             "unknown argument '--data.threads'",
         ),
+        (
+            ["import", "{file}", "--detector", "centernet_dla34", "--detector.weights", "other.pth"],
+            "unknown argument '--detector.weights'",
+        ),
         (["import", "{file}", "--detector", "centernet_dla34", *NARROW], "trained on 3 classes, the detector has 80"),
         (["import", "nowhere.pth", "--detector", "centernet_dla34", *NARROW], "nowhere.pth is not there"),
         (
