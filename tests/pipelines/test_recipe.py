@@ -238,7 +238,7 @@ def test_flags_set_any_field() -> None:
         ("--batch.global_size 0", "batch.global_size is 0; it must be 1 or more."),
         ("--cluster.workers 0", "cluster.workers is 0; it must be 1 or more."),
         ("--checkpoint.keep 0", "checkpoint.keep is 0; at least 1 has to stay to resume from."),
-        ("--engine.deepspeed.bf16.enabled true", "engine.deepspeed.bf16 has no effect"),
+        ("--engine.deepspeed.bf16.enabled true", "bf16 is derived by aweigh; set engine.precision instead."),
         ("--augmentation.flip_probability 2", "flip_probability is 2"),
         ("--data.input_size 512", "data.input_size"),
         ("--data.cache_gb -1", "data.cache_gb is -1; it must be 0 (no limit) or more."),
