@@ -235,6 +235,7 @@ def test_flags_set_any_field() -> None:
         ("--tracking.system_seconds -1", "tracking.system_seconds is -1; it must be 0 (none) or more."),
         ("--evaluation.pictures -3", "evaluation.pictures is -3; it must be 0 (none) or more."),
         ("--engine.deepspeed.zero_optimization.stage 3", "is derived by aweigh; set engine.zero_stage."),
+        ("--run.folder s3://bucket/runs", "run.folder is s3://bucket/runs; it must be a folder that every node mounts"),
         ("--batch.global_size 0", "batch.global_size is 0; it must be 1 or more."),
         ("--cluster.workers 0", "cluster.workers is 0; it must be 1 or more."),
         ("--checkpoint.keep 0", "checkpoint.keep is 0; at least 1 has to stay to resume from."),
