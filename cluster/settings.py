@@ -72,6 +72,11 @@ class ClusterSettings:
             if not getattr(self, name) >= least:
                 name, value = name.replace("min_", ""), getattr(self, name)
                 raise ClusterError(f"cluster.{name} is {value}; it must be {least} or more.")
+        if self.hang_seconds >= self.timeout_seconds:
+            raise ClusterError(
+                f"cluster.hang_seconds is {self.hang_seconds:g} and timeout_seconds {self.timeout_seconds}: the other "
+                f"ranks would give up before the one that holds them up is named. Raise cluster.timeout_seconds."
+            )
         if not self.grace_seconds > 0:
             raise ClusterError(f"cluster.grace_seconds is {self.grace_seconds:g}; it must be above 0.")
         if not 0 <= self.wait_minutes < math.inf:

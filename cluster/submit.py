@@ -26,7 +26,7 @@ from cluster.package import Package
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # What a job is told of this machine's environment. Never Ray's token: who can read it has the cluster.
-CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "RAY_TRAIN_")
+CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "RAY_TRAIN_")
 # Files and endpoints of this machine alone mean nothing, or something else, on the nodes.
 _OF_THIS_MACHINE = frozenset(
     {

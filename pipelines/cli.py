@@ -327,6 +327,8 @@ def _preflight(known: argparse.Namespace) -> None:
     name = known.recipe or "demo"
     recipe = _resolved(name, flags)
     if not known.address:
+        if known.env:
+            fail(f"--env {known.env[0]} is for a job: give --address too, or set the variable here.")
         from pipelines.preflight import preflight
 
         sys.exit(0 if preflight(recipe, known.json) else 1)
