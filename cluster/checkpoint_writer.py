@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.checkpoint import CheckpointFolder
@@ -23,11 +23,18 @@ class CheckpointWriter:
     Args:
         folder: where checkpoints become current.
         remote: where each is copied to, once it is.
+        waiting: called every second of waiting for a slow disk or upload, which is no standstill.
     """
 
-    def __init__(self, folder: CheckpointFolder, remote: RemoteCheckpoints | None = None) -> None:
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        remote: RemoteCheckpoints | None = None,
+        waiting: Callable[[], object] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.remote = remote
+        self._waiting = waiting
         self.waited_seconds = 0.0
         """How long training has waited for the one before."""
         self._thread: threading.Thread | None = None
@@ -78,9 +85,12 @@ class CheckpointWriter:
             logger.warning("%s", error)
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._thread is None:
+            return
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+            self._waiting()
+        self._thread = None
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None

@@ -5,6 +5,7 @@ weights (DeepSpeed's own bf16 keeps BatchNorm statistics in 8 bits), and the sta
 same for every world size and ZeRO stage.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from cluster.average import WeightAverage
+from cluster.deepspeed_keys import talks
 from cluster.errors import ClusterError
 from cluster.loss_scale import LossScale
 from cluster.optimizer_state import STATE_KEYS, OptimizerState
@@ -74,8 +76,6 @@ def bootstrap(device: torch.device) -> None:
     # DeepSpeed would take a GPU that the machine has, although this worker computes on the CPU.
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
-    import logging
-
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed.ops
     from deepspeed.utils import logger
@@ -125,8 +125,8 @@ def check_deepspeed(settings: EngineSettings) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     try:
-        DeepSpeedZeroConfig(**zero)
-    except (pydantic.ValidationError, TypeError) as error:
+        DeepSpeedZeroConfig(stage=settings.zero_stage, **zero)
+    except (pydantic.ValidationError, TypeError, ValueError) as error:
         loc: tuple[int | str, ...] = ()
         message = str(error)
         if isinstance(error, pydantic.ValidationError):
@@ -192,6 +192,8 @@ class Engine:
             _autocast_fp16(model, device)
         optimizer = optimizer_class(parameter_groups)  # type: ignore[call-arg]
         self.config = deepspeed_config(settings, split, self.precision)
+        if talks(settings.deepspeed):
+            _let_deepspeed_talk()
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.config, dist_init_required=False
         )
@@ -374,6 +376,15 @@ class Engine:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(own[name])
         torch.set_rng_state(own["random_state"])
+
+
+def _let_deepspeed_talk() -> None:
+    """Have what DeepSpeed reports in the rank's log; its own handler writes to a stdout that Ray hides."""
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.INFO)
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 def _autocast_fp16(model: nn.Module, device: torch.device) -> None:

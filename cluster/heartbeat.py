@@ -105,7 +105,7 @@ class Heartbeat:
             except OSError as error:
                 logger.warning("heartbeat: %s cannot be written (%s)", self._folder, error.strerror or error)
             still = time.monotonic() - self._progress
-            if self._hang_seconds and still > self._hang_seconds:
+            if self._hang_seconds and still > self._hang_seconds and not self._waits():
                 self._tell(still)
                 self._end()
                 return
@@ -127,14 +127,34 @@ class Heartbeat:
         temporary.write_text(json.dumps(asdict(standing)))
         os.replace(temporary, self._folder / f"rank-{self._rank}.json")
 
+    def _waits(self) -> bool:
+        return waits_for_work(self._rank, self._standings(), self._hang_seconds, time.time())
+
+    def _standings(self) -> list[Standing]:
+        return [one for rank in range(self._world_size) if (one := read_standing(self._folder.parent, rank))]
+
     def _tell(self, still: float) -> None:
-        standings = [one for rank in range(self._world_size) if (one := read_standing(self._folder.parent, rank))]
+        standings = self._standings()
         logger.error("%s", describe_standstill(standings, still, time.time()))
         try:
             with self._log.open("a") as log:
                 faulthandler.dump_traceback(file=log, all_threads=True)
         except OSError as error:
             logger.warning("heartbeat: no stacks can be written to %s (%s)", self._log, error.strerror or error)
+
+
+def waits_for_work(rank: int, standings: list[Standing], hang_seconds: float, now: float) -> bool:
+    """Whether one that this rank waits for is getting on, only slowly, as with a long upload: no standstill.
+
+    Args:
+        rank: who waits.
+        standings: of every rank that has one.
+        hang_seconds: without progress for so long, a rank is not getting on.
+        now: Unix time.
+    """
+    fewest = min((one.phases_begun for one in standings), default=0)
+    behind = [one for one in standings if one.rank != rank and one.phases_begun == fewest]
+    return any(now - min(one.since, one.written) < hang_seconds for one in behind)
 
 
 def describe_standstill(standings: list[Standing], still: float, now: float) -> str:

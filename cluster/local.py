@@ -29,7 +29,7 @@ _ENVIRONMENT = {
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
 # What a worker needs to know of the driver's environment, where the cluster was not started from it.
-_CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "OMP_")
+_CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "OMP_")
 
 
 @contextmanager
@@ -126,9 +126,11 @@ def _check_resources(ray: Any, settings: ClusterSettings, address: str | None) -
             return
     wait = " Where an autoscaler starts nodes, give it time: --cluster.wait_minutes 20." if address else ""
     if lacks_gpus:
+        where = "the cluster" if address else "this machine"
+        fewer = f"cluster.workers to {gpus:g} or " if gpus >= 1 else ""
         raise ClusterError(
-            f"cluster.workers {settings.workers} on cuda need {settings.workers} GPUs, the cluster has {gpus:g}; "
-            f"set cluster.workers to {gpus:g} or cluster.device to cpu.{wait}"
+            f"cluster.workers {settings.workers} on cuda need {settings.min_workers} GPUs, {where} has {gpus:g}; "
+            f"set {fewer}cluster.device to cpu.{wait}"
         )
     if lacks_cpus:
         raise ClusterError(

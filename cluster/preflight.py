@@ -52,6 +52,16 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class SharedFolder:
+    """A folder that has to be the same one on every node and for this process."""
+
+    check: str
+    path: Path
+    setting: str
+    """The field that names it."""
+
+
+@dataclass(frozen=True)
 class Cache:
     """Disk that a node needs for what it fetches."""
 
@@ -74,7 +84,7 @@ class Examination:
 def examine(
     settings: ClusterSettings,
     *,
-    folder: Path | None,
+    folders: Sequence[SharedFolder],
     probes: Sequence[Probe],
     cache: Cache | None,
     say: Say,
@@ -84,7 +94,7 @@ def examine(
 
     Args:
         settings: workers, device and cores as the training will have them.
-        folder: the run's folder; None where it is no folder.
+        folders: that training writes to, such as the run's.
         probes: checks of data and tracking.
         cache: disk for fetched shards; None where they are read in place.
         say: told what is looked at.
@@ -103,7 +113,7 @@ def examine(
                 return Examination(nodes, [])
             say(f"looking at {_counted(len(ids), 'worker')} on {_counted(nodes, 'node')}")
             with _posts(ray, group, settings, ids, gpu=gpu) as posts:
-                return Examination(nodes, list(_findings(posts, folder, probes, cache, gpu=gpu)))
+                return Examination(nodes, list(_findings(posts, folders, probes, cache, gpu=gpu)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ def _names(ray: Any, ids: Sequence[str]) -> list[str]:
 
 
 def _findings(
-    posts: _Posts, folder: Path | None, probes: Sequence[Probe], cache: Cache | None, *, gpu: bool
+    posts: _Posts, folders: Sequence[SharedFolder], probes: Sequence[Probe], cache: Cache | None, *, gpu: bool
 ) -> Iterator[Finding]:
     yield _workers(posts)
     yield from _versions(posts)
@@ -185,8 +195,8 @@ def _findings(
     yield _all_reduce(posts, gpu=gpu)
     yield _shared_memory(posts, gpu=gpu)
     yield _clocks(posts)
-    if folder is not None:
-        yield _run_folder(posts, folder)
+    for folder in folders:
+        yield _shared_folder(posts, folder)
     if cache is not None:
         yield _cache(posts, cache)
     for probe in probes:
@@ -323,11 +333,11 @@ def _clocks(posts: _Posts) -> Finding:
     )
 
 
-def _run_folder(posts: _Posts, folder: Path) -> Finding:
+def _shared_folder(posts: _Posts, shared: SharedFolder) -> Finding:
     """A file written on each node has to be seen on all others, and by this process."""
-    check = "run folder"
+    check, folder = shared.check, shared.path
     token = f".preflight-{uuid.uuid4().hex[:12]}"
-    fix = "set run.folder to a file system that every node mounts under this path (EFS, FSx for Lustre, NFS)"
+    fix = f"set {shared.setting} to a file system that every node mounts under this path (EFS, FSx for Lustre, NFS)"
     try:
         node_checks.leave(folder / token, "driver")
         written = posts.ask_nodes(node_checks.leave, folder / token)

@@ -57,6 +57,8 @@ class RemoteCheckpoints:
         self.store = store
         self.keep = keep
         self._warn = warn
+        self.progress: Callable[[], object] = lambda: None
+        """Called for every block of a download."""
 
     def complete(self) -> list[str]:
         """Names of the sealed checkpoints, the oldest first."""
@@ -116,7 +118,7 @@ class RemoteCheckpoints:
 
     def _download(self, name: str, path: Path) -> None:
         with path.open("wb") as file:
-            self.store.stream(name, file)
+            self.store.stream(name, _Noticed(file, self.progress))
 
     def newest(self, local: CheckpointFolder) -> Checkpoint | None:
         """The newest whole checkpoint of the store and of the local folder together, in the local folder.
@@ -149,10 +151,12 @@ class RemoteCheckpoints:
     def collect(self) -> list[str]:
         """Remove orphans and what is kept no longer, each one's seal first; gives the names removed."""
         names = self.complete()
-        scored = [(score, name) for name in names if (score := self._score(name)) is not None]
+        files = self.store.list_names()
+        # One that has lost its facts is harmed: whoever opens it is told, and what comes after is kept all the same.
+        judged = [name for name in names if f"{name}/state.json" in files]
+        scored = [(score, name) for name in judged if (score := self._score(name)) is not None]
         kept = {*names[-self.keep :], *(name for _, name in sorted(scored)[-1:])}
         removed = sorted(set(names) - kept)
-        files = self.store.list_names()
         for name in removed:
             self.store.delete(f"{name}/{SEAL}")
         for file in files:
@@ -166,3 +170,14 @@ class RemoteCheckpoints:
         except ValueError:
             return None
         return None if score is None else float(score)
+
+
+class _Noticed:
+    """A sink whose every write is noticed."""
+
+    def __init__(self, sink: Sink, notice: Callable[[], object]) -> None:
+        self._sink, self._notice = sink, notice
+
+    def write(self, data: bytes, /) -> object:
+        self._notice()
+        return self._sink.write(data)

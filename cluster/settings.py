@@ -1,33 +1,14 @@
 """Settings of this room, free of torch and Ray so that a recipe is read in an instant."""
 
-import difflib
 import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cluster.deepspeed_keys import check_keys
 from cluster.errors import ClusterError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-# Top-level keys of DeepSpeed 0.19 that have an effect here; it ignores any other without a word.
-_DEEPSPEED_KEYS = frozenset(
-    {
-        *("comms_logger", "communication_data_type", "data_types", "disable_allgather", "dump_state"),
-        *("flops_profiler", "gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor"),
-        *("prescale_gradients", "steps_per_print", "torch_autocast", "train_batch_size"),
-        *("train_micro_batch_size_per_gpu", "wall_clock_breakdown", "zero_allow_untested_optimizer"),
-        *("zero_force_ds_cpu_optimizer", "zero_optimization"),
-    }
-)
-# Keys that the recipe states elsewhere; two sources for one number would drift apart.
-_DERIVED_KEYS = {
-    "train_batch_size": "batch.global_size",
-    "train_micro_batch_size_per_gpu": "batch.microbatch_limit",
-    "gradient_accumulation_steps": "batch.microbatch_limit",
-    "gradient_clipping": "engine.clip_norm",
-    "torch_autocast": "engine.precision",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +72,11 @@ class ClusterSettings:
             if not getattr(self, name) >= least:
                 name, value = name.replace("min_", ""), getattr(self, name)
                 raise ClusterError(f"cluster.{name} is {value}; it must be {least} or more.")
+        if self.hang_seconds >= self.timeout_seconds:
+            raise ClusterError(
+                f"cluster.hang_seconds is {self.hang_seconds:g} and timeout_seconds {self.timeout_seconds}: the other "
+                f"ranks would give up before the one that holds them up is named. Raise cluster.timeout_seconds."
+            )
         if not self.grace_seconds > 0:
             raise ClusterError(f"cluster.grace_seconds is {self.grace_seconds:g}; it must be above 0.")
         if not 0 <= self.wait_minutes < math.inf:
@@ -128,15 +114,7 @@ class EngineSettings:
             raise ClusterError(f"engine.clip_norm is {self.clip_norm:g}; it must be 0 (off) or more.")
         if not 0 <= self.ema_decay < 1:
             raise ClusterError(f"engine.ema_decay is {self.ema_decay:g}; it must be 0 (none) or more and below 1.")
-        if "stage" in self.deepspeed.get("zero_optimization", {}):
-            raise ClusterError("engine.deepspeed.zero_optimization.stage is derived by aweigh; set engine.zero_stage.")
-        for key in self.deepspeed:
-            if key in _DERIVED_KEYS:
-                raise ClusterError(f"engine.deepspeed.{key} is derived by aweigh; set {_DERIVED_KEYS[key]} instead.")
-            if key not in _DEEPSPEED_KEYS:
-                close = difflib.get_close_matches(key, _DEEPSPEED_KEYS, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else "."
-                raise ClusterError(f"engine.deepspeed.{key} has no effect in DeepSpeed 0.19{hint}")
+        check_keys(self.deepspeed, self.zero_stage)
 
 
 @dataclass(frozen=True, kw_only=True)

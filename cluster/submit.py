@@ -26,7 +26,7 @@ from cluster.package import Package
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # What a job is told of this machine's environment. Never Ray's token: who can read it has the cluster.
-CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "RAY_TRAIN_")
+CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "RAY_TRAIN_")
 # Files and endpoints of this machine alone mean nothing, or something else, on the nodes.
 _OF_THIS_MACHINE = frozenset(
     {
@@ -250,12 +250,18 @@ class JobServer:
 def _checked_address(address: str) -> str:
     """The dashboard's URL; fails at once where nobody listens."""
     url = address if "://" in address else f"http://{address}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ClusterError(f"--address {address}: give the address of Ray's dashboard, such as http://HEAD:8265.")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    wrong = ClusterError(f"--address {address}: give the address of Ray's dashboard, such as http://HEAD:8265.")
     try:
-        socket.create_connection((parts.hostname, port), timeout=10).close()
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # a port that is no number, half an IPv6 address
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise wrong
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except UnicodeError:  # a name that no host can have
+        raise wrong from None
     except OSError as error:
         raise ClusterError(_unreachable(url, error.strerror or str(error))) from error
     return url.rstrip("/")

@@ -244,7 +244,7 @@ def exclusive_run(folder: Path) -> Iterator[None]:
 def _logging_to(path: Path) -> Iterator[None]:
     """Send what this process logs to a file: all that aweigh says, and other libraries' warnings."""
     handler = logging.FileHandler(path)
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(logger.name))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name in (logger.name, "DeepSpeed"))
     root = logging.getLogger()
     root.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -249,6 +249,12 @@ def command_line() -> argparse.ArgumentParser:
         "--images-per-second", type=float, default=60.0, help="what one GPU trains, an assumption (default: 60)"
     )
     bench_scaling.add_argument("--batch-per-gpu", type=int, default=16, help="images of a GPU's step (default: 16)")
+    bench_scaling.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=1, help="(default: 1)")
+    bench_scaling.add_argument(
+        "--overlap",
+        action="store_true",
+        help="as with zero_optimization.overlap_comm and small buckets (stages 1 to 3)",
+    )
     bench_scaling.set_defaults(run=_bench_scaling)
 
     drill = commands.add_parser(
@@ -337,6 +343,8 @@ def _preflight(known: argparse.Namespace) -> None:
     name = known.recipe or "demo"
     recipe = _resolved(name, flags)
     if not known.address:
+        if known.env:
+            fail(f"--env {known.env[0]} is for a job: give --address too, or set the variable here.")
         from pipelines.preflight import preflight
 
         sys.exit(0 if preflight(recipe, known.json) else 1)
@@ -482,7 +490,9 @@ def _bench_scaling(known: argparse.Namespace) -> None:
 
     if not (known.images_per_second > 0 and known.batch_per_gpu > 0):
         fail("--images-per-second and --batch-per-gpu have to be above 0.")
-    print_scaling(known.images_per_second, known.batch_per_gpu)
+    if known.overlap and known.zero_stage == 0:
+        fail("--overlap is for ZeRO 1 to 3: DeepSpeed reduces after backward at stage 0.")
+    print_scaling(known.images_per_second, known.batch_per_gpu, known.zero_stage, overlap=known.overlap)
 
 
 def _ui(known: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ def add_jobs_commands(commands: "argparse._SubParsersAction[Any]") -> None:
     logs.add_argument("name", metavar="RUN", help="name of a run or job; or a run's folder, for the logs of its ranks")
     logs.add_argument("--address", help=_ADDRESS)
     logs.add_argument("--no-follow", action="store_true", help="only what was printed so far")
-    logs.add_argument("--rank", type=int, default=0, help="which rank's log of a run's folder (default: 0)")
+    logs.add_argument("--rank", type=int, help="which rank's log of a run's folder (default: 0)")
     logs.set_defaults(run=_logs)
 
     stop = commands.add_parser("stop", help="end a submitted run; submitting it again resumes")
@@ -64,7 +64,7 @@ def add_submission_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="one more environment variable for the job (AWS_*, MLFLOW_*, AWEIGH_*, NCCL_* and RAY_TRAIN_* go along)",
+        help="one more variable for the job (AWS_*, MLFLOW_*, AWEIGH_*, NCCL_*, GLOO_* and RAY_TRAIN_* go along)",
     )
 
 
@@ -132,6 +132,9 @@ def _jobs(known: argparse.Namespace) -> None:
 
         print(json.dumps([dataclasses.asdict(job) for job in jobs]))
         return
+    if not jobs:
+        print("no job")
+        return
     rows = [("run", "job", "status", "started", "took", "")]
     rows += [(job.run or "-", job.id, job.status.lower(), _date(job.started), _took(job), _last(job)) for job in jobs]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -143,8 +146,17 @@ def _logs(known: argparse.Namespace) -> None:
     from cluster.submit import JobServer
 
     if (logs := Path(known.name) / "logs").is_dir():
-        _rank_log(logs, known.rank)
+        if known.address or known.no_follow:
+            raise ConfigError(f"{known.name} is a folder here: --address and --no-follow are for runs of a cluster.")
+        _rank_log(logs, known.rank or 0)
         return
+    if "/" in known.name:
+        raise ConfigError(f"there is no {logs}; give a run's folder that has one, or the name of a run or job.")
+    if known.rank is not None:
+        raise ConfigError(
+            f"--rank reads the logs in a run's folder, and {known.name} is none here: give RUN_FOLDER/{known.name}, "
+            f"where that file system is mounted. Ray's dashboard shows the logs of every worker, too."
+        )
     server = JobServer(_address(known.address))
     job = _found(server, known.name)
     if known.no_follow:

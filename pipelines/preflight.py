@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.preflight import Cache, Finding, Probe, examine
+from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipe import run_name
@@ -64,11 +64,14 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
     from pipelines.train import absolute, tracking_uri
 
     recipe = absolute(recipe)
-    place = f"{recipe.run.folder}/{run_name(recipe)}"
-    probes = [_data_probe(name, location) for name, location in _shards(recipe) if location]
-    if "://" in place:
+    run, location = run_name(recipe), recipe.checkpoint.location
+    folders = [SharedFolder("run folder", Path(recipe.run.folder) / run, "run.folder")]
+    probes = [_data_probe(name, place) for name, place in _shards(recipe) if place]
+    if "://" in location:
         fix = "give the nodes write access (AWS: an instance profile, or AWS_* variables of the job)"
-        probes.append(Probe("run folder", functools.partial(write_data, place), fix=fix))
+        probes.append(Probe("checkpoints", functools.partial(write_data, f"{location.rstrip('/')}/{run}"), fix=fix))
+    elif location:
+        folders.append(SharedFolder("checkpoints", Path(location) / run, "checkpoint.location"))
     uri = tracking_uri(recipe)
     probes.append(
         Probe(
@@ -81,7 +84,7 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
     )
     found = examine(
         recipe.cluster,
-        folder=None if "://" in place else Path(place),
+        folders=folders,
         probes=probes,
         cache=_cache(recipe),
         say=lambda line: console.say("preflight", line),
@@ -104,7 +107,7 @@ def _data_probe(name: str, location: str) -> Probe:
 
 
 def read_data(location: str) -> str:
-    """Read the manifest of shards, and of the first shard its first and last bytes; runs on a node.
+    """Read the manifest of shards and look for the first of them; runs on a node.
 
     Raises:
         DataError: what cannot be read, and why.

@@ -39,7 +39,10 @@ class Saver:
         self._folder, self._remote = checkpoint_places(
             recipe, run, context.folder, warn=lambda line: logger.warning("%s", line)
         )
-        self.writer = CheckpointWriter(self._folder, self._remote)
+        progress = context.heartbeat.progress
+        self.writer = CheckpointWriter(self._folder, self._remote, waiting=progress)
+        if self._remote:
+            self._remote.progress = progress
         self.life = 0
         """Tells this start of the workers from earlier ones, and grows; the same on every rank."""
 

@@ -2,6 +2,9 @@
 
 A simulation, not a measurement: parameter and buffer bytes are counted from the networks, everything else follows from
 named link speeds and two figures that are measured elsewhere (decoding on a core, bytes of a COCO image).
+
+Unusual here: by its own defaults DeepSpeed communicates after backward, not beside it: at stage 0 always, at 1 and 2
+since a network of fewer than 5e8 parameters fills one bucket of gradients, which is reduced at the end.
 """
 
 from collections.abc import Callable
@@ -22,7 +25,9 @@ LINKS = {
 }
 _NVLINK = 300e9
 _HOP_SECONDS = 20e-6
-_BUCKET_BYTES = 500e6
+# How often a step takes fp32 gradients and weights once around the ring, by ZeRO stage: stages 1 and 2 reduce gradients
+# to every rank (use_multi_rank_bucket_allreduce) and gather the weights that each has updated; 3 gathers them twice.
+_PASSES = {0: (2, 0), 1: (2, 1), 2: (2, 1), 3: (1, 2)}
 # One core decodes and resamples 241 COCO images a second; COCO train2017 is 19.3 GB in 118,287 images.
 _IMAGES_PER_CORE = 241.0
 _IMAGE_BYTES = 19.3e9 / 118_287
@@ -34,7 +39,7 @@ class Network:
 
     name: str
     parameter_bytes: int
-    """Of fp32 gradients, which is what is reduced."""
+    """Of fp32 weights, or of their gradients."""
     buffer_bytes: int
     """That each rank has its own of."""
 
@@ -50,26 +55,36 @@ def network(name: str) -> Network:
     )
 
 
-def reduce_seconds(num_bytes: float, gpus: int, link: float) -> float:
-    """An all-reduce of a gradient: a ring inside each node over NVLink, then a ring of the nodes over the link.
+def pass_seconds(num_bytes: float, gpus: int, link: float) -> float:
+    """Time of one pass around the ring inside each node over NVLink, then around that of the nodes over the link.
+
+    A reduction that every rank gets is two passes, a gathering one.
 
     Args:
-        num_bytes: of the gradient.
+        num_bytes: of all gradients or weights.
         gpus: in all; a node has 8.
         link: bytes a second between nodes.
     """
     inside = min(gpus, PER_NODE)
-    seconds = 2 * (inside - 1) / inside * num_bytes / _NVLINK
+    seconds = (inside - 1) / inside * num_bytes / _NVLINK
     nodes = gpus // PER_NODE
     if nodes > 1:
-        buckets = max(1, round(num_bytes / _BUCKET_BYTES))
-        seconds += 2 * (nodes - 1) / nodes * num_bytes / link + 2 * (nodes - 1) * _HOP_SECONDS * buckets
+        seconds += (nodes - 1) / nodes * num_bytes / link + (nodes - 1) * _HOP_SECONDS
     return seconds
 
 
-def efficiency(seconds: float, step_seconds: float) -> float:
-    """Share of a step left for computing where communication hides behind backward, two thirds of the step."""
-    return step_seconds / (step_seconds + max(0.0, seconds - 2 / 3 * step_seconds))
+def communication(one_pass: float, zero_stage: int, step_seconds: float, *, overlap: bool) -> tuple[float, float]:
+    """Seconds of communication of a step, and the share of the step that is left for computing.
+
+    Args:
+        one_pass: seconds, of `pass_seconds`.
+        zero_stage: 0 to 3.
+        step_seconds: of computing.
+        overlap: whether gradients travel beside backward, which is two thirds of computing.
+    """
+    gradients, weights = (one_pass * passes for passes in _PASSES[zero_stage])
+    exposed = weights + max(0.0, gradients - (2 / 3 * step_seconds if overlap else 0.0))
+    return gradients + weights, step_seconds / (step_seconds + exposed)
 
 
 def checkpoint_bytes(one: Network, gpus: int) -> tuple[int, int]:
@@ -77,21 +92,25 @@ def checkpoint_bytes(one: Network, gpus: int) -> tuple[int, int]:
     return 3 * one.parameter_bytes + one.buffer_bytes, one.buffer_bytes * gpus
 
 
-def print_scaling(images_per_second: float, batch_per_gpu: int) -> None:
+def print_scaling(images_per_second: float, batch_per_gpu: int, zero_stage: int = 1, *, overlap: bool = False) -> None:
     """Print the tables of docs/scaling.md."""
     step = batch_per_gpu / images_per_second
     print(
         f"assumed: {images_per_second:g} images/s and {batch_per_gpu} images a step on each GPU, {1000 * step:.0f} ms"
     )
-    print("all-reduce of a step in ms, and the share of the step left for computing:\n")
+    when = "gradients beside backward" if overlap else "after backward"
+    print(
+        f"communication of a step at ZeRO {zero_stage}, {when}, in ms, and the share of the step left for computing:\n"
+    )
     networks = [network(name) for name in detectors.names()]
     for label, link in LINKS.items():
         print(f"{label:<34}" + "".join(f"{gpus:>13,}" for gpus in GPUS))
         for one in networks:
             cells = []
             for gpus in GPUS:
-                seconds = reduce_seconds(one.parameter_bytes, gpus, link)
-                cells.append(f"{1000 * seconds:7.1f} {100 * efficiency(seconds, step):4.0f}%")
+                one_pass = pass_seconds(one.parameter_bytes, gpus, link)
+                seconds, share = communication(one_pass, zero_stage, step, overlap=overlap)
+                cells.append(f"{1000 * seconds:7.1f} {100 * share:4.0f}%")
             print(f"  {one.name:<32}" + "".join(f"{cell:>13}" for cell in cells))
         print()
     print(f"{'of all detectors alike':<34}" + "".join(f"{gpus:>13,}" for gpus in GPUS))

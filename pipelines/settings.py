@@ -407,6 +407,13 @@ class RunSettings:
     folder: str = "runs"
     """Folder of all runs, seen by every node."""
 
+    def __post_init__(self) -> None:
+        if "://" in self.folder:
+            raise ConfigError(
+                f"run.folder is {self.folder}; it must be a folder that every node mounts, for locks and logs lie in "
+                f"it. Checkpoints go to a bucket, too, with checkpoint.location."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -179,6 +179,12 @@ def _check_settings(recipe: Recipe) -> None:
         raise ConfigError(
             "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
         )
+    hang, deadline = recipe.cluster.hang_seconds, recipe.data.read_deadline_seconds
+    if "://" in recipe.data.train and 0 < hang < deadline:
+        raise ConfigError(
+            f"data.read_deadline_seconds is {deadline:g} and cluster.hang_seconds {hang:g}: waiting for S3 would be "
+            f"taken for a standstill. Raise cluster.hang_seconds to {deadline:g} or more."
+        )
     _most_workers(recipe)
     check_deepspeed(recipe.engine)
 
@@ -357,7 +363,9 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
         f"{recipe.schedule.describe(plan.steps_per_epoch)}; {recipe.optimizer.name}, "
         f"learning rate {recipe.optimizer.learning_rate:g}",
     )
-    derived = json.dumps(deepspeed_config(recipe.engine, split, "fp32"))
+    # What "auto" comes to is known where the workers are; the JSON in MLflow says it.
+    precision = "fp32" if recipe.engine.precision == "auto" else recipe.engine.precision
+    derived = json.dumps(deepspeed_config(recipe.engine, split, precision))
     console.say("engine", f"ZeRO {recipe.engine.zero_stage}, precision {recipe.engine.precision}, DeepSpeed {derived}")
 
 

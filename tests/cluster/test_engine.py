@@ -1,12 +1,15 @@
 """The engine: the training that plain torch does, at every ZeRO stage, and a state that goes on anywhere."""
 
+import re
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cluster.checkpoint import CheckpointFolder
+from cluster.deepspeed_keys import _STAGES
 from cluster.engine import Engine, TrainingState, check_deepspeed, deepspeed_config, split_batch
 from cluster.errors import ClusterError
 from cluster.settings import EngineSettings
@@ -319,7 +322,48 @@ def test_deepspeed_keys_override_one_by_one_and_unknown_ones_are_refused() -> No
         EngineSettings(deepspeed={"zero_optimization": {"stage": 3}})
 
 
+@pytest.mark.parametrize(
+    ("stage", "keys", "said"),
+    [
+        (1, {"zero_optimization": 5}, "zero_optimization is 5; it is a group of keys"),
+        (1, {"flops_profiler": {"enabeld": True}}, "flops_profiler.enabeld has no effect in DeepSpeed 0.19; did you"),
+        (1, {"data_types": {"buffer_dtype": "bf16"}}, "data_types.buffer_dtype has no effect"),
+        (1, {"disable_allgather": True}, "disable_allgather has no effect in DeepSpeed 0.19"),
+        (1, {"fp16": {"enabled": True}}, "fp16 is derived by aweigh; set engine.precision instead"),
+        (1, {"optimizer": {"type": "Adam"}}, "set optimizer.name instead"),
+        (1, {"communication_data_type": "half"}, "communication_data_type is 'half'; it is one of fp32, fp16, bf16"),
+        (
+            0,
+            {"zero_optimization": {"overlap_comm": True}},
+            "overlap_comm has no effect at engine.zero_stage 0; it is used",
+        ),
+        (
+            2,
+            {"zero_optimization": {"stage3_max_live_parameters": 1}},
+            "no effect at engine.zero_stage 2; it is used at 3",
+        ),
+        (
+            3,
+            {"zero_optimization": {"round_robin_gradients": True}},
+            "no effect at engine.zero_stage 3; it is used at 1 and 2",
+        ),
+        (1, {"zero_optimization": {"elastic_checkpoint": True}}, "elastic_checkpoint has no effect here"),
+    ],
+)
+def test_what_deepspeed_would_pass_over_is_refused(stage: Literal[0, 1, 2, 3], keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(said)):
+        EngineSettings(zero_stage=stage, deepspeed=keys)
+
+
+def test_the_keys_of_zero_that_are_sorted_by_stage_are_ones_that_deepspeed_has() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields.keys()
+    assert _STAGES.keys() - {name.removeprefix("stage3_") for name in fields} == set()
+
+
 def test_deepspeed_judges_its_own_keys_before_a_worker_does() -> None:
     check_deepspeed(EngineSettings(deepspeed={"zero_optimization": {"overlap_comm": True}}))
     with pytest.raises(ClusterError, match=r"zero_optimization\.nonsense is refused by DeepSpeed: extra inputs"):
         check_deepspeed(EngineSettings(deepspeed={"zero_optimization": {"nonsense": 1}}))
+    check_deepspeed(EngineSettings(zero_stage=1, deepspeed={"zero_optimization": {"compute_grad_norm": False}}))

@@ -4,7 +4,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.heartbeat import Heartbeat, Standing, describe_standstill, read_standing
+from cluster.heartbeat import Heartbeat, Standing, describe_standstill, read_standing, waits_for_work
 
 STANDING = Standing(0, "node-a", 11, 7, "backward", 46, since=100.0, written=130.0)
 
@@ -46,3 +46,14 @@ def test_a_hung_worker_writes_its_stacks_and_ends_and_the_next_attempt_knows_whe
     again.close()
     assert again.previous is not None
     assert again.previous.step == 3
+
+
+def test_ranks_that_wait_for_one_that_is_getting_on_go_on_waiting() -> None:
+    waiting = replace(STANDING, rank=1, phases_begun=47)
+    uploading = replace(STANDING, phase="checkpoint", since=395.0, written=399.0)
+    assert waits_for_work(1, [uploading, waiting], 300.0, 401.0)
+    assert not waits_for_work(0, [uploading, waiting], 300.0, 401.0)  # nobody is behind the last one
+    assert not waits_for_work(1, [uploading, waiting], 300.0, 700.0)  # it stands still now
+    frozen = replace(uploading, since=395.0, written=100.0)
+    assert not waits_for_work(1, [frozen, waiting], 300.0, 401.0)
+    assert not waits_for_work(0, [STANDING], 10.0, 131.0)

@@ -85,6 +85,30 @@ def test_a_bucket_without_a_whole_checkpoint_is_not_taken_for_a_fresh_start(s3: 
         RemoteCheckpoints(store).newest(CheckpointFolder(tmp_path / "two"))
 
 
+def test_a_checkpoint_that_lost_its_facts_does_not_keep_later_ones_from_the_bucket(s3: str, tmp_path: Path) -> None:
+    store, local = _store(s3), CheckpointFolder(tmp_path / "one")
+    remote = RemoteCheckpoints(store)
+    remote.upload(local.save(_state(1), {"step": 1}, score=0.5))
+    remote.upload(local.save(_state(2), {"step": 2}))
+    store.delete("step-00000002/state.json")
+    remote.upload(local.save(_state(3), {"step": 3}))
+    remote.upload(local.save(_state(4), {"step": 4}))
+    assert remote.complete() == ["step-00000001", "step-00000003", "step-00000004"]
+
+
+def test_whoever_waits_for_an_upload_or_a_download_is_told_that_it_goes_on(s3: str, tmp_path: Path) -> None:
+    waited: list[int] = []
+    remote = RemoteCheckpoints(_store(s3))
+    writer = CheckpointWriter(CheckpointFolder(tmp_path / "one"), remote, waiting=lambda: waited.append(1))
+    writer.save(_state(1), {"step": 1})
+    writer.wait()
+    assert waited
+    blocks: list[int] = []
+    remote.progress = lambda: blocks.append(1)
+    remote.fetch("step-00000001", tmp_path / "two")
+    assert len(blocks) >= 5  # four files and the seal
+
+
 def test_a_failed_write_is_tried_again_with_the_next_and_told_when_that_fails(tmp_path: Path) -> None:
     place = tmp_path / "checkpoints"
     place.write_text("a file where the folder should be")

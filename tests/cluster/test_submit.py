@@ -43,7 +43,13 @@ def test_ids_of_jobs_fit_a_url_and_tell_runs_apart(run: str, other: str) -> None
     assert (job_prefix(run) == job_prefix(other)) == (run == other)
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "ftp://head", "http://"])
+BAD_ADDRESSES = [
+    *("ray://head:10001", "ftp://head", "http://"),
+    *("http://head:port", "http://head:99999", "http://[::1", "http://a..b:8265"),
+]
+
+
+@pytest.mark.parametrize("address", BAD_ADDRESSES)
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(ClusterError, match=r"give the address of Ray's dashboard, such as http://HEAD:8265"):
         JobServer(address)

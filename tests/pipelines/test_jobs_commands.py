@@ -42,6 +42,11 @@ def test_an_input_size_that_the_network_cannot_halve_is_refused_here(capsys: pyt
     assert "data.input_size is [100, 160]" in _refused(capsys, *_submit(*CLUSTER, "--data.input_size", 100, 160))
 
 
+def test_a_deadline_of_s3_beyond_the_time_of_a_standstill_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    said = _refused(capsys, *_submit(*CLUSTER, "--data.read_deadline_seconds", 900))
+    assert "waiting for S3 would be taken for a standstill. Raise cluster.hang_seconds to 900 or more" in said
+
+
 def test_a_cluster_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no Ray job server answers at http://127.0.0.1:" in _refused(capsys, *_submit(*CLUSTER))
 
@@ -85,3 +90,20 @@ def test_the_logs_of_all_ranks_are_found_in_the_run_s_folder(
     assert "has no log of rank 2; it has those of ranks 0, 1" in _refused(
         capsys, "logs", tmp_path / "first", "--rank", 2
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["logs", "runs/none"], "there is no runs/none/logs; give a run's folder that has one"),
+        (["logs", "first", "--rank", "3"], "--rank reads the logs in a run's folder, and first is none here"),
+        (["logs", ".", "--no-follow"], "--address and --no-follow are for runs of a cluster"),
+        (["preflight", "--env", "A=b"], "--env A=b is for a job: give --address too, or set the variable here"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert said in _refused(capsys, *words)

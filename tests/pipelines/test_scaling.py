@@ -1,20 +1,30 @@
-"""The arithmetic of weak scaling, by hand."""
+"""The arithmetic of weak scaling, by hand, and the document that shows it."""
+
+import textwrap
+from pathlib import Path
 
 import pytest
 
-from pipelines.scaling import checkpoint_bytes, efficiency, network, reduce_seconds
+from pipelines.cli import main
+from pipelines.scaling import checkpoint_bytes, communication, network, pass_seconds
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 
 
-def test_an_all_reduce_is_a_ring_inside_the_nodes_and_one_between_them() -> None:
-    # 8 GPUs: 2 × 7/8 × 300 MB at 300 GB/s = 1.75 ms.
-    assert reduce_seconds(300e6, 8, 1e9) == pytest.approx(1.75e-3)
-    # 16 GPUs: beside it 2 × 1/2 × 300 MB at 1 GB/s = 300 ms, and 2 hops of 20 µs.
-    assert reduce_seconds(300e6, 16, 1e9) == pytest.approx(1.75e-3 + 0.3 + 40e-6)
+def test_a_pass_is_a_ring_inside_the_nodes_and_one_between_them() -> None:
+    # 8 GPUs: 7/8 × 300 MB at 300 GB/s = 0.875 ms.
+    assert pass_seconds(300e6, 8, 1e9) == pytest.approx(0.875e-3)
+    # 16 GPUs: beside it 1/2 × 300 MB at 1 GB/s = 150 ms, and a hop of 20 µs.
+    assert pass_seconds(300e6, 16, 1e9) == pytest.approx(0.875e-3 + 0.15 + 20e-6)
 
 
 def test_what_does_not_hide_behind_backward_lengthens_the_step() -> None:
-    assert efficiency(0.2, 0.3) == pytest.approx(1)  # backward is 0.2 s of it
-    assert efficiency(0.5, 0.3) == pytest.approx(0.5)  # 0.3 s more
+    # A pass of 0.1 s: two for gradients and one for weights, of a step of 0.3 s.
+    assert communication(0.1, 1, 0.3, overlap=False) == pytest.approx((0.3, 0.5))
+    assert communication(0.1, 0, 0.3, overlap=False) == pytest.approx((0.2, 0.6))
+    # Backward is 0.2 s: the gradients hide behind it, the weights do not.
+    assert communication(0.1, 1, 0.3, overlap=True) == pytest.approx((0.3, 0.75))
+    assert communication(0.2, 1, 0.3, overlap=True) == pytest.approx((0.6, 0.3 / (0.3 + 0.2 + 0.2)))
 
 
 def test_networks_are_counted_without_weights() -> None:
@@ -23,3 +33,11 @@ def test_networks_are_counted_without_weights() -> None:
     state, own = checkpoint_bytes(counted, 1024)
     assert state == 3 * counted.parameter_bytes + counted.buffer_bytes
     assert own == 1024 * counted.buffer_bytes
+
+
+def test_the_document_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "scaling"])
+    assert textwrap.indent(capsys.readouterr().out, "    ") in DOCUMENT.read_text()
+    with pytest.raises(SystemExit):
+        main(["bench", "scaling", "--zero-stage", "0", "--overlap"])
+    assert "DeepSpeed reduces after backward at stage 0" in capsys.readouterr().err

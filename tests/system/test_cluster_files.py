@@ -112,6 +112,16 @@ _TEMPLATE = {
                             "ports": {"type": "array", "items": {"required": ["containerPort", "name"]}},
                             "env": {"type": "array", "items": {"required": ["name", "value"]}},
                             "volumeMounts": {"type": "array", "items": {"required": ["name", "mountPath"]}},
+                            "lifecycle": {
+                                "type": "object",
+                                "additionalProperties": False,
+                                "properties": {
+                                    "preStop": {
+                                        "required": ["exec"],
+                                        "properties": {"exec": {"required": ["command"]}},
+                                    },
+                                },
+                            },
                             "resources": {
                                 "type": "object",
                                 "required": ["requests", "limits"],
@@ -214,6 +224,19 @@ def test_every_mount_of_a_pod_has_its_volume_and_gpus_are_a_limit(name: str) -> 
     for group in cluster["workerGroupSpecs"]:
         resources = group["template"]["spec"]["containers"][0]["resources"]
         assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"]
+
+
+def test_a_node_that_goes_away_tells_ray_and_has_time_for_a_checkpoint() -> None:
+    mounted = {Path(source).name: target for target, source in _aws()["file_mounts"].items()}
+    started = "\n".join(_aws()["worker_start_ray_commands"])
+    assert f"{mounted['leaving.py']} watch $RAY_HEAD_IP:6379" in started
+    assert (ROOT / _aws()["file_mounts"][mounted["leaving.py"]]).is_file()
+    pod = _kuberay("ray_cluster.yaml")["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    _, path, action, _, seconds = shlex.split(hook)
+    assert f"COPY cluster/leaving.py {path}" in (KUBERAY / "Dockerfile").read_text()
+    assert action == "now"
+    assert int(seconds) < pod["terminationGracePeriodSeconds"]
 
 
 def test_both_manifests_describe_one_cluster() -> None:

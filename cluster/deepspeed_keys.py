@@ -1,0 +1,137 @@
+"""Which keys of DeepSpeed's JSON a recipe may set: those that take effect, at its ZeRO stage.
+
+Unusual here: DeepSpeed 0.19 passes over unknown keys at the top and in some groups, and over known ones that the stage
+does not use, without a word. What it would pass over is refused. Read from its `runtime/config.py`, `engine.py` and
+`zero`; `zero_optimization` is judged by DeepSpeed itself as well.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cluster.errors import ClusterError
+
+_TOP = frozenset(
+    {
+        *("comms_logger", "communication_data_type", "data_types", "disable_python_gc", "dump_state"),
+        *("flops_profiler", "gradient_allreduce_op", "gradient_predivide_factor", "memory_breakdown"),
+        *("prescale_gradients", "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer"),
+        *("zero_force_ds_cpu_optimizer", "zero_optimization"),
+    }
+)
+# What the recipe states elsewhere; two sources for one number would drift apart.
+_ELSEWHERE = {
+    "train_batch_size": "batch.global_size",
+    "train_micro_batch_size_per_gpu": "batch.microbatch_limit",
+    "gradient_accumulation_steps": "batch.microbatch_limit",
+    "gradient_clipping": "engine.clip_norm",
+    **dict.fromkeys(("torch_autocast", "bf16", "fp16"), "engine.precision"),
+    "optimizer": "optimizer.name",
+    "scheduler": "schedule.drops_at",
+    "activation_checkpointing": "detector.settings.activation_checkpointing",
+    "checkpoint": "checkpoint.every_minutes",
+    **dict.fromkeys(("tensorboard", "wandb", "csv_monitor", "comet"), "tracking.uri"),
+}
+# Groups of which DeepSpeed reads these and passes over the rest.
+_GROUPS = {
+    "data_types": frozenset({"grad_accum_dtype"}),
+    "flops_profiler": frozenset(
+        {
+            *("enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules", "detailed"),
+            "output_file",
+        }
+    ),
+    "comms_logger": frozenset({"enabled", "prof_all", "prof_ops", "verbose", "debug"}),
+}
+_CHOICES = {
+    "communication_data_type": ("fp32", "fp16", "bf16"),
+    "gradient_allreduce_op": ("mean", "sum"),
+}
+# Of zero_optimization: stages at which a key is used; those that are not named here are used at 1, 2 and 3.
+_STAGES = {
+    **dict.fromkeys(
+        (
+            *("allgather_bucket_size", "compute_grad_norm", "ignore_unused_parameters", "parameter_alignment"),
+            *("round_robin_gradients", "use_multi_rank_bucket_allreduce"),
+        ),
+        (1, 2),
+    ),
+    **dict.fromkeys(
+        (
+            *("allgather_sequential", "cpu_offload_param", "enable_sanity_checks", "leaf_module"),
+            *("log_trace_cache_warnings", "max_live_parameters", "max_reuse_distance", "memory_efficient_linear"),
+            *("model_persistence_threshold", "module_granularity_threshold", "offload_param", "override_module_apply"),
+            *(
+                "param_persistence_threshold",
+                "prefetch_bucket_size",
+                "sub_group_size",
+                "use_all_reduce_for_fetch_params",
+            ),
+            *("zero_hpz_partition_size", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"),
+            "zero_quantized_weights",
+        ),
+        (3,),
+    ),
+    # Of DeepSpeed's own checkpoints and of optimizers that are not used here.
+    **dict.fromkeys(
+        (
+            *("allgather_partitions", "elastic_checkpoint", "gather_16bit_weights_on_model_save", "legacy_stage1"),
+            *("gather_fp16_weights_on_model_save", "load_from_fp32_weights", "pipeline_loading_checkpoint"),
+            "save_muon_momentum_buffer_in_memory",
+        ),
+        (),
+    ),
+}
+_TALKING = frozenset(
+    {"comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown"}
+)
+
+
+def check_keys(given: Mapping[str, Any], zero_stage: int) -> None:
+    """Refuse keys that DeepSpeed would pass over, and those that the recipe states elsewhere.
+
+    Raises:
+        ClusterError: names the first of them, and what to set.
+    """
+    for key, value in given.items():
+        if key in _ELSEWHERE:
+            raise ClusterError(f"engine.deepspeed.{key} is derived by aweigh; set {_ELSEWHERE[key]} instead.")
+        if key not in _TOP:
+            raise ClusterError(f"engine.deepspeed.{key} has no effect in DeepSpeed 0.19{_nearest(key, _TOP)}")
+        if key == "zero_optimization" or key in _GROUPS:
+            if not isinstance(value, Mapping):
+                raise ClusterError(f"engine.deepspeed.{key} is {value!r}; it is a group of keys: set one of them.")
+            for inner in value if key in _GROUPS else ():
+                if inner not in _GROUPS[key]:
+                    raise ClusterError(
+                        f"engine.deepspeed.{key}.{inner} has no effect in DeepSpeed 0.19{_nearest(inner, _GROUPS[key])}"
+                    )
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise ClusterError(f"engine.deepspeed.{key} is {value!r}; it is one of {', '.join(_CHOICES[key])}.")
+    _check_stage(given.get("zero_optimization", {}), zero_stage)
+
+
+def talks(given: Mapping[str, Any]) -> bool:
+    """Whether DeepSpeed was asked to report something, which it does below the level of a warning."""
+    return not _TALKING.isdisjoint(given)
+
+
+def _check_stage(zero: Mapping[str, Any], zero_stage: int) -> None:
+    if "stage" in zero:
+        raise ClusterError("engine.deepspeed.zero_optimization.stage is derived by aweigh; set engine.zero_stage.")
+    for key in zero:
+        stages = _STAGES.get(key.removeprefix("stage3_"), (1, 2, 3))
+        if not stages:
+            raise ClusterError(
+                f"engine.deepspeed.zero_optimization.{key} has no effect here: nothing of aweigh uses it."
+            )
+        if zero_stage not in stages:
+            raise ClusterError(
+                f"engine.deepspeed.zero_optimization.{key} has no effect at engine.zero_stage {zero_stage}; it is used "
+                f"at {' and '.join(map(str, stages)) if len(stages) < 3 else '1, 2 and 3'}."
+            )
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."

@@ -1,0 +1,99 @@
+"""Tells Ray that this machine will be taken away, so that a training writes its checkpoint while there is time.
+
+Unusual here: it runs on the nodes of `ray_cluster.yaml` and `cluster/kuberay`, outside of any job and with nothing but
+Ray installed, for Ray itself looks at no cloud's notice.
+
+    python leaving.py watch HEAD:6379            until EC2 says that it takes this spot instance back, in two minutes
+    python leaving.py now HEAD:6379 SECONDS      at once, then wait so long: before Kubernetes ends a pod
+"""
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+
+_METADATA = "http://169.254.169.254"
+_LOOK_SECONDS = 5.0
+
+
+def seconds_until_taken(metadata: str) -> float | None:
+    """Ask EC2's metadata service whether this instance is to be ended; gives when, or None where nothing is planned.
+
+    Args:
+        metadata: its address.
+
+    Raises:
+        OSError: it does not answer.
+
+    Source:
+        "Spot Instance interruption notices" and "Use IMDSv2" of the EC2 user guide.
+    """
+    ask = urllib.request.Request(f"{metadata}/latest/api/token", method="PUT")
+    ask.add_header("X-aws-ec2-metadata-token-ttl-seconds", "60")
+    with urllib.request.urlopen(ask, timeout=5) as answer:
+        token = answer.read().decode()
+    look = urllib.request.Request(f"{metadata}/latest/meta-data/spot/instance-action")
+    look.add_header("X-aws-ec2-metadata-token", token)
+    try:
+        with urllib.request.urlopen(look, timeout=5) as answer:
+            planned = json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:  # no notice
+            return None
+        raise
+    taken = datetime.fromisoformat(planned["time"]).astimezone(UTC)
+    return max(0.0, (taken - datetime.now(UTC)).total_seconds())
+
+
+def announce(address: str, seconds: float, message: str) -> list[str]:
+    """Tell a cluster that its nodes on this machine, the head excepted, end in so many seconds; gives their ids."""
+    from ray._private.services import find_node_ids
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+    client = GcsClient(address=address)
+    here = find_node_ids()
+    known = [node for node in client.get_all_node_info(timeout=30).values() if not node.is_head_node]
+    ids = [node.node_id.hex() for node in known if node.node_id.hex() in here]
+    deadline = time.time_ns() // 1_000_000 + round(1000 * seconds)
+    for id in ids:
+        accepted, why_not = client.drain_node(id, DRAIN_NODE_REASON_PREEMPTION, message, deadline)
+        if not accepted:
+            raise RuntimeError(f"node {id} is not drained: {why_not}")
+    return ids
+
+
+def watch(address: str, metadata: str) -> None:
+    """Look every few seconds until there is a notice, and hand it on."""
+    answered = True
+    while True:
+        try:
+            seconds = seconds_until_taken(metadata)
+            if seconds is not None and announce(address, seconds, "EC2 takes the spot instance back"):
+                print(f"notice: this instance ends in {seconds:.0f} s; the cluster knows", flush=True)
+                return
+            answered = True
+        except Exception as error:  # of the network, the metadata service or the head: it may come back
+            if answered:
+                print(f"no look at the notice: {error}; goes on trying", flush=True)
+            answered = False
+        time.sleep(_LOOK_SECONDS)
+
+
+def main() -> None:
+    """Do what the command line says."""
+    action, address, *more = sys.argv[1:]
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if action == "watch":
+        watch(address, os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _METADATA).rstrip("/"))
+    else:
+        seconds = float(more[0])
+        announce(address, seconds, "Kubernetes ends the pod")
+        time.sleep(seconds)
+
+
+if __name__ == "__main__":
+    main()
