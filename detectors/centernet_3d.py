@@ -151,7 +151,8 @@ class CenterNet3D(CenterNet):
 
         Columns: x and y of the centre in the input frame; depth, height, width and length in metres; alpha, the
         observation angle in radians, of the bin that is the surer of the two. `place_in_camera` makes locations
-        of these. Published results keep scores above 0.2.
+        of these. Published results keep scores above 0.2, and take a box's width and height to the image as if they
+        were a point, which adds a pixel or two to KITTI's heights; here they are sizes.
 
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `ddd_decode`; src/lib/utils/ddd_utils.py.

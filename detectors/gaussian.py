@@ -27,10 +27,11 @@ def published_radius(heights: Tensor, widths: Tensor, min_overlap: float = 0.7) 
         xingyizhou/CenterNet, src/lib/utils/image.py, `gaussian_radius`.
     """
     heights, widths = heights.double(), widths.double()
-    total, area = heights + widths, widths * heights
-    moved_same_way = _halved_root(1.0, total, area * (1 - min_overlap) / (1 + min_overlap))
-    shrunk = _halved_root(4.0, 2 * total, (1 - min_overlap) * area)
-    grown = _halved_root(4 * min_overlap, -2 * min_overlap * total, (min_overlap - 1) * area)
+    total = heights + widths
+    # Factors are multiplied in the published order: some roots are whole numbers, which rounding puts on either side.
+    moved_same_way = _halved_root(1.0, total, widths * heights * (1 - min_overlap) / (1 + min_overlap))
+    shrunk = _halved_root(4.0, 2 * total, (1 - min_overlap) * widths * heights)
+    grown = _halved_root(4 * min_overlap, -2 * min_overlap * total, (min_overlap - 1) * widths * heights)
     return torch.minimum(torch.minimum(moved_same_way, shrunk), grown)
 
 

@@ -196,7 +196,7 @@ def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
         except yaml.YAMLError:
             raise ConfigError(f"--{name} {' '.join(words)!r} is not a YAML value.") from None
         value = parsed[0] if len(parsed) == 1 else parsed
-    if typing.get_origin(kind) is tuple and name == owner and not isinstance(value, list):
+    if _is_tuple(kind) and name == owner and value is not None and not isinstance(value, list):
         value = [value]
     path = name.split(".")
     node = values
@@ -205,6 +205,12 @@ def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--{name}: {part} is a value, not a group of fields.")
     node[path[-1]] = value
+
+
+def _is_tuple(kind: Any) -> bool:
+    """Also where there may be none."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return any(typing.get_origin(option) is tuple for option in options)
 
 
 def _takes_text(kind: Any) -> bool:
@@ -228,6 +234,10 @@ def _explain(error: Any) -> str:
         return f"unknown field {name}{_nearest(name, list(fields())).replace('--', '', 1)}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        return f"{name.rpartition('.')[0]} is {list(first['input'])}; it takes more values than that."
+    if first["type"] == "too_long":
+        return f"{name} is {list(first['input'])}; it takes {first['ctx']['max_length']} values."
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} is missing."
     message = first["msg"][0].lower() + first["msg"][1:]

@@ -47,6 +47,17 @@ def test_another_overlap_takes_its_own_roots() -> None:
     assert radius.item() == pytest.approx((-20 + math.sqrt(800)) / 2)
 
 
+@pytest.mark.parametrize("overlap", [0.3, 0.7])
+def test_roots_that_are_whole_numbers_are_truncated_as_published(overlap: float) -> None:
+    # 14 x 95, 15 x 70 and 20 x 35 have 7 exactly at 0.7, and at 0.3 25 x 90 has 21, which floats put below.
+    sides = torch.arange(1, 101)
+    given = published_radius(sides[:, None], sides, overlap).long().tolist()
+    for height in range(1, 101):
+        for width in range(1, 101):
+            a, b, c = 4 * overlap, -2 * overlap * (height + width), (overlap - 1) * width * height
+            assert given[height - 1][width - 1] == int((b + math.sqrt(b**2 - 4 * a * c)) / 2)
+
+
 @pytest.mark.parametrize(("height", "width", "whole"), [(1, 128, 0), (2, 13, 0), (2, 14, 1), (3, 3, 0), (4, 4, 1)])
 def test_thin_and_tiny_objects_get_a_single_cell(height: int, width: int, whole: int) -> None:
     assert int(published_radius(torch.tensor(height), torch.tensor(width))) == whole

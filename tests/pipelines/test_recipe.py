@@ -209,6 +209,8 @@ def test_flags_set_any_field() -> None:
         ("--schedule.epoch 12", "unknown field --schedule.epoch; did you mean --schedule.epochs?"),
         ("--schedule.epochs twelve", "schedule.epochs is 'twelve': input should be a valid integer"),
         ("--schedule.epochs", "--schedule.epochs needs a value; schedule.epochs is 140 now."),
+        ("--evaluation.input_size 512", "evaluation.input_size is [512]; it takes more values than that."),
+        ("--data.input_size 1 2 3", "data.input_size is [1, 2, 3]; it takes 2 values."),
         ("--engine.zero_stage 4", "engine.zero_stage is 4: input should be 0, 1, 2 or 3"),
         ("--optimizer.name lion", "optimizer.name is 'lion': input should be 'adam', 'adamw' or 'sgd'"),
         ("--schedule.drops_at 90 140", "schedule.drops_at contains 140, but training ends after epoch 140."),
