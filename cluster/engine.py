@@ -192,6 +192,10 @@ class Engine:
             _autocast_fp16(model, device)
         optimizer = optimizer_class(parameter_groups)  # type: ignore[call-arg]
         self.config = deepspeed_config(settings, split, self.precision)
+        if self.zero_stage > 0:
+            # DeepSpeed lays out a bucket of 5e8 gradients, 2 GB of the GPU; one of this network's size does as well.
+            elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            self.config["zero_optimization"].setdefault("reduce_bucket_size", max(1, elements))
         if talks(settings.deepspeed):
             _let_deepspeed_talk()
         self._engine, self._optimizer, _, _ = deepspeed.initialize(

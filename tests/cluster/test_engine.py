@@ -229,6 +229,25 @@ def test_the_average_of_the_weights_is_the_plain_recursion_at_every_stage() -> N
     run_processes(_average, 2)
 
 
+def _train_in_two_buckets(rank: int) -> None:
+    for stage in (1, 2, 3):
+        states = []
+        for keys in ({}, {"zero_optimization": {"reduce_bucket_size": 500_000_000}}):
+            settings = EngineSettings(zero_stage=stage, precision="fp32", deepspeed=keys)  # type: ignore[arg-type]
+            engine = _train(rank, 2, settings, torch.optim.Adam, range(3), None)
+            states.append(engine.state())
+            elements = sum(getattr(one, "ds_numel", one.numel()) for one in engine.model.parameters())
+            wanted = elements if not keys else 500_000_000
+            assert engine.config["zero_optimization"]["reduce_bucket_size"] == wanted
+        if rank == 0:
+            for name, value in states[0].weights.items():
+                assert torch.equal(states[1].weights[name], value), f"{stage} {name}"
+
+
+def test_a_bucket_of_the_network_s_size_trains_as_deepspeed_s_own_large_one() -> None:
+    run_processes(_train_in_two_buckets, 2)
+
+
 def test_fp16_with_a_loss_scale_trains_near_to_fp32() -> None:
     run_processes(_near_fp32, 2)
 
