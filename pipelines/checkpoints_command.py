@@ -37,11 +37,14 @@ def show_checkpoint(place: str, step: int | None, *, as_json: bool) -> None:
     """Print what one checkpoint says of itself."""
     found = _open(place)
     name = _chosen(found, step)
+    row = _row(found, name)
+    if "problem" in row:
+        raise ConfigError(f"{name} of {place} cannot be read ({row['problem']}); --step N shows another one.")
     facts = found.facts(name)
     if as_json:
         print(json.dumps({"name": name, "bytes": found.size(name), **facts}))
         return
-    print(_line(_row(found, name), []))
+    print(_line(row, []))
     for key in ("detector", "run", "attempt", "world_size", "zero_stage", "precision", "samples_seen", "skipped_steps"):
         if key in facts:
             print(f"  {key:<14} {facts[key]}")

@@ -100,6 +100,20 @@ def test_gc_takes_orphans_and_with_keep_all_but_the_newest_and_the_best(
     assert "--keep is 0; at least 1 has to stay" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_cannot_be_read_is_one_line(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place = run if "://" in run else f"{run}/checkpoints"
+    open_store(place).write_bytes("step-00000016/state.json", b'{"step": 16')
+    assert "step-00000016      cannot be read" in _said(capsys, "ls", run)
+    with pytest.raises(SystemExit) as ended:
+        main(["checkpoints", "show", run])
+    assert ended.value.code == 2
+    assert f"step-00000016 of {run} cannot be read (JSONDecodeError" in capsys.readouterr().err
+    assert "fcos_resnet50" in _said(capsys, "show", run, "--step", "12")
+    with pytest.raises(SystemExit) as ended:
+        main(["checkpoints", "verify", run])
+    assert ended.value.code == 1
+
+
 def test_a_place_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["checkpoints", "ls", str(tmp_path / "none")])
