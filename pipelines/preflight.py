@@ -64,14 +64,7 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
     from pipelines.train import absolute, tracking_uri
 
     recipe = absolute(recipe)
-    run, location = run_name(recipe), recipe.checkpoint.location
-    folders = [SharedFolder("run folder", Path(recipe.run.folder) / run, "run.folder")]
-    probes = [_data_probe(name, place) for name, place in _shards(recipe) if place]
-    if "://" in location:
-        fix = "give the nodes write access (AWS: an instance profile, or AWS_* variables of the job)"
-        probes.append(Probe("checkpoints", functools.partial(write_data, f"{location.rstrip('/')}/{run}"), fix=fix))
-    elif location:
-        folders.append(SharedFolder("checkpoints", Path(location) / run, "checkpoint.location"))
+    folders, probes = _places(recipe)
     uri = tracking_uri(recipe)
     probes.append(
         Probe(
@@ -91,6 +84,19 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
         only_several_nodes=only_several_nodes,
     )
     return [_sqlite(one, uri) if found.nodes > 1 else one for one in found.findings]
+
+
+def _places(recipe: Recipe) -> tuple[list[SharedFolder], list[Probe]]:
+    """What every node has to read and write: the run's folder, its checkpoints, the shards."""
+    run, location = run_name(recipe), recipe.checkpoint.location
+    folders = [SharedFolder("run folder", Path(recipe.run.folder) / run, "run.folder")]
+    probes = [_data_probe(name, place) for name, place in _shards(recipe) if place]
+    if "://" in location:
+        fix = "give the nodes write access (AWS: an instance profile, or AWS_* variables of the job)"
+        probes.append(Probe("checkpoints", functools.partial(write_data, f"{location.rstrip('/')}/{run}"), fix=fix))
+    elif location:
+        folders.append(SharedFolder("checkpoints", Path(location) / run, "checkpoint.location"))
+    return folders, probes
 
 
 def _shards(recipe: Recipe) -> list[tuple[str, str]]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import node_checks, preflight
 from cluster.node_checks import Device
-from cluster.preflight import Cache, Finding, Probe, _Posts
+from cluster.preflight import Cache, Finding, Probe, SharedFolder, _Posts
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,29 @@ def test_a_probe_has_to_find_the_same_everywhere() -> None:
 def test_uneven_nodes_are_worth_a_look() -> None:
     assert preflight._workers(_posts("aabb")).verdict == "ok"
     assert preflight._workers(_posts("aaab")).verdict == "look"
+
+
+class Here(_Posts):
+    """Posts that all stand in this process."""
+
+    def ask(
+        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, told_rank: bool = False
+    ) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        for rank in ranks:
+            try:
+                found[rank] = function(*arguments)
+            except OSError as error:
+                found[rank] = error
+        return found
+
+
+def test_every_folder_that_training_writes_to_is_looked_at_and_left_as_it_was(tmp_path: Path) -> None:
+    posts = Here(None, [None, None], ["a", "b"])
+    good = preflight._shared_folder(posts, SharedFolder("checkpoints", tmp_path / "good", "checkpoint.location"))
+    assert (good.check, good.verdict) == ("checkpoints", "ok")
+    assert not (tmp_path / "good").exists()
+    (tmp_path / "file").write_text("")
+    bad = preflight._shared_folder(posts, SharedFolder("checkpoints", tmp_path / "file", "checkpoint.location"))
+    assert bad.verdict == "wrong"
+    assert "set checkpoint.location to a file system that every node mounts" in bad.fix

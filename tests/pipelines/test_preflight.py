@@ -1,0 +1,33 @@
+"""Which places the preflight has every node read and write."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines import recipes
+from pipelines.preflight import _places, write_data
+from pipelines.recipe import with_flags
+
+
+def _checked(*flags: str) -> tuple[list[tuple[str, str]], list[str]]:
+    recipe = with_flags(recipes.get("demo"), ["--run.folder", "/runs", "--run.name", "first", *flags])
+    recipe = replace(recipe, data=replace(recipe.data, train="s3://b/train", validation=""))
+    folders, probes = _places(recipe)
+    return [(one.check, str(one.path)) for one in folders], [one.check for one in probes]
+
+
+def test_checkpoints_that_lie_elsewhere_are_a_place_to_look_at() -> None:
+    assert _checked() == ([("run folder", "/runs/first")], ["data.train"])
+    elsewhere = [("run folder", "/runs/first"), ("checkpoints", "/fast/first")]
+    assert _checked("--checkpoint.location", "/fast") == (elsewhere, ["data.train"])
+    assert _checked("--checkpoint.location", "s3://b/c") == (elsewhere[:1], ["data.train", "checkpoints"])
+
+
+def test_a_bucket_is_written_to_and_left_as_it_was(s3: str) -> None:
+    from data_shards.errors import DataError
+    from data_shards.store import open_store
+
+    assert write_data(f"{s3}/checkpoints/first") == f"{s3}/checkpoints/first, writable"
+    assert open_store(s3).list_names() == []
+    with pytest.raises(DataError, match="there is no bucket 'nowhere'"):
+        write_data("s3://nowhere/first")
