@@ -11,7 +11,7 @@ from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipe import run_name
-from pipelines.settings import Recipe
+from pipelines.settings import IMAGENET, Recipe
 
 
 def preflight(recipe: Recipe, as_json: bool) -> bool:
@@ -96,6 +96,10 @@ def _places(recipe: Recipe) -> tuple[list[SharedFolder], list[Probe]]:
         probes.append(Probe("checkpoints", functools.partial(write_data, f"{location.rstrip('/')}/{run}"), fix=fix))
     elif location:
         folders.append(SharedFolder("checkpoints", Path(location) / run, "checkpoint.location"))
+    weights = recipe.detector.weights
+    if weights and weights != IMAGENET and "://" not in weights:
+        fix = "put it on S3, or on a file system that every node mounts under this path"
+        probes.append(Probe("weights", functools.partial(find_weights, weights), fix=fix))
     return folders, probes
 
 
@@ -128,6 +132,17 @@ def read_data(location: str) -> str:
 
         raise DataError(f"{location} has a manifest, but not its first shard {shard}")
     return f"{location}, {manifest.num_samples:,} images, manifest {manifest.digest[:6]}"
+
+
+def find_weights(path: str) -> str:
+    """Look for a file of weights; runs on a node.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file {path}")
+    return f"{path}, {Path(path).stat().st_size:,} bytes"
 
 
 def write_data(location: str) -> str:

@@ -1,11 +1,13 @@
 """Which places the preflight has every node read and write."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipelines import recipes
-from pipelines.preflight import _places, write_data
+from pipelines.errors import ConfigError
+from pipelines.preflight import _places, find_weights, write_data
 from pipelines.recipe import with_flags
 
 
@@ -21,6 +23,15 @@ def test_checkpoints_that_lie_elsewhere_are_a_place_to_look_at() -> None:
     elsewhere = [("run folder", "/runs/first"), ("checkpoints", "/fast/first")]
     assert _checked("--checkpoint.location", "/fast") == (elsewhere, ["data.train"])
     assert _checked("--checkpoint.location", "s3://b/c") == (elsewhere[:1], ["data.train", "checkpoints"])
+
+
+def test_weights_in_a_file_have_to_be_on_every_node(tmp_path: Path) -> None:
+    assert _checked("--detector.weights", "/weights.pth")[1] == ["data.train", "weights"]
+    assert _checked("--detector.weights", "s3://b/weights.pth")[1] == ["data.train"]
+    (tmp_path / "weights.pth").write_bytes(b"1234")
+    assert find_weights(str(tmp_path / "weights.pth")).endswith("weights.pth, 4 bytes")
+    with pytest.raises(ConfigError, match=r"there is no file /nowhere\.pth"):
+        find_weights("/nowhere.pth")
 
 
 def test_a_bucket_is_written_to_and_left_as_it_was(s3: str) -> None:
