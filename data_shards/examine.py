@@ -22,6 +22,7 @@ from data_shards.findings import Examination, Finding, Numbers
 from data_shards.index import ShardIndex
 from data_shards.manifest import CocoClass, Manifest, load_manifest
 from data_shards.shards import Shards
+from data_shards.wording import counted
 
 _SAME_OBJECT = 0.9
 """IoU of two boxes of one class from which they are taken for one object, drawn twice."""
@@ -149,7 +150,7 @@ def box_findings(
     if len(boxes) > max_objects:
         found.append(("too_many", f"{len(boxes):,} objects, {len(boxes) - max_objects:,} more than {max_objects:,}"))
     if iscrowd.any():
-        found.append(("crowd", f"{int(iscrowd.sum()):,} of {len(boxes):,} boxes"))
+        found.append(("crowd", f"{int(iscrowd.sum()):,} of {counted(len(boxes), 'box')}"))
     x1, y1, x2, y2 = boxes.T
     no_area = (x2 <= x1) | (y2 <= y1)
     outside = ~no_area & ((x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0))
@@ -242,7 +243,7 @@ def _examine_shard(shards: Shards, shard: int, split: str, setting: _Setting) ->
         if index.keypoints is not None:
             found += joint_findings(index.keypoints[first:last], boxes, size)
         if index.dropped_boxes is not None and (dropped := int(index.dropped_boxes[row])):
-            found.append(("dropped", f"{dropped:,} box{'es' * (dropped > 1)}"))
+            found.append(("dropped", counted(dropped, "box")))
         findings += [Finding(kind, split, (sample,), text) for kind, text in found]
         in_input = _in_input(boxes[~iscrowd], size, setting.input_size)
         for stride in STRIDES:

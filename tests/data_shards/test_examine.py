@@ -194,7 +194,7 @@ def test_joints_that_cannot_be_right_are_found(tmp_path: Path) -> None:
     numbers = found.numbers[report.location]
     # 7 objects, one of them a crowd; of the others one has no joint, and one has lost its second.
     assert (numbers.objects, numbers.joints, numbers.objects_without_joints) == (6, 9, 1)
-    assert "joints        9 labelled; 1 objects without any" in found.describe()
+    assert "joints        9 labelled; 1 object without any" in found.describe()
 
 
 def test_what_is_to_be_ignored_is_no_object(tmp_path: Path) -> None:
