@@ -158,7 +158,9 @@ def build_shards(
             set.
     """
     if not 0 < shard_bytes <= _MOST_SHARD_BYTES:
-        raise DataError(f"shard_bytes is {shard_bytes:,}; set it between 1 and {_MOST_SHARD_BYTES:,}.")
+        raise DataError(
+            f"shard_bytes (--shard-megabytes) is {shard_bytes:,} bytes; set it between 1 and {_MOST_SHARD_BYTES:,}."
+        )
     if processes < 1:
         raise DataError(f"processes is {processes}; set it to 1 or more.")
     if not split or "/" in split or split.startswith("."):

@@ -296,7 +296,7 @@ def _shown(box: Boxes) -> str:
 
 
 def _count(manifest: Manifest, indexes: list[ShardIndex], same_cell: dict[int, int]) -> Numbers:
-    names = manifest.class_names
+    names = _class_titles(manifest)
     sizes: Counter[str] = Counter()
     objects = np.zeros(len(names), dtype=np.int64)
     images = np.zeros(len(names), dtype=np.int64)
@@ -352,11 +352,25 @@ def _octaves(values: NDArray[np.float64], first: int, *, whole: bool = False) ->
     return dict(zip(names, counts.tolist(), strict=True))
 
 
+def _class_titles(manifest: Manifest) -> list[str]:
+    """The names of the classes, with their ids where several share one."""
+    times = Counter(manifest.class_names)
+    return [item.name if times[item.name] == 1 else f"{item.name} (id {item.id})" for item in manifest.classes]
+
+
 def _class_findings(split: str, manifest: Manifest, numbers: Numbers) -> list[Finding]:
     found = [
         Finding("class_without_objects", split, (), f"class {item.id} {item.name!r}")
-        for item in manifest.classes
-        if not numbers.objects_of_class[item.name]
+        for item, title in zip(manifest.classes, _class_titles(manifest), strict=True)
+        if not numbers.objects_of_class[title]
+    ]
+    ids_of_name: dict[str, list[int]] = {}
+    for item in manifest.classes:
+        ids_of_name.setdefault(item.name, []).append(item.id)
+    found += [
+        Finding("class_names", split, (), f"{name!r} is the name of classes {', '.join(map(str, ids))}")
+        for name, ids in ids_of_name.items()
+        if len(ids) > 1
     ]
     ids = [item.id for item in manifest.classes]
     if missing := [number for number in range(min(ids[0], 1), ids[-1]) if number not in set(ids)]:

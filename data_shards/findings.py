@@ -140,6 +140,12 @@ KINDS = {
             "remove the class, or add examples; it has no AP and takes a channel",
         ),
         Kind(
+            "class_names",
+            "wrong",
+            "classes of one name",
+            "rename one, or merge them in the annotations: figures by class would show only one of them",
+        ),
+        Kind(
             "class_ids", "note", "gaps in the class ids", "none needed: labels count the classes in order of their ids"
         ),
     )

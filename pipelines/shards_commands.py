@@ -184,7 +184,7 @@ def _build(known: argparse.Namespace) -> None:
         note = pace.note(at.images, at.total_images, at.kept_images)
         progress_line("shards", at.images, at.total_images, "images", note)
 
-    say("build", f"{known.annotations} → {known.output}/{known.split} with {known.processes} processes")
+    say("build", f"{known.annotations} → {known.output}/{known.split}, processes: up to {known.processes}")
     report = build_shards(
         known.annotations,
         known.images,

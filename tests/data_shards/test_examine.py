@@ -148,6 +148,22 @@ def test_an_image_that_decodes_no_more_is_found_and_the_others_are_examined(copi
     assert "WRONG         1  images that do not decode" in found.describe()
 
 
+def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    # Some exports list the data set itself as a class without objects, under the name of a real one.
+    content = document(6)
+    content["categories"] = [{"id": 0, "name": "dog"}, *content["categories"]]
+    annotations, images = write_coco(tmp_path, content)
+    build_shards(annotations, images, str(tmp_path), split="train")
+    found = examine(str(tmp_path / "train"))
+    texts = {item.kind: item.text for item in found.findings}
+    assert texts["class_names"] == "'dog' is the name of classes 0, 18"
+    assert texts["class_without_objects"] == "class 0 'dog'"
+    objects = found.numbers[str(tmp_path / "train")].objects_of_class
+    dogs = sum(item["category_id"] == 18 and not item["iscrowd"] for item in content["annotations"])
+    assert (objects["dog (id 0)"], objects["dog (id 18)"]) == (0, dogs)
+    assert dogs > 0
+
+
 def test_the_report_names_samples_and_fixes_and_json_holds_everything(ill: Path) -> None:
     found = examine(str(ill / "train"), against=str(ill / "val"))
     text = found.describe(examples=1)
