@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_shards.cache import default_cache_folder
 from data_shards.decode import decode_jpeg
-from data_shards.errors import DataError
+from data_shards.errors import DataError, UnavailableError
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.shards import Shards
@@ -84,6 +84,8 @@ def verify_shards(
 
     Raises:
         DataError: there is no manifest, or it cannot be read. What is wrong with shards stands in the report.
+        UnavailableError: shards cannot be had at all, for a server that does not answer or a cache without room; the
+            next call goes on with them.
     """
     if processes < 1:
         raise DataError(f"processes is {processes}; set it to 1 or more.")
@@ -196,6 +198,8 @@ def _verify(job: _Job) -> int | str:
     try:
         with closing(Shards(job.location, job.manifest, job.cache_folder, cache_bytes=job.cache_bytes)) as shards:
             return _count_verified(shards, 0, job.decode)
+    except UnavailableError:
+        raise
     except DataError as error:
         return str(error)
 

@@ -269,8 +269,7 @@ def _verify(known: argparse.Namespace) -> None:
         ),
     )
     if report.problems:
-        # A disk that is full or a server that is gone is said once, not once a shard.
-        for problem in dict.fromkeys(report.problems):
+        for problem in report.problems:
             print(f"aweigh: {problem}", file=sys.stderr)
         sys.exit(1)
     print(report.describe())
