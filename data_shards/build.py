@@ -33,6 +33,7 @@ from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.reencode import shrink, shrunk_size
 from data_shards.store import Store, open_store
 from data_shards.transfer import stored_sha256
+from data_shards.wording import counted
 
 DEFAULT_SHARD_BYTES = 80_000_000
 _MOST_SHARD_BYTES = 2_000_000_000
@@ -100,15 +101,15 @@ class BuildReport:
                 f"images longer than {source.max_size:,} pixels were encoded again, JPEG quality {source.jpeg_quality}"
             )
         if source.dropped_images:
-            lines.append(f"{_counted(source.dropped_images, 'image')} without an object dropped")
+            lines.append(f"{counted(source.dropped_images, 'image')} without an object dropped")
         if self.kept_shards:
-            lines.append(f"{_counted(self.kept_shards, 'shard')} of an earlier build kept, every byte compared")
+            lines.append(f"{counted(self.kept_shards, 'shard')} of an earlier build kept, every byte compared")
         return (
-            f"{self.location}: {_counted(manifest.num_samples, 'image')} in "
-            f"{_counted(len(manifest.shards), 'shard')}, "
+            f"{self.location}: {counted(manifest.num_samples, 'image')} in "
+            f"{counted(len(manifest.shards), 'shard')}, "
             f"{manifest.num_bytes / 1e6:,.1f} MB, manifest {manifest.digest[:6]}\n"
-            f"{manifest.source.boxes:,} boxes of {len(manifest.classes):,} classes{left_out}; "
-            f"{_counted(self.crowd_boxes, 'crowd')}, {_counted(self.images_without_boxes, 'image')} without boxes"
+            f"{counted(manifest.source.boxes, 'box')} of {counted(len(manifest.classes), 'class')}{left_out}; "
+            f"{counted(self.crowd_boxes, 'crowd')}, {counted(self.images_without_boxes, 'image')} without boxes"
             + ("; nothing changed since the last build" if self.unchanged else "")
             + "".join(f"\n{line}" for line in lines if line)
         )
@@ -157,7 +158,9 @@ def build_shards(
             set.
     """
     if not 0 < shard_bytes <= _MOST_SHARD_BYTES:
-        raise DataError(f"shard_bytes is {shard_bytes:,}; set it between 1 and {_MOST_SHARD_BYTES:,}.")
+        raise DataError(
+            f"shard_bytes (--shard-megabytes) is {shard_bytes:,} bytes; set it between 1 and {_MOST_SHARD_BYTES:,}."
+        )
     if processes < 1:
         raise DataError(f"processes is {processes}; set it to 1 or more.")
     if not split or "/" in split or split.startswith("."):
@@ -233,10 +236,6 @@ def build_shards(
         kept_shards=kept_shards,
         unnamed_joints=dataset.unnamed_joints,
     )
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _existing(store: Store, described: Manifest, overwrite: bool) -> Manifest | None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_shards.errors import DataError
+from data_shards.errors import UnavailableError
 
 _RECENT = 16
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -97,10 +97,11 @@ class NodeCache:
             Whether it is there; always when waiting.
 
         Raises:
-            DataError: what `fill` raises, or the folder cannot be written.
+            DataError: what `fill` raises.
+            UnavailableError: the folder cannot be written.
         """
         part_path = path.with_name(f"{path.name}.part")
-        with self._explained():
+        with self.explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             while not _is_there(path, damaged):
                 part = os.open(part_path, _FLAGS, 0o644)
@@ -126,7 +127,7 @@ class NodeCache:
         """
         self._next_use = {sha256: place for place, sha256 in enumerate(order)}
         text = json.dumps({"in_use": list(in_use), "ahead": list(ahead)}).encode()
-        with self._explained(), self._locked():
+        with self.explained(), self._locked():
             if self._claims is None:
                 self._readers.mkdir(exist_ok=True)
                 self._claims = os.open(self._claims_path, _FLAGS, 0o644)
@@ -240,12 +241,13 @@ class NodeCache:
             os.close(file)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """Raise what the system says of a file here as an UnavailableError."""
         try:
             yield
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)
-            raise DataError(
+            raise UnavailableError(
                 f"cannot keep shards in {self._shards}: {cause}. Free some space there, set data.cache_gb below what "
                 "is free, or choose another cache folder (data.cache_folder or AWEIGH_CACHE)."
             ) from error

@@ -22,6 +22,7 @@ from data_shards.findings import Examination, Finding, Numbers
 from data_shards.index import ShardIndex
 from data_shards.manifest import CocoClass, Manifest, load_manifest
 from data_shards.shards import Shards
+from data_shards.wording import counted
 
 _SAME_OBJECT = 0.9
 """IoU of two boxes of one class from which they are taken for one object, drawn twice."""
@@ -149,7 +150,7 @@ def box_findings(
     if len(boxes) > max_objects:
         found.append(("too_many", f"{len(boxes):,} objects, {len(boxes) - max_objects:,} more than {max_objects:,}"))
     if iscrowd.any():
-        found.append(("crowd", f"{int(iscrowd.sum()):,} of {len(boxes):,} boxes"))
+        found.append(("crowd", f"{int(iscrowd.sum()):,} of {counted(len(boxes), 'box')}"))
     x1, y1, x2, y2 = boxes.T
     no_area = (x2 <= x1) | (y2 <= y1)
     outside = ~no_area & ((x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0))
@@ -242,7 +243,7 @@ def _examine_shard(shards: Shards, shard: int, split: str, setting: _Setting) ->
         if index.keypoints is not None:
             found += joint_findings(index.keypoints[first:last], boxes, size)
         if index.dropped_boxes is not None and (dropped := int(index.dropped_boxes[row])):
-            found.append(("dropped", f"{dropped:,} box{'es' * (dropped > 1)}"))
+            found.append(("dropped", counted(dropped, "box")))
         findings += [Finding(kind, split, (sample,), text) for kind, text in found]
         in_input = _in_input(boxes[~iscrowd], size, setting.input_size)
         for stride in STRIDES:
@@ -295,7 +296,7 @@ def _shown(box: Boxes) -> str:
 
 
 def _count(manifest: Manifest, indexes: list[ShardIndex], same_cell: dict[int, int]) -> Numbers:
-    names = manifest.class_names
+    names = _class_titles(manifest)
     sizes: Counter[str] = Counter()
     objects = np.zeros(len(names), dtype=np.int64)
     images = np.zeros(len(names), dtype=np.int64)
@@ -351,11 +352,25 @@ def _octaves(values: NDArray[np.float64], first: int, *, whole: bool = False) ->
     return dict(zip(names, counts.tolist(), strict=True))
 
 
+def _class_titles(manifest: Manifest) -> list[str]:
+    """The names of the classes, with their ids where several share one."""
+    times = Counter(manifest.class_names)
+    return [item.name if times[item.name] == 1 else f"{item.name} (id {item.id})" for item in manifest.classes]
+
+
 def _class_findings(split: str, manifest: Manifest, numbers: Numbers) -> list[Finding]:
     found = [
         Finding("class_without_objects", split, (), f"class {item.id} {item.name!r}")
-        for item in manifest.classes
-        if not numbers.objects_of_class[item.name]
+        for item, title in zip(manifest.classes, _class_titles(manifest), strict=True)
+        if not numbers.objects_of_class[title]
+    ]
+    ids_of_name: dict[str, list[int]] = {}
+    for item in manifest.classes:
+        ids_of_name.setdefault(item.name, []).append(item.id)
+    found += [
+        Finding("class_names", split, (), f"{name!r} is the name of classes {', '.join(map(str, ids))}")
+        for name, ids in ids_of_name.items()
+        if len(ids) > 1
     ]
     ids = [item.id for item in manifest.classes]
     if missing := [number for number in range(min(ids[0], 1), ids[-1]) if number not in set(ids)]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_shards.wording import counted
+
 _MOST_CLASSES = 25
 
 Level = Literal["wrong", "look", "note"]
@@ -138,6 +140,12 @@ KINDS = {
             "remove the class, or add examples; it has no AP and takes a channel",
         ),
         Kind(
+            "class_names",
+            "wrong",
+            "classes of one name",
+            "rename one, or merge them in the annotations: figures by class would show only one of them",
+        ),
+        Kind(
             "class_ids", "note", "gaps in the class ids", "none needed: labels count the classes in order of their ids"
         ),
     )
@@ -242,12 +250,12 @@ def _numbers(location: str, numbers: Numbers, examination: Examination) -> list[
     joints = []
     if numbers.joints:
         joints.append(
-            f"joints        {numbers.joints:,} labelled; {numbers.objects_without_joints:,} objects without any: found "
-            "as centres, no joint is learnt from them"
+            f"joints        {numbers.joints:,} labelled; {counted(numbers.objects_without_joints, 'object')} without "
+            "any: found as centres, no joint is learnt from them"
         )
     return [
-        f"{location}: {numbers.images:,} images, {numbers.objects:,} objects and {numbers.crowds:,} crowds of "
-        f"{len(numbers.objects_of_class):,} classes",
+        f"{location}: {counted(numbers.images, 'image')}, {counted(numbers.objects, 'object')} and "
+        f"{counted(numbers.crowds, 'crowd')} of {counted(len(numbers.objects_of_class), 'class')}",
         f"images        {shown}{more}",
         f"object sizes  {small:,} small, {medium:,} medium, {large:,} large (box area, at COCO's 32² and 96² pixels)",
         f"one cell      objects that share theirs with another of their class, at input {height} x {width}: {cells}",
@@ -264,9 +272,7 @@ def _numbers(location: str, numbers: Numbers, examination: Examination) -> list[
 def _classes(numbers: Numbers) -> tuple[list[tuple[str, int]], list[str]]:
     """The classes with the most and, where there are many, with the fewest objects; and in how many images each is."""
     rows = sorted(numbers.objects_of_class.items(), key=lambda item: -item[1])
-    notes = [
-        f"in {numbers.images_of_class[name]:,} image{'s' * (numbers.images_of_class[name] != 1)}" for name, _ in rows
-    ]
+    notes = [f"in {counted(numbers.images_of_class[name], 'image')}" for name, _ in rows]
     if len(rows) <= _MOST_CLASSES:
         return rows, notes
     hidden = rows[_MOST_CLASSES - 5 : -5]

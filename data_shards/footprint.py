@@ -9,6 +9,7 @@ from data_shards.errors import DataError
 from data_shards.manifest import Manifest
 from data_shards.plan import DEFAULT_STREAMS, DEFAULT_WINDOW_SHARDS, Plan, World, check_divisible, make_plan
 from data_shards.schedule import NodeSchedule, fetched_bytes
+from data_shards.wording import counted
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,18 @@ class Footprint:
         """The table that `aweigh shards plan` prints."""
         plan, batch = self.plan, self.plan.global_batch_size
         lines = [
-            f"data      {self.manifest.split}, {self.manifest.num_samples:,} images in "
-            f"{_counted(len(self.manifest.shards), 'shard')}, {_size(self.manifest.num_bytes)}, manifest "
+            f"data      {self.manifest.split}, {counted(self.manifest.num_samples, 'image')} in "
+            f"{counted(len(self.manifest.shards), 'shard')}, {_size(self.manifest.num_bytes)}, manifest "
             f"{self.manifest.digest[:6]}",
-            f"batch     {batch:,} = {batch // self.workers:,} per worker × {_counted(self.workers, 'worker')} on "
-            f"{_counted(self.nodes, 'node')}",
+            f"batch     {batch:,} = {batch // self.workers:,} per worker × {counted(self.workers, 'worker')} on "
+            f"{counted(self.nodes, 'node')}",
             f"epoch     {plan.steps_per_epoch:,} steps = {plan.steps_per_epoch * batch:,} samples; "
             + (
                 f"{plan.samples_dropped_per_epoch:,} at the end of each epoch's order left out, other ones every epoch"
                 if plan.samples_dropped_per_epoch
                 else "none left out"
             ),
-            f"order     {_counted(plan.streams, 'stream')}, {batch // plan.streams:,} of each batch from each; "
+            f"order     {counted(plan.streams, 'stream')}, {batch // plan.streams:,} of each batch from each; "
             f"windows of {plan.window_shards} shards",
             f"fetch     {_range(self.shards_per_node, '{:,}')} shards, {_range(self.bytes_per_node, size=True)} by "
             f"each node in its first epoch; {self.share:.2f} × the data set over all nodes",
@@ -170,10 +171,6 @@ def footprint(
         cache_bytes=cache_bytes,
         later_bytes=later,
     )
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _size(size_bytes: float) -> str:

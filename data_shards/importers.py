@@ -26,6 +26,7 @@ from typing import Any
 from data_shards.coco import read_coco
 from data_shards.decode import image_size
 from data_shards.errors import DataError
+from data_shards.wording import counted
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _NOT_LABELS = ("classes.txt", "obj.names", "notes.txt", "readme.txt")
@@ -57,9 +58,10 @@ class ImportReport:
         shown = ", ".join(self.class_names[:8]) + (", …" if len(self.class_names) > 8 else "")
         bad = self.zero_size_boxes + self.outside_boxes
         return (
-            f"{self.annotations}: {self.num_images:,} images, {self.num_boxes:,} boxes of {len(self.class_names):,} "
-            f"classes ({shown}); {self.images_without_boxes:,} images without boxes"
-            + (f"; {bad:,} boxes without area or outside their image, which building drops" if bad else "")
+            f"{self.annotations}: {counted(self.num_images, 'image')}, {counted(self.num_boxes, 'box')} of "
+            f"{counted(len(self.class_names), 'class')} ({shown}); "
+            f"{counted(self.images_without_boxes, 'image')} without boxes"
+            + (f"; {counted(bad, 'box')} without area or outside their image, which building drops" if bad else "")
             + (f"; {self.left_out}" if self.left_out else "")
         )
 
@@ -200,7 +202,7 @@ def import_yolo(
         )
     stray = [path for path in folder.rglob("*.txt") if path not in used and path.name not in _NOT_LABELS]
     parts = [
-        f"{len(paths) - len(used):,} images without a text file" if len(paths) > len(used) else "",
+        f"{counted(len(paths) - len(used), 'image')} without a text file" if len(paths) > len(used) else "",
         f"{len(stray):,} text files without an image were not read, such as {min(stray).name}" if stray else "",
     ]
     return _write(target, image_folder, class_names, found, "; ".join(filter(None, parts)))

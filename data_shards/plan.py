@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from data_shards.errors import DataError
 from data_shards.keyed import UInt64, key, keys, mix64
+from data_shards.wording import counted
 
 if TYPE_CHECKING:
     from data_shards.manifest import Manifest
@@ -197,7 +198,7 @@ class Plan:
         return (
             f"{self.num_samples:,} samples = {self.steps_per_epoch:,} steps of {self.global_batch_size:,} "
             f"an epoch, {tail}\n"
-            f"{shards:,} shard{'s' * (shards != 1)} in {self.streams} stream{'s' * (self.streams != 1)}, "
+            f"{counted(shards, 'shard')} in {counted(self.streams, 'stream')}, "
             f"shuffled in windows of {self.window_shards} shards, seed {self.seed}"
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from data_shards.errors import DataError
+from data_shards.errors import DataError, UnavailableError
 from data_shards.settings import ReadSettings
 from data_shards.store import Stopped
 
@@ -211,7 +211,7 @@ class ObjectRead:
             raise Stopped
         if time.monotonic() + delay - self._began > self._deadline_seconds:
             slow = _BrokenError(f"not all of its bytes came within {self._deadline_seconds:g} s")
-            raise DataError(self._line(error or self._failure or slow)) from error
+            raise UnavailableError(self._line(error or self._failure or slow)) from error
 
     def _line(self, error: BaseException) -> str:
         attempts = f"{self._attempts} attempt{'s' * (self._attempts != 1)}"

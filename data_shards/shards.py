@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +252,8 @@ class Shards:
             self.cache.touch(record.sha256)
         while True:
             if damaged is None:
-                try:
+                with self.cache.explained(), suppress(FileNotFoundError):
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    pass
             self.cache.obtain(path, record.bytes, lambda file: self._fetch(record, file, hurry=True), damaged=damaged)
             # It is whole, and may be gone again: then it is fetched again.
             damaged = None
@@ -290,7 +289,8 @@ class Shards:
             return ShardIndex.from_bytes(data, where)
         path = self.cache.index_path(record.index_sha256)
         self.cache.obtain(path, 0, lambda file: self._fetch_index(record, file))
-        data, inode = path.read_bytes(), path.stat().st_ino
+        with self.cache.explained():
+            data, inode = path.read_bytes(), path.stat().st_ino
         try:
             self._check_index(record, data)
         except DataError:

@@ -18,6 +18,7 @@ import filelock
 from data_shards.errors import DataError
 from data_shards.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
 from data_shards.store import Sink, Store, open_store
+from data_shards.wording import counted
 
 _ATTEMPTS = 2
 _LOCK = ".transfer.lock"
@@ -49,9 +50,9 @@ class TransferReport:
         manifest = self.manifest
         kept = len(manifest.shards) - self.copied_shards
         return (
-            f"{self.destination}: {len(manifest.shards):,} shards with {manifest.num_samples:,} images, manifest "
-            f"{manifest.digest[:6]}, every byte compared; {self.copied_shards:,} copied "
-            f"({self.copied_bytes / 1e6:,.1f} MB), {kept:,} were there"
+            f"{self.destination}: {counted(len(manifest.shards), 'shard')} with "
+            f"{counted(manifest.num_samples, 'image')}, manifest {manifest.digest[:6]}, every byte compared; "
+            f"{self.copied_shards:,} copied ({self.copied_bytes / 1e6:,.1f} MB), {kept:,} were there"
         )
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from data_shards.cache import default_cache_folder
 from data_shards.decode import decode_jpeg
-from data_shards.errors import DataError
+from data_shards.errors import DataError, UnavailableError
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.shards import Shards
+from data_shards.wording import counted
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,14 @@ class VerifyReport:
 
     def describe(self) -> str:
         """One line for people, of a set without problems."""
-        decoded = f", {self.decoded_images:,} images decoded" if self.decoded_images else ""
-        decoded += f"; {self.kept_shards:,} shards by the verification that was stopped" if self.kept_shards else ""
+        decoded = f", {counted(self.decoded_images, 'image')} decoded" if self.decoded_images else ""
+        decoded += (
+            f"; {counted(self.kept_shards, 'shard')} by the verification that was stopped" if self.kept_shards else ""
+        )
         return (
-            f"{self.location}: {len(self.manifest.shards):,} shards with {self.manifest.num_samples:,} images and "
-            f"{self.boxes:,} boxes match manifest {self.manifest.digest[:6]}, "
-            f"{self.manifest.num_bytes / 1e6:,.1f} MB{decoded}"
+            f"{self.location}: {counted(len(self.manifest.shards), 'shard')} with "
+            f"{counted(self.manifest.num_samples, 'image')} and {counted(self.boxes, 'box')} match manifest "
+            f"{self.manifest.digest[:6]}, {self.manifest.num_bytes / 1e6:,.1f} MB{decoded}"
         )
 
 
@@ -81,6 +84,8 @@ def verify_shards(
 
     Raises:
         DataError: there is no manifest, or it cannot be read. What is wrong with shards stands in the report.
+        UnavailableError: shards cannot be had at all, for a server that does not answer or a cache without room; the
+            next call goes on with them.
     """
     if processes < 1:
         raise DataError(f"processes is {processes}; set it to 1 or more.")
@@ -193,6 +198,8 @@ def _verify(job: _Job) -> int | str:
     try:
         with closing(Shards(job.location, job.manifest, job.cache_folder, cache_bytes=job.cache_bytes)) as shards:
             return _count_verified(shards, 0, job.decode)
+    except UnavailableError:
+        raise
     except DataError as error:
         return str(error)
 

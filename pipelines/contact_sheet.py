@@ -22,6 +22,7 @@ from data_shards.plan import make_plan
 from data_shards.samples import Samples
 from data_shards.shards import Shards
 from data_shards.slots import Slot
+from data_shards.wording import counted
 from detectors import Preprocessing
 from pipelines.errors import ConfigError
 from pipelines.pictures import Panel, class_color, save_png, write_text
@@ -224,13 +225,13 @@ def _panels(row: _Row, classes: Sequence[CocoClass]) -> list[tuple[NDArray[np.ui
             inside += 1
     size = f"{row.photograph.shape[1]} x {row.photograph.shape[0]}"
     panels = [
-        (file.drawn(), f"{row.key}   {size}   {len(row.boxes)} boxes"),
+        (file.drawn(), f"{row.key}   {size}   {counted(len(row.boxes), 'box')}"),
         (network.drawn(), f"input {width} x {height}   {inside} of {len(row.input_boxes)} boxes in it"),
     ]
     if row.heatmap is not None:
         cells = row.heatmap.shape[1:]
         centres = int((row.heatmap == 1).sum())
-        caption = f"heatmap {cells[1]} x {cells[0]} cells   {centres} centre{'s' * (centres != 1)}"
+        caption = f"heatmap {cells[1]} x {cells[0]} cells   {counted(centres, 'centre')}"
         panels.append((Panel(heatmap_over(row.received, row.heatmap)).canvas, caption))
     return panels
 

@@ -184,7 +184,7 @@ def _build(known: argparse.Namespace) -> None:
         note = pace.note(at.images, at.total_images, at.kept_images)
         progress_line("shards", at.images, at.total_images, "images", note)
 
-    say("build", f"{known.annotations} → {known.output}/{known.split} with {known.processes} processes")
+    say("build", f"{known.annotations} → {known.output}/{known.split}, processes: up to {known.processes}")
     report = build_shards(
         known.annotations,
         known.images,
@@ -269,8 +269,7 @@ def _verify(known: argparse.Namespace) -> None:
         ),
     )
     if report.problems:
-        # A disk that is full or a server that is gone is said once, not once a shard.
-        for problem in dict.fromkeys(report.problems):
+        for problem in report.problems:
             print(f"aweigh: {problem}", file=sys.stderr)
         sys.exit(1)
     print(report.describe())

@@ -476,7 +476,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"shard_bytes": 0}, "shard_bytes is 0; set it between 1 and"),
+        ({"shard_bytes": 0}, r"shard_bytes \(--shard-megabytes\) is 0 bytes; set it between 1 and"),
         ({"processes": 0}, "processes is 0; set it to 1 or more"),
         ({"split": "a/b"}, "split is 'a/b'; give one word"),
     ],

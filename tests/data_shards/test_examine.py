@@ -148,6 +148,22 @@ def test_an_image_that_decodes_no_more_is_found_and_the_others_are_examined(copi
     assert "WRONG         1  images that do not decode" in found.describe()
 
 
+def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    # Some exports list the data set itself as a class without objects, under the name of a real one.
+    content = document(6)
+    content["categories"] = [{"id": 0, "name": "dog"}, *content["categories"]]
+    annotations, images = write_coco(tmp_path, content)
+    build_shards(annotations, images, str(tmp_path), split="train")
+    found = examine(str(tmp_path / "train"))
+    texts = {item.kind: item.text for item in found.findings}
+    assert texts["class_names"] == "'dog' is the name of classes 0, 18"
+    assert texts["class_without_objects"] == "class 0 'dog'"
+    objects = found.numbers[str(tmp_path / "train")].objects_of_class
+    dogs = sum(item["category_id"] == 18 and not item["iscrowd"] for item in content["annotations"])
+    assert (objects["dog (id 0)"], objects["dog (id 18)"]) == (0, dogs)
+    assert dogs > 0
+
+
 def test_the_report_names_samples_and_fixes_and_json_holds_everything(ill: Path) -> None:
     found = examine(str(ill / "train"), against=str(ill / "val"))
     text = found.describe(examples=1)
@@ -194,7 +210,7 @@ def test_joints_that_cannot_be_right_are_found(tmp_path: Path) -> None:
     numbers = found.numbers[report.location]
     # 7 objects, one of them a crowd; of the others one has no joint, and one has lost its second.
     assert (numbers.objects, numbers.joints, numbers.objects_without_joints) == (6, 9, 1)
-    assert "joints        9 labelled; 1 objects without any" in found.describe()
+    assert "joints        9 labelled; 1 object without any" in found.describe()
 
 
 def test_what_is_to_be_ignored_is_no_object(tmp_path: Path) -> None:

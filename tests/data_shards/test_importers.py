@@ -106,7 +106,7 @@ def test_yolo_centres_and_sizes_are_parts_of_the_image(tmp_path: Path) -> None:
     expected = {"a.jpg": [], "x/b.jpg": [("cat", 30, 10, 50, 30), ("dog", 0, 0, 10, 10)]}
     report = import_yolo(None, images, tmp_path / "1.json", names=tmp_path / "data.yaml")
     assert boxes_of(report.annotations) == expected
-    assert "1 images without a text file" in report.describe()
+    assert "1 image without a text file" in report.describe()
     import_yolo(labels, images, tmp_path / "2.json", names=labels / "classes.txt")
     assert (tmp_path / "2.json").read_bytes() == report.annotations.read_bytes()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.build import BuildReport
-from data_shards.errors import DataError
+from data_shards.errors import DataError, UnavailableError
 from data_shards.settings import ReadSettings
 from data_shards.shards import Shards
 from data_shards.store import Stopped, Store, open_store
@@ -118,7 +118,7 @@ def test_a_fault_that_stays_ends_in_one_line_at_the_deadline(
 ) -> None:
     object_server.order(KEY, fault, always=True)
     with pytest.raises(
-        DataError, match=rf"^cannot read s3://bucket/set/object\.bin \(\d+ attempts in \d+ s\): {cause}"
+        UnavailableError, match=rf"^cannot read s3://bucket/set/object\.bin \(\d+ attempts in \d+ s\): {cause}"
     ) as raised:
         read(way, tmp_path, timeout_seconds=0.2 if fault.kind == "silence" else 20, deadline_seconds=1.0)
     assert "\n" not in str(raised.value)

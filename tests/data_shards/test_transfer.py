@@ -8,13 +8,15 @@ import pytest
 
 from data_shards import verify
 from data_shards.build import BuildReport, build_shards
-from data_shards.errors import DataError
+from data_shards.errors import DataError, UnavailableError
 from data_shards.examine import examine
 from data_shards.manifest import load_manifest
+from data_shards.settings import ReadSettings
 from data_shards.shards import Shards
 from data_shards.store import Sink, _FolderStore, open_store
 from data_shards.transfer import pull_shards, push_shards
 from data_shards.verify import VerifyProgress, verify_shards
+from pipelines.object_server import Fault, ObjectServer
 from tests.data_shards.samples import document, write_coco
 from tests.data_shards.test_shards import flip_a_bit
 
@@ -207,6 +209,29 @@ def test_verify_reads_a_bucket(built: BuildReport, s3: str, tmp_path: Path) -> N
     push_shards(built.location, f"{s3}/train")
     report = verify_shards(f"{s3}/train", decode=True, cache_folder=tmp_path / "cache")
     assert (report.problems, report.decoded_images) == ((), 14)
+
+
+def test_a_server_that_is_lost_ends_a_verification_that_can_be_gone_on_with(
+    built: BuildReport, served: str, object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_shards.store.ReadSettings", lambda: ReadSettings(deadline_seconds=0.5))
+    seen: list[VerifyProgress] = []
+
+    def lose(at: VerifyProgress) -> None:
+        seen.append(at)
+        for shard in built.manifest.shards[1:]:
+            object_server.order(f"bucket/train/{shard.name}", Fault("slow_down"), always=True)
+
+    with pytest.raises(UnavailableError, match=r"cannot read s3://bucket/train/train-000001\.tar .* SlowDown"):
+        verify_shards(served, cache_folder=tmp_path / "cache", progress=lose)
+    assert len(seen) == 1
+    report = verify_shards(built.location, cache_folder=tmp_path / "cache")
+    assert report.problems == ()
+    # A cache without room is no fault of any shard either.
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "shards").write_text("no folder")
+    with pytest.raises(UnavailableError, match=r"cannot keep shards in .*full/shards: Not a directory"):
+        verify_shards(served, cache_folder=tmp_path / "full")
 
 
 def test_what_is_looked_at_in_a_bucket_keeps_to_a_cache_that_is_smaller(

@@ -131,7 +131,7 @@ def test_push_pull_and_verify(small_shards: Path, s3: str, tmp_path: Path, capsy
     main(["shards", "pull", f"{s3}/val", str(tmp_path / "val")])
     main(["shards", "verify", str(tmp_path / "val"), "--decode"])
     shown = capsys.readouterr()
-    assert f"{tmp_path / 'val'}: 1 shards with 6 images, manifest {digest[:6]}, every byte compared" in shown.out
+    assert f"{tmp_path / 'val'}: 1 shard with 6 images, manifest {digest[:6]}, every byte compared" in shown.out
     assert "6 images decoded" in shown.out
     assert "pull      1/1 shards" in shown.err
     assert "there are no shards at" in refused(capsys, "pull", f"{s3}/other", tmp_path / "other")
