@@ -55,7 +55,7 @@ def _output_until(command: Command, text: str) -> None:
 
 def test_a_submitted_run_is_left_refused_stopped_and_resumed(shards: Path, tmp_path: Path, cluster: Head) -> None:
     words = [*_recipe(shards, tmp_path, "left"), "--cluster.preflight", "false"]
-    words += ["--schedule.epochs", "60", "--evaluation.every_epochs", "60"]  # long enough to be stopped
+    words += ["--schedule.epochs", "2000", "--evaluation.every_epochs", "2000"]  # it never ends by itself
     first = _submit(cluster, *words)
     assert "files" in first.wait_for("package ")
     variables = first.wait_for("variables ")
@@ -79,14 +79,15 @@ def test_a_submitted_run_is_left_refused_stopped_and_resumed(shards: Path, tmp_p
 
     Command("stop", "left", "--address", cluster.dashboard, environment=cluster.environment).finish()
     shown = Command("logs", "left", "--no-follow", "--address", cluster.dashboard, environment=cluster.environment)
-    assert "step 5/300" in shown.finish()
+    assert "step 5/10,000" in shown.finish()
 
     resumed = _submit(cluster, *words)
-    printed = resumed.finish()
-    assert any("job       left-2 on" in line for line in resumed.lines)
-    assert "resumed   attempt 2 at step" in printed
-    assert "done      run left, 300 steps" in printed
-    assert f"dashboard {cluster.dashboard}" in printed
+    assert "left-2 on" in resumed.wait_for("job ")
+    assert f"{cluster.dashboard}/#/jobs/left-2" in resumed.wait_for("look ")
+    _output_until(resumed, "resumed   attempt 2 at step")
+    Command("stop", "left", "--address", cluster.dashboard, environment=cluster.environment).finish()
+    resumed.finish(status=1)
+    assert "job left-2 stopped" in resumed.lines[-1]
 
     ranks = Command("logs", tmp_path / "left", "--rank", "1")
     ranks.finish()
@@ -109,6 +110,7 @@ def test_plain_ray_job_submit_trains_on_two_nodes_after_looking_at_them(
         timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"dashboard {cluster.dashboard}" in done.stdout
     assert "preflight looking at 2 workers on 2 nodes" in done.stdout
     assert "preflight gloo all-reduce: 2 ranks, the right sum" in done.stdout
     assert (tmp_path / "plain" / "result.json").exists()
