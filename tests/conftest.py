@@ -16,6 +16,9 @@ import pytest
 
 from tests import ceph
 
+# What a script starts in the background begins with Ctrl-C ignored, and so would every process that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:

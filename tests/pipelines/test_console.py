@@ -52,15 +52,10 @@ def test_a_build_that_is_stopped_says_that_it_goes_on(
     annotations, images = write_coco(tmp_path, document(6))
     build = ["shards", "build", "--annotations", str(annotations), "--images", str(images), "--output", str(tmp_path)]
     build += ["--split", "train", "--processes", "1", "--shard-megabytes", "0.005"]
-    # Tests that run in the background of a shell begin with Ctrl-C ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with monkeypatch.context() as first_only:
-            first_only.setattr("pipelines.console.progress_line", lambda *_: signal.raise_signal(signal.SIGINT))
-            with pytest.raises(SystemExit) as ended:
-                main(build)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with monkeypatch.context() as first_only:
+        first_only.setattr("pipelines.console.progress_line", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(SystemExit) as ended:
+            main(build)
     assert ended.value.code == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "aweigh: stopped with Ctrl-C; the same command goes on with the shards that are left."
