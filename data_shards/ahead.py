@@ -131,16 +131,17 @@ class FetchAhead:
         needs = self._needs
         wanted = needs.shards[: self._schedule.wanted(needs, self._cache.budget)].tolist()
         here = self._cache.present()
-        missing = [shard for shard in wanted if self._manifest.shards[shard].sha256 not in here]
-        in_use = wanted[: needs.in_use]
-        self._urgent = {Wanted(False, shard) for shard in missing if shard in in_use}
+        in_use, ahead = wanted[: needs.in_use], wanted[needs.in_use :]
+
+        def indexes(shards: list[int]) -> list[Wanted]:
+            return [Wanted(True, shard) for shard in shards if shard not in self._done_indexes]
+
+        def missing(shards: list[int]) -> list[Wanted]:
+            return [Wanted(False, shard) for shard in shards if self._manifest.shards[shard].sha256 not in here]
+
+        self._urgent = set(missing(in_use))
         # The sizes of a batch's images stand in the indexes, so a batch begins with all of them.
-        queue = [
-            *(Wanted(True, shard) for shard in in_use if shard not in self._done_indexes),
-            *(Wanted(False, shard) for shard in missing if Wanted(False, shard) in self._urgent),
-            *(Wanted(True, shard) for shard in wanted[needs.in_use :] if shard not in self._done_indexes),
-            *(Wanted(False, shard) for shard in missing if Wanted(False, shard) not in self._urgent),
-        ]
+        queue = [*indexes(in_use), *missing(in_use), *indexes(ahead), *missing(ahead)]
         left_out = self._running | self._put_off | self._failed
         self._queue = [item for item in reversed(queue) if item not in left_out]
 
