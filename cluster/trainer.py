@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.config import ScalingConfig
@@ -79,9 +78,3 @@ class DividingPolicy(ElasticScalingPolicy):
             return NoopDecision()
         self._asked = 0.0
         return decision
-
-
-def possible_workers(resources_per_worker: dict[str, float]) -> int:
-    """How many workers the cluster has room for now."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(int(min(node.get(name, 0.0) // need for name, need in resources_per_worker.items())) for node in nodes)
