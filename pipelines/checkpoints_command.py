@@ -11,6 +11,7 @@ from cluster.checkpoint import SEAL, CheckpointFolder, HarmedCheckpointError, op
 from cluster.remote_checkpoints import RemoteCheckpoints
 from data_shards.errors import DataError
 from data_shards.store import open_store
+from data_shards.wording import counted
 from pipelines import console
 from pipelines.errors import ConfigError
 
@@ -81,8 +82,8 @@ def collect_garbage(place: str, keep: int | None, *, as_json: bool) -> None:
         return
     for name in removed:
         print(f"removed {name}")
-    left = console.counted(len(_open(place).names), "checkpoint")
-    print(f"{console.counted(len(removed), 'item')} removed, {left} left")
+    left = counted(len(_open(place).names), "checkpoint")
+    print(f"{counted(len(removed), 'item')} removed, {left} left")
 
 
 class _Found:

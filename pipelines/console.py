@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from data_shards.wording import counted
+
 if TYPE_CHECKING:
     from pipelines.evaluate import Evaluation
 
@@ -39,11 +41,6 @@ def resumed_line(attempt: int, step: int, steps_per_epoch: int) -> str:
     epochs, steps = divmod(step, steps_per_epoch)
     done = f"{counted(epochs, 'epoch')} and {counted(steps, 'step')} done"
     return f"resumed   attempt {attempt} at step {step:,}: {done}"
-
-
-def counted(number: int, what: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -203,7 +203,8 @@ def _follow(server: "JobServer", job: "Job", address: str | None) -> NoReturn:
 
 def _rank_log(logs: Path, rank: int) -> None:
     """Print a rank's log from a run's folder, and say where the others are."""
-    from pipelines.console import counted, say
+    from data_shards.wording import counted
+    from pipelines.console import say
 
     path = logs / f"rank-{rank}.log"
     ranks = sorted(int(file.stem.partition("-")[2]) for file in logs.glob("rank-*.log") if "errors" not in file.name)

@@ -23,6 +23,7 @@ from data_shards.errors import DataError
 from data_shards.loader import Batch, TrainingLoader
 from data_shards.manifest import Manifest, load_manifest
 from data_shards.plan import Plan, World, make_plan
+from data_shards.wording import counted
 from detectors import DetectorError
 from pipelines import console
 from pipelines.building import OPTIMIZERS, build_detector, parameter_groups, training_loader
@@ -306,7 +307,7 @@ class Training:
         }
 
     def _say_where_it_stands(self) -> None:
-        workers = console.counted(self.context.world_size, "worker")
+        workers = counted(self.context.world_size, "worker")
         where = f"{workers} on {self.context.device.type}, {self.engine.precision}"
         if not self.resumed_from:
             logger.info("start     at step 0, %s", where)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine
+from data_shards.wording import counted
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipe import run_name
@@ -42,7 +43,7 @@ def before_training(recipe: Recipe) -> None:
             f"preflight: {wrong[0].check}: {wrong[0].found}. Fix: {wrong[0].fix}. "
             f"`aweigh preflight` shows all of it; --cluster.preflight false skips it."
         )
-    console.say("preflight", f"{console.counted(len(findings), 'check')}, nothing stands in the way")
+    console.say("preflight", f"{counted(len(findings), 'check')}, nothing stands in the way")
 
 
 def table(findings: Sequence[Finding]) -> str:

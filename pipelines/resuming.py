@@ -8,6 +8,7 @@ from cluster.heartbeat import Standing
 from cluster.remote_checkpoints import RemoteCheckpoints
 from data_shards.manifest import Manifest
 from data_shards.store import open_store
+from data_shards.wording import counted
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.settings import Recipe
@@ -82,7 +83,7 @@ def lost_line(standing: Standing | None, step: int, batch_size: int, saved_at: f
     if steps == 0:
         return "lost      less than a second of training: the last attempt was killed just after this checkpoint"
     spent = f" and {console.duration(standing.written - saved_at)}" if saved_at else ""
-    again = console.counted(steps, "step")
+    again = counted(steps, "step")
     return f"lost      {again}: {steps * batch_size:,} samples{spent} of training are done again"
 
 

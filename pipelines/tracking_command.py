@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pipelines import console, tracking
+from data_shards.wording import counted
+from pipelines import tracking
 from pipelines.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def flush_run(folder: Path) -> bool:
     if not record.run_name:
         raise ConfigError(f"{folder} has no tracking/run.json. Give a run's folder, such as runs/NAME.")
     points, artifacts = tracking.Delivery(spool).count_left()
-    what = f"{console.counted(points, 'point')} and {console.counted(artifacts, 'artifact')}"
+    what = f"{counted(points, 'point')} and {counted(artifacts, 'artifact')}"
     if not (points or artifacts or record.pending or record.status):
         print(f"run {record.run_name}: everything is delivered")
         return True

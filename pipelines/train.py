@@ -22,6 +22,7 @@ from data_shards.plan import Plan, make_plan
 from data_shards.shards import Shards
 from data_shards.slots import Slot
 from data_shards.store import open_store
+from data_shards.wording import counted
 from detectors import Detector
 from pipelines import console, tracking
 from pipelines.building import build_detector
@@ -349,7 +350,7 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
     console.say("run", f"{name}, recipe {recipe.recipe}, seed {recipe.seed}, in {Path(recipe.run.folder) / name}")
     console.say(
         "data",
-        f"{recipe.data.train}, {manifest.num_samples:,} images in {console.counted(len(manifest.shards), 'shard')}, "
+        f"{recipe.data.train}, {manifest.num_samples:,} images in {counted(len(manifest.shards), 'shard')}, "
         f"manifest {manifest.digest[:6]}; the last {plan.samples_dropped_per_epoch:,} of each epoch's order sit out",
     )
     console.say("batch", str(split))

@@ -19,8 +19,7 @@ def kill_in_write(course: Course, name: str) -> None:
     with running(course.start(name)) as attempt:
         attempt.wait_for_step(course.steps // 2)
         _kill_while(attempt.kill_worker, attempt.folder / "checkpoints")
-        attempt.wait_for(r"^resumed ")
-        attempt.finish()
+        attempt.finish_resumed()
 
 
 def _kill_while(kill_worker: object, checkpoints: Path) -> None:
@@ -58,8 +57,7 @@ def kill_in_upload(course: Course, name: str) -> None:
         kept = course.folder / name / "checkpoints"
         shutil.rmtree(kept)
         with running(course.start(name, *flags, **store.environment)) as attempt:
-            attempt.wait_for(r"^resumed ")
-            attempt.finish()
+            attempt.finish_resumed()
 
 
 @fault("checkpoint-truncated", "the newest checkpoint lost its last bytes while nothing ran")
@@ -72,8 +70,7 @@ def truncated(course: Course, name: str) -> None:
     os.truncate(newest, newest.stat().st_size - 7)
     with running(course.start(name)) as attempt:
         attempt.wait_for(r"^warning +passed over: .*optimizer\.safetensors")
-        attempt.wait_for(r"^resumed ")
-        attempt.finish()
+        attempt.finish_resumed()
 
 
 @fault(
@@ -93,8 +90,7 @@ def disk_full(course: Course, name: str) -> None:
             attempt.finish(status=1)
         _run("mount", "-o", f"remount,size={100 * size}", str(place))
         with running(course.start(name, *flags)) as attempt:
-            attempt.wait_for(r"^resumed ")
-            attempt.finish()
+            attempt.finish_resumed()
         link = course.folder / name / "checkpoints"
         kept = link.resolve()
         link.unlink()

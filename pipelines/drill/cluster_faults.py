@@ -18,8 +18,7 @@ def raylet_kill(course: Course, name: str) -> None:
         attempt.wait_for_step(course.steps // 2 + 1)
         cluster.kill_node(1)
         cluster.add_node()
-        attempt.wait_for(r"^resumed ")
-        attempt.finish()
+        attempt.finish_resumed()
 
 
 @fault("preemption", "notice that a node goes away; it is killed later, and another one is in its place")
@@ -49,8 +48,7 @@ def supervisor_kill(course: Course, name: str) -> None:
             cluster.kill_process("JobSupervisor")
             attempt.finish(status=1)
         with running(course.submit(name, cluster)) as attempt:
-            attempt.wait_for(r"^resumed ")
-            attempt.finish()
+            attempt.finish_resumed()
 
 
 @fault("two-nodes", "submitted to two nodes, of which one is killed: on with the other", rounding=True)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from cluster.checkpoint import step_name
 from data_shards.plan import Plan
-from pipelines import console, tracking
+from data_shards.wording import counted
+from pipelines import tracking
 from pipelines.ledger import departures, read_ledger
 
 _PARTS = ("weights", "optimizer", "per_rank")
@@ -55,7 +56,7 @@ def compare_runs(whole: Path, disturbed: Path, plan: Plan, steps: int, *, roundi
         epoch, index = divmod(trace.step - 1, plan.steps_per_epoch)
         samples = ", ".join(map(str, plan.batch(epoch, index).tolist()))
         problems.insert(0, f"first difference at step {trace.step:,}: {trace.what}; its samples are {samples}")
-    again = f"{console.counted(seen.repeated_steps, 'step')} trained again" if seen.repeated_steps else _NONE_AGAIN
+    again = f"{counted(seen.repeated_steps, 'step')} trained again" if seen.repeated_steps else _NONE_AGAIN
     told = f"same samples, {apart}" if rounding else "bitwise equal"
     return Verdict(not problems, f"{told if not trace else 'DIFFERS'}; {again}", tuple(problems))
 
@@ -86,7 +87,7 @@ def _first_difference(whole: Path, disturbed: Path, bitwise_until: int) -> tuple
         else:
             start = disturbed / "checkpoints" / step_name(bitwise_until)
             what, apart = _rounding(expected, found, start, soon=step <= bitwise_until + _SOON_STEPS)
-            told = [*told[:1], f"{apart} after {console.counted(step - bitwise_until, 'step')}"]
+            told = [*told[:1], f"{apart} after {counted(step - bitwise_until, 'step')}"]
         if what:
             least = 0.0 if step <= bitwise_until else _LATER
             return _Trace(_first_loss(whole, disturbed, step, least), f"{what} in checkpoint {expected.name}"), ""

@@ -16,8 +16,7 @@ def worker_kill(course: Course, name: str) -> None:
         attempt.wait_for_step(course.steps // 2 + 1)
         killed = time.time()
         attempt.kill_worker()
-        attempt.wait_for(r"^resumed ")
-        attempt.finish()
+        attempt.finish_resumed()
     standing = read_standing(attempt.folder, 0)
     noticed = attempt.first_time(r" stops: ", killed)
     started = standing.started if standing else noticed
@@ -37,8 +36,7 @@ def worker_hang(course: Course, name: str) -> None:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.workers()[-1].suspend()
         attempt.wait_for(r"^hung      worker 1 on ")
-        attempt.wait_for(r"^resumed ")
-        attempt.finish()
+        attempt.finish_resumed()
 
 
 @fault("driver-kill", "kill -9 of the command; the same command again")
@@ -48,8 +46,7 @@ def driver_kill(course: Course, name: str) -> None:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.kill_driver()
     with running(course.start(name)) as attempt:
-        attempt.wait_for(r"^resumed ")
-        attempt.finish()
+        attempt.finish_resumed()
 
 
 @fault("sigterm", "SIGTERM of the command, as `ray job stop` and Kubernetes do; the same command again")

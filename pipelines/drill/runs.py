@@ -140,6 +140,11 @@ class Attempt:
         if found != status:
             raise DrillError(f"the training ended with status {found}, not {status}: {' | '.join(self.lines[-3:])}")
 
+    def finish_resumed(self) -> None:
+        """Wait until it says that it resumes, and for its end."""
+        self.wait_for(r"^resumed ")
+        self.finish()
+
     def workers(self) -> list[psutil.Process]:
         """The training workers below this command, rank 0 first."""
         found = [one for one in self._descendants() if "RayTrainWorker" in " ".join(_command_line(one))]

@@ -10,8 +10,7 @@ def _then(course: Course, name: str, *flags: str) -> None:
         attempt.terminate()
         attempt.finish(status=143)
     with running(course.start(name, *flags)) as attempt:
-        attempt.wait_for(r"^resumed ")
-        attempt.finish()
+        attempt.finish_resumed()
 
 
 @fault("more-workers", "go on with twice the workers: same samples, same weights to rounding", rounding=True)
