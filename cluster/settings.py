@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cluster.deepspeed_keys import check_keys
+from cluster.engine.deepspeed_keys import check_keys
 from cluster.errors import ClusterError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

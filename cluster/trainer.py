@@ -11,7 +11,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.config import ScalingConfig
 
-from cluster.checkpoint import CheckpointFolder
+from cluster.checkpoints.checkpoint import CheckpointFolder
 from cluster.stopping import Stopping, ask_checkpoint
 
 _CHECKPOINT_SECONDS = 60.0

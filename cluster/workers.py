@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import torch
 
-from cluster.engine import bootstrap
+from cluster.engine.engine import bootstrap
 from cluster.errors import ClusterError, WorkersFailedError
 from cluster.heartbeat import Heartbeat
 from cluster.placement import wants_gpu

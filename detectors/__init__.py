@@ -1,14 +1,8 @@
 """Anchor-free detectors as plain PyTorch: networks, targets, losses and decoding, as published."""
 
-from detectors import published
-from detectors.detector import (
-    Detections,
-    Detector,
-    DetectorError,
-    Preprocessing,
-    build,
-    names,
-    nearest,
-)
+from detectors.catalogue import build, names
+from detectors.detector import Detections, Detector, Preprocessing
+from detectors.errors import DetectorError, nearest
+from detectors.weights import published
 
 __all__ = ["Detections", "Detector", "DetectorError", "Preprocessing", "build", "names", "nearest", "published"]

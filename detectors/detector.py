@@ -1,19 +1,15 @@
-"""The contract every detector keeps, and the register that builds one by name."""
+"""The contract that every detector keeps."""
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
-
-
-class DetectorError(ValueError):
-    """A detector, setting or weights file that cannot be used: one line with what, where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -169,53 +165,3 @@ class Detector(nn.Module, ABC):
                 f"{self.name} has no test mode {mode!r}, only {', '.join(self.test_modes)}: its authors publish no "
                 "other."
             )
-
-
-_BUILDERS: dict[str, Callable[..., Detector]] = {}
-
-
-def register(name: str) -> Callable[[Callable[..., Detector]], Callable[..., Detector]]:
-    """Make a builder known under `name`; it is called with the detector's settings and, if given, `num_classes`."""
-
-    def keep(builder: Callable[..., Detector]) -> Callable[..., Detector]:
-        _BUILDERS[name] = builder
-        return builder
-
-    return keep
-
-
-def names() -> list[str]:
-    """Names that `build` takes, in alphabetical order."""
-    _import_detectors()
-    return sorted(_BUILDERS)
-
-
-def build(name: str, num_classes: int | None = None, **settings: Any) -> Detector:
-    """Build a detector with freshly initialised weights, as its publication initialises them.
-
-    Args:
-        name: one of `names()`.
-        num_classes: classes to tell apart; without it those of the publication (80 for boxes on COCO).
-        settings: what the detector lets one choose, by name.
-
-    Raises:
-        DetectorError: `name` is unknown (the nearest is named), or a setting is, or a value cannot be honoured.
-    """
-    _import_detectors()
-    if name not in _BUILDERS:
-        raise DetectorError(f"unknown detector {name!r}{nearest(name, sorted(_BUILDERS))}")
-    if num_classes is not None:
-        settings["num_classes"] = num_classes
-    detector = _BUILDERS[name](**settings)
-    detector.name = name
-    return detector
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The end of an error message: the known word most like `word`, or all of them."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}."
-
-
-def _import_detectors() -> None:
-    from detectors import centernet, centernet_3d, centernet_pose, fcos  # noqa: F401

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from detectors.detector import DetectorError, nearest
+from detectors.errors import DetectorError, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

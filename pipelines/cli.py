@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipelines.commands.shards import add_shards_commands
+from pipelines.commands.submit import add_jobs_commands, add_submission_arguments
+from pipelines.commands.weights import add_weights_commands
 from pipelines.console import end_progress_line
-from pipelines.jobs_commands import add_jobs_commands, add_submission_arguments
-from pipelines.shards_commands import add_shards_commands
-from pipelines.weights_commands import add_weights_commands
 
 if TYPE_CHECKING:
-    from pipelines.settings import Recipe
+    from pipelines.recipes.settings import Recipe
 
 DESCRIPTION = """\
 Train anchor-free object detectors on COCO-format data, and resume to the exact sample.
@@ -316,13 +316,13 @@ def _flags(parser: argparse.ArgumentParser, run: object) -> None:
 
 
 def _demo(known: argparse.Namespace) -> None:
-    from pipelines.demo import run_demo
+    from pipelines.commands.demo import run_demo
 
     run_demo(Path(known.folder), known.rest)
 
 
 def _train(known: argparse.Namespace) -> None:
-    from pipelines.recipe import field_help
+    from pipelines.recipes.recipe import field_help
 
     if known.fields:
         for name, default, meaning in field_help():
@@ -331,8 +331,8 @@ def _train(known: argparse.Namespace) -> None:
     if not known.recipe:
         fail("which recipe? `aweigh recipes` lists them.")
     recipe = _resolved(known.recipe, known.rest)
-    from pipelines.show import show_result
-    from pipelines.train import train
+    from pipelines.commands.show import show_result
+    from pipelines.training.train import train
 
     show_result(train(recipe), recipe)
 
@@ -345,21 +345,21 @@ def _preflight(known: argparse.Namespace) -> None:
     if not known.address:
         if known.env:
             fail(f"--env {known.env[0]} is for a job: give --address too, or set the variable here.")
-        from pipelines.preflight import preflight
+        from pipelines.training.preflight import preflight
 
         sys.exit(0 if preflight(recipe, known.json) else 1)
     if known.json:
         fail("--json prints where Ray runs, a job's log holds more: leave out --address, and set RAY_ADDRESS there.")
-    from pipelines.jobs_commands import submit_command
-    from pipelines.recipe import run_name
-    from pipelines.train import check_places
+    from pipelines.commands.submit import submit_command
+    from pipelines.recipes.recipe import run_name
+    from pipelines.training.train import check_places
 
     check_places(recipe)
     submit_command("preflight", name, recipe, flags, known, job_run=f"{run_name(recipe)}-preflight")
 
 
 def _evaluate(known: argparse.Namespace) -> None:
-    from pipelines.evaluate_command import evaluate_run
+    from pipelines.commands.evaluate import evaluate_run
 
     evaluate_run(
         Path(known.run_folder),
@@ -383,7 +383,7 @@ def _recipes(known: argparse.Namespace) -> None:
 
 
 def _recipe_show(known: argparse.Namespace) -> None:
-    from pipelines.recipe import to_yaml
+    from pipelines.recipes.recipe import to_yaml
 
     print(to_yaml(_resolved(known.recipe, known.rest)), end="")
 
@@ -442,7 +442,7 @@ def _drill(known: argparse.Namespace) -> None:
         return
     flags = known.rest
     if not known.recipe:
-        from pipelines.drill.own_course import own_course
+        from pipelines.drill.small_course import own_course
 
         flags = [*own_course(known.folder), *flags]
     from pipelines.drill.command import run_drill
@@ -452,7 +452,7 @@ def _drill(known: argparse.Namespace) -> None:
 
 
 def _checkpoints(known: argparse.Namespace) -> None:
-    from pipelines import checkpoints_command as command
+    from pipelines.commands import checkpoints as command
 
     if known.action == "ls":
         command.list_checkpoints(known.place, as_json=known.json)
@@ -467,7 +467,7 @@ def _checkpoints(known: argparse.Namespace) -> None:
 
 
 def _tracking_flush(known: argparse.Namespace) -> None:
-    from pipelines.tracking_command import flush_run
+    from pipelines.commands.tracking import flush_run
 
     if not flush_run(Path(known.run_folder)):
         fail("something is left; see above. The same command goes on with it.", 1)
@@ -486,7 +486,7 @@ def _bench_checkpoint(known: argparse.Namespace) -> None:
 
 
 def _bench_scaling(known: argparse.Namespace) -> None:
-    from pipelines.scaling import print_scaling
+    from pipelines.bench.scaling import print_scaling
 
     if not (known.images_per_second > 0 and known.batch_per_gpu > 0):
         fail("--images-per-second and --batch-per-gpu have to be above 0.")
@@ -496,13 +496,13 @@ def _bench_scaling(known: argparse.Namespace) -> None:
 
 
 def _ui(known: argparse.Namespace) -> None:
-    from pipelines.ui import open_ui
+    from pipelines.commands.ui import open_ui
 
     open_ui(Path(known.folder), known.port)
 
 
 def _resolved(name: str, flags: Sequence[str]) -> "Recipe":
     from pipelines import recipes
-    from pipelines.recipe import with_flags
+    from pipelines.recipes.recipe import with_flags
 
     return with_flags(recipes.get(name), flags)

@@ -4,10 +4,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from data_shards.wording import counted
+from data_shards.counting import counted
 
 if TYPE_CHECKING:
-    from pipelines.evaluate import Evaluation
+    from pipelines.evaluation.evaluate import Evaluation
 
 
 def say(topic: str, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from detectors.detector import DetectorError
+from detectors.errors import DetectorError
 
 _BLOCKS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),

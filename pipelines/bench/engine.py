@@ -16,20 +16,20 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cluster.agreement import Agreement
-from cluster.engine import BatchSplit, Engine, deepspeed_config, resolve_precision, split_batch
+from cluster.engine.engine import BatchSplit, Engine, deepspeed_config, resolve_precision, split_batch
+from cluster.step_agreement import Agreement
 from cluster.workers import WorkerContext, run_workers
-from data_shards.plan import Plan, World
+from data_shards.order.plan import Plan, World
 from detectors import Detector
 from pipelines import console
-from pipelines.building import build_detector
 from pipelines.errors import ConfigError
 from pipelines.files import write_json
-from pipelines.finite import LossWatch
-from pipelines.milestones import WISHES
-from pipelines.settings import Recipe
-from pipelines.stopwatch import Stopwatch
-from pipelines.train import absolute, check
+from pipelines.recipes.settings import Recipe
+from pipelines.training.due import WISHES
+from pipelines.training.from_recipe import build_detector
+from pipelines.training.loss_watch import LossWatch
+from pipelines.training.stopwatch import Stopwatch
+from pipelines.training.train import absolute, check
 
 _STAGES = (0, 1, 2, 3)
 

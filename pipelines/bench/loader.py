@@ -22,15 +22,15 @@ import numpy as np
 import simplejpeg
 import torch.utils.data
 
-from data_shards.build import build_shards
-from data_shards.decode import image_extension
-from data_shards.demo import write_demo
-from data_shards.draws import draw
-from data_shards.loader import TrainingLoader
-from data_shards.manifest import Manifest, load_manifest
-from data_shards.plan import Plan, World, make_plan
+from data_shards.building.build import build_shards
+from data_shards.demo.write import write_demo
+from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.loading.random_draws import draw
+from data_shards.loading.training_loader import TrainingLoader
+from data_shards.order.plan import Plan, World, make_plan
+from data_shards.reading.decode import image_extension
+from data_shards.reading.shards import Shards
 from data_shards.settings import AugmentationSettings
-from data_shards.shards import Shards
 from pipelines import console
 from pipelines.bench.floor import Crop, crop_of, read_all
 from pipelines.bench.memory import memory_growth

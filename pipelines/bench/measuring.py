@@ -8,10 +8,10 @@ import torch
 import torch.distributed
 
 from cluster.workers import WorkerContext
-from data_shards.loader import Batch
+from data_shards.loading.training_loader import Batch
 from pipelines.files import write_json
-from pipelines.loop import Job, Training, mistakes_end_the_run
-from pipelines.settings import Recipe
+from pipelines.recipes.settings import Recipe
+from pipelines.training.loop import Job, Training, mistakes_end_the_run
 
 STEPS_BESIDE_WRITING = 8
 _WARM_UP = 3

@@ -4,8 +4,8 @@ import gc
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_shards.loader import TrainingLoader
-from data_shards.plan import Plan, World
+from data_shards.loading.training_loader import TrainingLoader
+from data_shards.order.plan import Plan, World
 from pipelines import console
 
 

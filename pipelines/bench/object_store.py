@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.loader import TrainingLoader
-from data_shards.manifest import load_manifest
-from data_shards.plan import World, make_plan
-from data_shards.store import open_store
+from data_shards.format.manifest import load_manifest
+from data_shards.loading.training_loader import TrainingLoader
+from data_shards.order.plan import World, make_plan
+from data_shards.storage.store import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 
@@ -204,7 +204,7 @@ def _served(temporary: Path, folder: Path, latency: float, bandwidth: float) -> 
     """A server process for a folder of shards, as `s3://bucket/split`; gives its address."""
     (temporary / "served" / "bucket").mkdir(parents=True)
     (temporary / "served" / "bucket" / "split").symlink_to(folder)
-    command = [sys.executable, "-m", "pipelines.object_server", str(temporary / "served")]
+    command = [sys.executable, "-m", "pipelines.stand_ins.object_server", str(temporary / "served")]
     server = subprocess.Popen(
         [*command, "--latency", str(latency), "--bandwidth", str(bandwidth)], stdout=subprocess.PIPE, text=True
     )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_shards.manifest import MANIFEST_NAME, CocoClass, Manifest, Shard, Source
+from data_shards.format.manifest import MANIFEST_NAME, CocoClass, Manifest, Shard, Source
 
 _SHARDS, _SAMPLES = 100_000, 10_000
 # The kernel's ru_maxrss of a new process counts what its parent held when it began; the high-water mark does not.

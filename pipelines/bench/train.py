@@ -10,9 +10,9 @@ from cluster.workers import run_workers
 from pipelines import console
 from pipelines.bench.measuring import STEPS_BESIDE_WRITING, MeasuredJob, measure_worker
 from pipelines.errors import ConfigError
-from pipelines.settings import Recipe
-from pipelines.stopwatch import PHASES
-from pipelines.train import absolute, check
+from pipelines.recipes.settings import Recipe
+from pipelines.training.stopwatch import PHASES
+from pipelines.training.train import absolute, check
 
 
 def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch.utils.data
 import webdataset
 
-from data_shards.decode import crop_resize, decode_jpeg
-from data_shards.draws import draw
+from data_shards.loading.random_draws import draw
+from data_shards.reading.decode import crop_resize, decode_jpeg
 from data_shards.settings import AugmentationSettings
 
 _MAX_OBJECTS = 128

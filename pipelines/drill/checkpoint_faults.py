@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.drill.faults import fault
 from pipelines.drill.runs import Course, DrillError, running
-from pipelines.drill.s3_server import faulty_store
+from pipelines.stand_ins.s3_proxy import faulty_store
 
 _BUCKET = "drill"
 

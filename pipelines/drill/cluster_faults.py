@@ -3,7 +3,7 @@
 import re
 from contextlib import AbstractContextManager
 
-from cluster.rehearsal import Rehearsal, rehearsal
+from cluster.fake_cluster import Rehearsal, rehearsal
 from pipelines.drill.faults import fault
 from pipelines.drill.runs import PATIENCE, Attempt, Course, DrillError, running
 

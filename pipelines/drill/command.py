@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.plan import Plan
+from data_shards.order.plan import Plan
 from pipelines import console, recipes
-from pipelines.drill.compare import Verdict, compare_runs
 from pipelines.drill.faults import Fault, faults
 from pipelines.drill.runs import Course, DrillError, running
+from pipelines.drill.verdict import Verdict, compare_runs
 from pipelines.errors import ConfigError
-from pipelines.recipe import with_flags
-from pipelines.train import absolute, check
+from pipelines.recipes.recipe import with_flags
+from pipelines.training.train import absolute, check
 
 
 def run_drill(recipe_name: str, flags: Sequence[str], names: Sequence[str], folder: Path, *, as_json: bool) -> bool:

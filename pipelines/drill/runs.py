@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.rehearsal import Rehearsal
+from cluster.fake_cluster import Rehearsal
 from pipelines.errors import ConfigError
 
 _SECONDS = 1200.0

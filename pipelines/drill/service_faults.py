@@ -9,12 +9,12 @@ import time
 import urllib.request
 from pathlib import Path
 
-from cluster.rehearsal import free_port
-from data_shards.store import open_store
+from cluster.fake_cluster import free_port
+from data_shards.storage.store import open_store
 from pipelines import tracking
 from pipelines.drill.faults import fault
 from pipelines.drill.runs import Course, DrillError, running
-from pipelines.drill.s3_server import FaultyStore, faulty_store
+from pipelines.stand_ins.s3_proxy import FaultyStore, faulty_store
 
 _BUCKET = "drill"
 

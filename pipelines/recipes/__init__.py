@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.errors import ConfigError
-from pipelines.recipe import from_yaml
 from pipelines.recipes import ablations, centernet, centernet_tasks, demo, fcos
-from pipelines.settings import Recipe
+from pipelines.recipes.recipe import from_yaml
+from pipelines.recipes.settings import Recipe
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.recipes.centernet import LONG, centernet_dla34_1x
-from pipelines.settings import EvaluationSettings, Recipe
+from pipelines.recipes.settings import EvaluationSettings, Recipe
 
 
 def ablation_test_resolution_original() -> Recipe:

@@ -7,7 +7,7 @@ models, also where the paper says 128 images for all ResNets; the plain ResNets,
 
 from dataclasses import replace
 
-from pipelines.settings import (
+from pipelines.recipes.settings import (
     IMAGENET,
     BatchSettings,
     DataSettings,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from data_shards.settings import AugmentationSettings
 from pipelines.recipes.centernet import ONCE, centernet_dla34_1x, centernet_hourglass104
-from pipelines.settings import (
+from pipelines.recipes.settings import (
     IMAGENET,
     BatchSettings,
     DataSettings,

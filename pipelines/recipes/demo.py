@@ -2,7 +2,7 @@
 
 from cluster.settings import CheckpointSettings
 from data_shards.settings import AugmentationSettings
-from pipelines.settings import (
+from pipelines.recipes.settings import (
     BatchSettings,
     DataSettings,
     DetectorSettings,

@@ -7,7 +7,7 @@ detector's. All start from ImageNet weights: the paper's ResNets by way of Detec
 from dataclasses import replace
 
 from data_shards.settings import AugmentationSettings
-from pipelines.settings import (
+from pipelines.recipes.settings import (
     IMAGENET,
     BatchSettings,
     DataSettings,

@@ -6,9 +6,9 @@ disk (`spool`); a background thread (`tracker`) delivers it (`delivery`) to the 
 MLflow.
 """
 
-from pipelines.tracking.access import absolute_uri, logged_steps, metric_name
-from pipelines.tracking.afterwards import log_afterwards
 from pipelines.tracking.delivery import Delivery, deliver_spool
+from pipelines.tracking.late_metrics import log_afterwards
+from pipelines.tracking.mlflow_client import absolute_uri, logged_steps, metric_name
 from pipelines.tracking.run import RUN_TAG, RunRecord, end_run, start_run
 from pipelines.tracking.tracker import Tracker, log_recipe_and_versions, start_system_metrics
 

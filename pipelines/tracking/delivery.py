@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.files import read_json, write_json
-from pipelines.tracking.access import LONGEST_PAUSE_SECONDS, LONGEST_TAG, brief, open_client, quiet_retries, shown
+from pipelines.tracking.mlflow_client import (
+    LONGEST_PAUSE_SECONDS,
+    LONGEST_TAG,
+    brief,
+    open_client,
+    quiet_retries,
+    shown,
+)
 from pipelines.tracking.run import RunRecord, open_run
 from pipelines.tracking.spool import METRICS_PER_LINE, JsonLines, sole_delivery
 

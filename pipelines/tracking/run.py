@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from pipelines.errors import ConfigError
 from pipelines.files import read_json, write_json
-from pipelines.tracking.access import (
+from pipelines.tracking.mlflow_client import (
     LONGEST_NAME,
     LONGEST_PARAM,
     LONGEST_TAG,

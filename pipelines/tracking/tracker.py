@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from pipelines.files import read_json
-from pipelines.tracking.access import LONGEST_PAUSE_SECONDS, brief, metric_name, open_client, shown
 from pipelines.tracking.delivery import Delivery, warn_of_rest
+from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, brief, metric_name, open_client, shown
 from pipelines.tracking.run import RunRecord
 from pipelines.tracking.spool import SpoolWriter
 

@@ -22,7 +22,7 @@ def _join(
 ) -> None:
     import os
 
-    from cluster.engine import bootstrap
+    from cluster.engine.engine import bootstrap
 
     torch.set_num_threads(1)
     bootstrap(torch.device("cpu"))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ClusterError
-from cluster.rehearsal import free_port
+from cluster.fake_cluster import free_port
 from cluster.submit import JobServer, carried_environment, job_prefix
 
 

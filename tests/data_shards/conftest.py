@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.build import BuildReport, build_shards
-from pipelines.object_server import ObjectServer
+from data_shards.building.build import BuildReport, build_shards
+from pipelines.stand_ins.object_server import ObjectServer
 from tests.data_shards.samples import document, write_coco
 
 
@@ -37,8 +37,8 @@ def object_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr("data_shards.s3_reading._FIRST_DELAY_SECONDS", 0.01)
-    monkeypatch.setattr("data_shards.s3_reading._LONGEST_DELAY_SECONDS", 0.1)
+    monkeypatch.setattr("data_shards.storage.s3_object._FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr("data_shards.storage.s3_object._LONGEST_DELAY_SECONDS", 0.1)
     with ObjectServer() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         yield server

@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_shards.index import ShardIndex
-from data_shards.manifest import Manifest, load_manifest
+from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.format.shard_index import ShardIndex
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 44, "name": "bottle"}]
 

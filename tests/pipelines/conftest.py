@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.build import build_shards
+from data_shards.building.build import build_shards
 from tests.data_shards.samples import document, write_coco
 
 

@@ -189,12 +189,12 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
 
     import torch
 
-    from cluster.checkpoint import CheckpointFolder
-    from cluster.engine import TrainingState
-    from data_shards.manifest import load_manifest
+    from cluster.checkpoints.checkpoint import CheckpointFolder
+    from cluster.engine.engine import TrainingState
+    from data_shards.format.manifest import load_manifest
     from pipelines import recipes
-    from pipelines.building import build_detector
-    from pipelines.recipe import to_dict, with_flags
+    from pipelines.recipes.recipe import to_dict, with_flags
+    from pipelines.training.from_recipe import build_detector
 
     manifest = load_manifest(str(small_shards / "train"))
     recipe = with_flags(recipes.get("demo"), [*SMALL, "--data.validation", str(small_shards / "val")])

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import recipes
 from pipelines.cli import command_line
-from pipelines.recipe import with_flags
+from pipelines.recipes.recipe import with_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 

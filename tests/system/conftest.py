@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.build import build_shards
-from data_shards.demo import write_demo
+from data_shards.building.build import build_shards
+from data_shards.demo.write import write_demo
 from tests.system.commands import train
 
 

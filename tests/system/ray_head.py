@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.rehearsal import free_port
+from cluster.fake_cluster import free_port
 
 SCRIPTS = Path(sys.executable).parent
 TOKEN = "0123456789abcdef0123456789abcdef"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.rehearsal import free_port
+from cluster.fake_cluster import free_port
 from tests.system.commands import train
 from tests.system.ray_head import Head, ray_head
 

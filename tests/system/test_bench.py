@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stopwatch import PHASES
+from pipelines.training.stopwatch import PHASES
 from tests.system.commands import TINY, Command
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ import yaml
 
 from pipelines import recipes
 from pipelines.cli import command_line
-from pipelines.recipe import with_flags
-from pipelines.train import check_places
+from pipelines.recipes.recipe import with_flags
+from pipelines.training.train import check_places
 from tests.system.commands import train
 from tests.system.ray_head import ray_head
 
@@ -234,7 +234,7 @@ def test_a_node_that_goes_away_tells_ray_and_has_time_for_a_checkpoint() -> None
     pod = _kuberay("ray_cluster.yaml")["spec"]["workerGroupSpecs"][0]["template"]["spec"]
     hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
     _, path, action, _, seconds = shlex.split(hook)
-    assert f"COPY cluster/leaving.py {path}" in (KUBERAY / "Dockerfile").read_text()
+    assert f"COPY cluster/announce_preemption.py {path}" in (KUBERAY / "Dockerfile").read_text()
     assert action == "now"
     assert int(seconds) < pod["terminationGracePeriodSeconds"]
 

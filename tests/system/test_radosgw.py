@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from data_shards.errors import DataError
-from data_shards.loader import TrainingLoader
-from data_shards.manifest import load_manifest
-from data_shards.plan import World, make_plan
-from data_shards.store import open_store
+from data_shards.format.manifest import load_manifest
+from data_shards.loading.training_loader import TrainingLoader
+from data_shards.order.plan import World, make_plan
+from data_shards.storage.store import open_store
+from tests.data_shards.building.test_transfer import files
 from tests.data_shards.samples import document, write_coco
-from tests.data_shards.test_transfer import files
 from tests.system.commands import Command
 
 pytestmark = pytest.mark.slow

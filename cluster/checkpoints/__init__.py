@@ -1,0 +1,1 @@
+"""Checkpoints of a run: written to a folder, copied to a bucket, found again."""

@@ -1,0 +1,1 @@
+"""From COCO, VOC or YOLO annotations to shards; moving shards between stores."""

@@ -1,0 +1,62 @@
+"""Smaller images for smaller shards, where that was asked for: decoded, resized, encoded again, labels with them."""
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import simplejpeg
+
+from data_shards.building.coco import CocoImage
+from data_shards.reading.decode import decode_jpeg
+
+Json = dict[str, Any]
+
+
+def shrunk_size(width: int, height: int, max_size: int) -> tuple[int, int]:
+    """Width and height with the longer side at most `max_size` pixels; 0 sets no limit."""
+    longer = max(width, height)
+    if not max_size or longer <= max_size:
+        return width, height
+    return max(1, round(width * max_size / longer)), max(1, round(height * max_size / longer))
+
+
+def shrink(image: CocoImage, data: bytes, max_size: int, quality: int) -> tuple[CocoImage, bytes]:
+    """An image and its annotations at most `max_size` pixels long; what is no longer than that stays as it is.
+
+    Pixels are averaged (OpenCV's INTER_AREA) and stored upright as JPEG without metadata. Boxes, areas, joints,
+    polygons and the camera's matrix are scaled by the exact ratio of the sides. A segmentation in run lengths cannot
+    be, and is left out.
+    """
+    width, height = shrunk_size(image.width, image.height, max_size)
+    if (width, height) == (image.width, image.height):
+        return image, data
+    pixels = cv2.resize(decode_jpeg(data), (width, height), interpolation=cv2.INTER_AREA)
+    x, y = width / image.width, height / image.height
+    calibration = image.calibration
+    if calibration is not None:
+        calibration = [[factor * value for value in row] for factor, row in zip((x, y, 1.0), calibration, strict=True)]
+    smaller = replace(
+        image,
+        width=width,
+        height=height,
+        annotations=tuple(_scaled(item, x, y) for item in image.annotations),
+        calibration=calibration,
+    )
+    return smaller, simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
+
+
+def _scaled(annotation: Json, x: float, y: float) -> Json:
+    left, upper, width, height = annotation["bbox"]
+    scaled = annotation | {"bbox": [left * x, upper * y, width * x, height * y]}
+    if isinstance(area := annotation.get("area"), int | float):
+        scaled["area"] = area * x * y
+    if isinstance(joints := annotation.get("keypoints"), list) and len(joints) % 3 == 0:
+        scaled["keypoints"] = [value * (x, y, 1)[place % 3] for place, value in enumerate(joints)]
+    polygons = annotation.get("segmentation")
+    if isinstance(polygons, list):
+        scaled["segmentation"] = [
+            [value * (x, y)[place % 2] for place, value in enumerate(polygon)] for polygon in polygons
+        ]
+    elif polygons is not None:
+        del scaled["segmentation"]
+    return scaled

@@ -1,0 +1,279 @@
+"""Moving whole data sets between a folder and S3, without a wrong or half a file on either side.
+
+Every file is hashed where it arrives and compared with the manifest, and the manifest goes last: a transfer that is cut
+off leaves no data set, and the same command goes on with the files that are still missing.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from data_shards.counting import counted
+from data_shards.errors import DataError
+from data_shards.format.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
+from data_shards.storage.store import Sink, Store, open_store
+
+_ATTEMPTS = 2
+_LOCK = ".transfer.lock"
+
+
+@dataclass(frozen=True)
+class TransferProgress:
+    """How far a transfer is."""
+
+    shards: int
+    total_shards: int
+    bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What a transfer did."""
+
+    source: str
+    destination: str
+    manifest: Manifest
+    copied_shards: int
+    """Shards that were not there, or not as the manifest says; the others were left alone."""
+    copied_bytes: int
+
+    def describe(self) -> str:
+        """One line for people."""
+        manifest = self.manifest
+        kept = len(manifest.shards) - self.copied_shards
+        return (
+            f"{self.destination}: {counted(len(manifest.shards), 'shard')} with "
+            f"{counted(manifest.num_samples, 'image')}, manifest {manifest.digest[:6]}, every byte compared; "
+            f"{self.copied_shards:,} copied ({self.copied_bytes / 1e6:,.1f} MB), {kept:,} were there"
+        )
+
+
+def pull_shards(
+    location: str,
+    folder: str | os.PathLike[str],
+    *,
+    threads: int = 4,
+    progress: Callable[[TransferProgress], None] = lambda _: None,
+    overwrite: bool = False,
+) -> TransferReport:
+    """Copy a split, such as `s3://bucket/prefix/train`, into a folder.
+
+    Args:
+        location: where the manifest lies.
+        folder: where it will lie; made where it is missing.
+        threads: so many shards at the same time.
+        progress: called after each shard.
+        overwrite: replace another data set that the folder holds.
+
+    Raises:
+        DataError: there are no shards at the location, the folder is none, holds another data set or is being written
+            by another transfer, or a shard does not arrive as the manifest says.
+    """
+    destination = open_store(folder)
+    if destination.local_path("") is None:
+        raise DataError(f"cannot pull into {destination.location}: give a folder. `aweigh shards push` writes to S3.")
+    source = open_store(location)
+    text = _manifest_text(source)
+    with _only_writer(Path(folder).expanduser()):
+        return _transfer(source, text, destination, threads, progress, overwrite)
+
+
+def push_shards(
+    folder: str | os.PathLike[str],
+    location: str,
+    *,
+    threads: int = 4,
+    progress: Callable[[TransferProgress], None] = lambda _: None,
+    overwrite: bool = False,
+) -> TransferReport:
+    """Copy a split from a folder to S3. What lies there is read back and compared: no client notices flipped bytes.
+
+    Raises:
+        DataError: as `pull_shards`; the shards of the folder are compared with their manifest, too.
+    """
+    source = open_store(folder)
+    if source.local_path("") is None:
+        raise DataError(f"cannot push from {source.location}: give a folder. `aweigh shards pull` reads from S3.")
+    return _transfer(source, _manifest_text(source), open_store(location), threads, progress, overwrite)
+
+
+def stored_sha256(store: Store, name: str) -> str:
+    """The sha256 of what a store gives for a name, read to the end."""
+    digest = _Digest()
+    store.stream(name, digest)
+    return digest.hexdigest()
+
+
+class _Digest:
+    """Hashes what is written to it, on its way into a file if there is one."""
+
+    def __init__(self, sink: Sink | None = None) -> None:
+        self._digest = hashlib.sha256()
+        self._sink = sink
+
+    def write(self, data: bytes, /) -> int:
+        self._digest.update(data)
+        if self._sink is not None:
+            self._sink.write(data)
+        return len(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _manifest_text(source: Store) -> bytes:
+    if not source.exists(MANIFEST_NAME):
+        raise DataError(f"there are no shards at {source.location}: it has no {MANIFEST_NAME}. Give LOCATION/SPLIT.")
+    return source.read_bytes(MANIFEST_NAME)
+
+
+def _transfer(
+    source: Store,
+    text: bytes,
+    destination: Store,
+    threads: int,
+    progress: Callable[[TransferProgress], None],
+    overwrite: bool,
+) -> TransferReport:
+    if threads < 1:
+        raise DataError(f"threads is {threads}; set it to 1 or more.")
+    manifest = parse_manifest(text, f"{source.location}/{MANIFEST_NAME}")
+    destination.check_writable()
+    replaced = _make_room(destination, manifest, overwrite)
+    copied_shards = copied_bytes = done = done_bytes = 0
+    pool = ThreadPoolExecutor(threads)
+    try:
+        running = {pool.submit(_bring_shard, source, destination, shard): shard for shard in manifest.shards}
+        for future in as_completed(running):
+            if future.result():
+                copied_shards += 1
+                copied_bytes += running[future].bytes
+            done, done_bytes = done + 1, done_bytes + running[future].bytes
+            progress(TransferProgress(done, len(manifest.shards), done_bytes, manifest.num_bytes))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    destination.write_bytes(MANIFEST_NAME, text)
+    _check_arrived(destination, MANIFEST_NAME, hashlib.sha256(text).hexdigest())
+    kept = {name for shard in manifest.shards for name in (shard.name, shard.index)}
+    for name in {name for shard in replaced for name in (shard.name, shard.index)} - kept:
+        destination.delete(name)
+    return TransferReport(source.location, destination.location, manifest, copied_shards, copied_bytes)
+
+
+def _make_room(destination: Store, manifest: Manifest, overwrite: bool) -> tuple[Shard, ...]:
+    """Take another data set's manifest away; gives its shards, which go when the new ones are there."""
+    if not destination.exists(MANIFEST_NAME):
+        return ()
+    try:
+        there = parse_manifest(destination.read_bytes(MANIFEST_NAME), f"{destination.location}/{MANIFEST_NAME}")
+    except DataError:
+        if not overwrite:
+            raise
+        there = None
+    if there is not None and there.digest == manifest.digest:
+        return ()
+    if not overwrite:
+        assert there is not None
+        raise DataError(
+            f"{destination.location} already holds another data set ({there.num_samples:,} images, manifest "
+            f"{there.digest[:6]}, not {manifest.digest[:6]}). Choose another place, or pass --overwrite to replace it."
+        )
+    # Gone first: a manifest must never stand beside shards it does not describe.
+    destination.delete(MANIFEST_NAME)
+    return there.shards if there is not None else ()
+
+
+def _bring_shard(source: Store, destination: Store, shard: Shard) -> bool:
+    """Bring one shard and its index; whether any of it had to be copied."""
+    index = _bring(source, destination, shard.index, shard.index_sha256)
+    return _bring(source, destination, shard.name, shard.sha256) or index
+
+
+def _bring(source: Store, destination: Store, name: str, sha256: str) -> bool:
+    if destination.exists(name) and stored_sha256(destination, name) == sha256:
+        return False
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _copy(source, destination, name, sha256)
+            return True
+        except _WrongBytes as error:
+            # Bytes can be damaged on the way; what is wrong twice is wrong where it lies.
+            if attempt == _ATTEMPTS:
+                raise DataError(
+                    f"{error.where}/{name} does not match the manifest of {source.location}: sha256 {error.found}, "
+                    f"expected {sha256}, {_ATTEMPTS} times. Build or copy the shard again."
+                ) from None
+    raise AssertionError("unreachable")
+
+
+class _WrongBytes(Exception):  # noqa: N818 - it never leaves this module
+    def __init__(self, where: str, found: str) -> None:
+        self.where, self.found = where, found
+
+
+def _copy(source: Store, destination: Store, name: str, sha256: str) -> None:
+    final = destination.local_path(name)
+    if final is None:
+        path = source.local_path(name)
+        assert path is not None
+        if (found := stored_sha256(source, name)) != sha256:
+            raise _WrongBytes(source.location, found)
+        destination.upload(path, name)
+        if (found := stored_sha256(destination, name)) != sha256:
+            raise _WrongBytes(destination.location, found)
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
+    try:
+        with _explained(part), open(part, "wb") as file:
+            digest = _Digest(file)
+            source.stream(name, digest)
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != sha256:
+            raise _WrongBytes(source.location, digest.hexdigest())
+        os.replace(part, final)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_arrived(destination: Store, name: str, sha256: str) -> None:
+    if stored_sha256(destination, name) != sha256:
+        destination.delete(name)
+        raise DataError(f"{destination.location}/{name} did not arrive as it was written. Run the command again.")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write {path.parent}: {error.strerror or error}. Free some space there.") from error
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """The folder for us alone, without the parts that a killed transfer left in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / _LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise DataError(f"another transfer is writing {folder}. Wait for it, or choose another folder.") from error
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}. Choose another folder.") from error
+    try:
+        for part in folder.glob(".*.part"):
+            part.unlink(missing_ok=True)
+        yield
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,1 @@
+"""Verify shards, and examine what is in them."""

@@ -1,0 +1,1 @@
+"""A small data set that is drawn on the spot."""

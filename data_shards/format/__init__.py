@@ -1,0 +1,1 @@
+"""What is written beside the shards: the manifest and each shard's index."""

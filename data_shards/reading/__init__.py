@@ -1,0 +1,1 @@
+"""From a shard's bytes to upright pixels and geometry."""

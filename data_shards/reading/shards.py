@@ -1,0 +1,336 @@
+"""Reading samples out of shards, wherever they lie, and never a wrong byte.
+
+A shard in a folder is read in place; one in S3 is fetched once for all processes of the machine into the cache
+(`cache.py`), ahead of its use where the order is known (`ahead.py`). Either way the whole file is checked against the
+manifest when a process first opens it, and again only if the file has changed since; every image is also checked by its
+own CRC.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.manifest import Manifest, Shard
+from data_shards.format.shard_index import ShardIndex
+from data_shards.order.node_schedule import NodeSchedule
+from data_shards.order.plan import Plan, World
+from data_shards.reading.prefetch import FetchAhead, Wanted
+from data_shards.storage.node_cache import NodeCache, default_cache_folder
+from data_shards.storage.store import Store, open_store, write_at
+
+_FETCHES = 3
+_HURRIED_RANGES = 4
+# Of the 1,024 files that a process may have open as a rule.
+_KEPT_FILES = 256
+
+_Identity = tuple[int, int, int, int]
+
+# Files of this process that match their sha256, by what the file system says of them.
+_verified: dict[tuple[_Identity, str], None] = {}
+_verifying = threading.Lock()
+
+
+class Shards:
+    """The samples of a data set, by shard and row. Safe to use from several threads.
+
+    Args:
+        location: where the shards lie.
+        manifest: what they are.
+        cache_folder: where shards from S3 are kept; see `cache.default_cache_folder`.
+        cache_bytes: how many bytes of them; 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        location: str | Store,
+        manifest: Manifest,
+        cache_folder: str | os.PathLike[str] | None = None,
+        *,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.store = location if isinstance(location, Store) else open_store(location)
+        self.manifest = manifest
+        self.cache = NodeCache(cache_folder if cache_folder is not None else default_cache_folder(), cache_bytes)
+        self._ahead: FetchAhead | None = None
+        self._stop = threading.Event()
+        self._indexes: dict[int, ShardIndex] = {}
+        self._locks = [threading.Lock() for _ in manifest.shards]
+        self._kept: dict[int, int] = {}
+        """Descriptors of verified files that are read in place."""
+
+    def fetch_ahead(self, plan: Plan, world: World, step: int, stop_step: int | None = None) -> None:
+        """From now on fetch what this rank's node needs next, from a step on, and keep it while it is needed.
+
+        Nothing happens where shards are read in place. `reached` says how far the reading is, `close` ends it.
+
+        Raises:
+            DataError: the cache is smaller than what the node needs at the same time.
+        """
+        schedule = self.schedule(plan, world, stop_step)
+        if schedule is not None:
+            self._ahead = FetchAhead(self.cache, self.manifest, schedule, world, self._bring, step)
+
+    def schedule(self, plan: Plan, world: World, stop_step: int | None = None) -> NodeSchedule | None:
+        """What this rank's node needs when; None where shards are read in place.
+
+        Raises:
+            DataError: the cache is smaller than what the node needs at the same time.
+        """
+        if self.store.local_path("") is not None:
+            return None
+        sizes = np.array([shard.bytes for shard in self.manifest.shards], dtype=np.int64)
+        schedule = NodeSchedule(plan, sizes, world, stop_step)
+        budget = self.cache.budget
+        if budget and budget < schedule.least_bytes:
+            raise DataError(
+                f"a cache of {budget / 1e9:,.3g} GB is too small for {self.store.location}: this node needs up to "
+                f"{schedule.least_bytes / 1e9:,.3g} GB of shards at the same time. Set data.cache_gb to that or more "
+                "(0 for no limit), or take more nodes; `aweigh shards plan` shows what each needs."
+            )
+        return schedule
+
+    def reached(self, step: int) -> None:
+        """No sample of an earlier step will be read any more."""
+        if self._ahead is not None:
+            self._ahead.reached(step)
+
+    def close(self) -> None:
+        """Stop fetching, and need nothing of the cache any more. Closing twice is fine."""
+        self._stop.set()
+        if self._ahead is not None:
+            self._ahead.close()
+        self.cache.close()
+        kept, self._kept = self._kept, {}
+        for file in kept.values():
+            os.close(file)
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of one shard, kept in memory once it was asked for."""
+        known = self._indexes.get(shard)
+        if known is None:
+            with self._locks[shard]:
+                known = self._indexes.get(shard) or self._read_index(shard)
+                self._indexes[shard] = known
+        return known
+
+    def size(self, shard: int, row: int) -> tuple[int, int]:
+        """Height and width of one image, in pixels, without reading it."""
+        index = self.index(shard)
+        return int(index.heights[row]), int(index.widths[row])
+
+    def read_image(self, shard: int, row: int) -> bytes:
+        """The encoded bytes of one image.
+
+        Raises:
+            DataError: the shard or the image is not what the manifest and the index say.
+        """
+        index = self.index(shard)
+        data = self._read(shard, int(index.image_offsets[row]), int(index.image_sizes[row]))
+        if zlib.crc32(data) != index.image_crc32[row]:
+            raise DataError(
+                f"{self._where(shard)}, image {index.image_ids[row]}: its bytes do not match the index "
+                f"(CRC-32 {zlib.crc32(data):08x}, expected {index.image_crc32[row]:08x}). The disk or the "
+                "shard is damaged; build or fetch it again."
+            )
+        return data
+
+    def read_json(self, shard: int, row: int) -> dict[str, Any]:
+        """The JSON of one sample, as `build_shards` wrote it."""
+        index = self.index(shard)
+        return json.loads(self._read(shard, int(index.json_offsets[row]), int(index.json_sizes[row])))
+
+    def verify(self) -> None:
+        """Compare every shard and index with the manifest, byte for byte; shards in S3 are fetched for it.
+
+        Raises:
+            DataError: names the first that is not what was built.
+        """
+        for shard in range(len(self.manifest.shards)):
+            self.verify_shard(shard)
+
+    def verify_shard(self, shard: int) -> None:
+        """The same for one shard and its index; the shard is read even if this process found it whole before."""
+        self.index(shard)
+        os.close(self._open(shard, again=True))
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        kept = self._kept.get(shard)
+        if kept is not None:
+            data = os.pread(kept, size, offset)
+        else:
+            file = self._open(shard)
+            try:
+                data = os.pread(file, size, offset)
+            finally:
+                self._keep_or_close(shard, file)
+        if len(data) != size:
+            raise DataError(f"{self._where(shard)} ends inside a sample. Build or fetch it again.")
+        return data
+
+    def _keep_or_close(self, shard: int, file: int) -> None:
+        # A file of the cache may be evicted, and an open one would go on taking room.
+        in_place = self.store.local_path("") is not None
+        if in_place and len(self._kept) < _KEPT_FILES and self._kept.setdefault(shard, file) == file:
+            return
+        os.close(file)
+
+    def _open(self, shard: int, *, again: bool = False) -> int:
+        """A descriptor of the shard's verified file."""
+        in_place = self.store.local_path(self.manifest.shards[shard].name)
+        if in_place is not None:
+            file = self._descriptor(shard, in_place)
+            self._verify_or_close(shard, file, again=again)
+            return file
+        file = self._cached(shard)
+        damaged = os.fstat(file).st_ino
+        try:
+            self._verify_or_close(shard, file, again=again)
+            return file
+        except DataError:
+            file = self._cached(shard, damaged)
+            self._verify_or_close(shard, file)
+            return file
+
+    def _verify_or_close(self, shard: int, file: int, *, again: bool = False) -> None:
+        try:
+            self._verify(shard, file, again=again)
+        except DataError:
+            os.close(file)
+            raise
+
+    def _descriptor(self, shard: int, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(
+                f"{self._where(shard)} cannot be opened ({os.strerror(error.errno or 0)}). Build or fetch it again."
+            ) from error
+
+    def _verify(self, shard: int, file: int, *, again: bool = False) -> None:
+        record = self.manifest.shards[shard]
+        identity = _identity(file)
+        if not again and (identity, record.sha256) in _verified:
+            return
+        with self._locks[shard]:
+            if not again and (identity, record.sha256) in _verified:
+                return
+            self._check(record, file)
+            self._remember(record, file)
+
+    def _remember(self, record: Shard, file: int) -> None:
+        with _verifying:
+            _verified[(_identity(file), record.sha256)] = None
+
+    def _check(self, record: Shard, file: int) -> None:
+        where = f"{self.store.location}/{record.name}"
+        found_bytes = os.fstat(file).st_size
+        if found_bytes != record.bytes:
+            raise DataError(
+                f"shard {where} has {found_bytes:,} bytes, the manifest says {record.bytes:,}. "
+                "It is not the shard that was built; build or copy it again."
+            )
+        found = _sha256(file)
+        if found != record.sha256:
+            raise DataError(
+                f"shard {where} does not match the manifest: sha256 {found}, expected {record.sha256}. "
+                "It is not the shard that was built; build or copy it again."
+            )
+
+    def _cached(self, shard: int, damaged: int | None = None) -> int:
+        """A descriptor of the cache's file, fetched where it is missing or is still the damaged inode."""
+        record = self.manifest.shards[shard]
+        path = self.cache.shard_path(record.sha256)
+        if self._ahead is None:
+            self.cache.touch(record.sha256)
+        while True:
+            if damaged is None:
+                with self.cache.explained(), suppress(FileNotFoundError):
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.cache.obtain(path, record.bytes, lambda file: self._fetch(record, file, hurry=True), damaged=damaged)
+            # It is whole, and may be gone again: then it is fetched again.
+            damaged = None
+
+    def _fetch(self, record: Shard, file: int, *, hurry: bool) -> None:
+        """Write a whole shard into a descriptor. Bytes can be damaged on the way, and no S3 client notices."""
+        for attempt in range(1, _FETCHES + 1):
+            found = self.store.fetch(record.name, file, ranges=_HURRIED_RANGES if hurry else 1, stop=self._stop)
+            os.ftruncate(file, found)
+            try:
+                self._check(record, file)
+                self._remember(record, file)
+                return
+            except DataError as error:
+                if attempt == _FETCHES:
+                    raise DataError(f"{error} It was fetched {_FETCHES} times.") from None
+
+    def _bring(self, item: Wanted, hurry: bool) -> bool:
+        """Fetch one file ahead of its use; whether it is here now."""
+        record = self.manifest.shards[item.shard]
+        if item.is_index:
+            self.index(item.shard)
+            return True
+        path = self.cache.shard_path(record.sha256)
+        return self.cache.obtain(path, record.bytes, lambda file: self._fetch(record, file, hurry=hurry), waiting=False)
+
+    def _read_index(self, shard: int) -> ShardIndex:
+        record = self.manifest.shards[shard]
+        where = f"{self.store.location}/{record.index}"
+        if self.store.local_path(record.index) is not None:
+            data = self.store.read_bytes(record.index)
+            self._check_index(record, data)
+            return ShardIndex.from_bytes(data, where)
+        path = self.cache.index_path(record.index_sha256)
+        self.cache.obtain(path, 0, lambda file: self._fetch_index(record, file))
+        with self.cache.explained():
+            data, inode = path.read_bytes(), path.stat().st_ino
+        try:
+            self._check_index(record, data)
+        except DataError:
+            self.cache.obtain(path, 0, lambda file: self._fetch_index(record, file), damaged=inode)
+            data = path.read_bytes()
+            self._check_index(record, data)
+        return ShardIndex.from_bytes(data, where)
+
+    def _fetch_index(self, record: Shard, file: int) -> None:
+        for attempt in range(1, _FETCHES + 1):
+            data = self.store.read_bytes(record.index)
+            try:
+                self._check_index(record, data)
+                write_at(file, data, 0)
+                return
+            except DataError as error:
+                if attempt == _FETCHES:
+                    raise DataError(f"{error} It was fetched {_FETCHES} times.") from None
+
+    def _check_index(self, record: Shard, data: bytes) -> None:
+        found = hashlib.sha256(data).hexdigest()
+        if found != record.index_sha256:
+            raise DataError(
+                f"index {self.store.location}/{record.index} does not match the manifest: sha256 {found}, expected "
+                f"{record.index_sha256}. Build or copy it again."
+            )
+
+    def _where(self, shard: int) -> str:
+        return f"shard {self.store.location}/{self.manifest.shards[shard].name}"
+
+
+def _identity(file: int) -> _Identity:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _sha256(file: int) -> str:
+    digest = hashlib.sha256()
+    offset = 0
+    while block := os.pread(file, 1 << 20, offset):
+        digest.update(block)
+        offset += len(block)
+    return digest.hexdigest()

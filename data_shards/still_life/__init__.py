@@ -1,1 +1,0 @@
-"""Procedural photographs of things on a table, for the demonstration set."""

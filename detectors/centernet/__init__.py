@@ -1,0 +1,1 @@
+"""CenterNet (Objects as Points): boxes, human pose and 3D boxes."""

@@ -1,0 +1,329 @@
+"""CenterNet for cars and people in 3D: depth, size in metres and orientation of an object, read at its centre.
+
+On top of the heads for boxes: `dep` is the depth through 1 / sigmoid - 1; `dim` height, width and length in
+metres; `rot` the observation angle in two bins that overlap, each with two logits, sine and cosine. Quirks that
+the published results rest on: Gaussians take their reach from sizes that are not rounded up, and depth, size and
+box losses are means over all slots, empty ones included, so they shrink where objects are few.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
+from detectors.centernet.networks import DLANetwork, DLASettings, Outputs
+from detectors.detector import Detections
+from detectors.errors import DetectorError
+from detectors.settings import configure, require_weight
+from detectors.shared.losses import at_centers, penalty_reduced_focal_loss
+
+_NEARLY_A_CENTER = 0.9999
+"""Value of the heatmap at the centre of an ignored object: no positive, and next to no punishment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterNet3DSettings(CenterNetSettings):
+    """What may be chosen about 3D; the defaults are the published KITTI training."""
+
+    max_objects: int = 50
+    """Annotations of an image that are used, the first ones in file order."""
+    pixel_statistics: Literal["coco", "imagenet"] = "imagenet"
+    """Mean and spread of pixels that inputs are normalised by: COCO's or ImageNet's."""
+    depth_weight: float = 1.0
+    """Weight of the loss on depth, in metres."""
+    dimension_weight: float = 1.0
+    """Weight of the loss on height, width and length, in metres."""
+    rotation_weight: float = 1.0
+    """Weight of the loss on orientation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("depth_weight", "dimension_weight", "rotation_weight"):
+            require_weight(name, getattr(self, name))
+        if self.regression_loss != "l1":
+            raise DetectorError("regression_loss has to be 'l1' in 3D, where the published loss is a mean over slots.")
+        if self.class_specific_size:
+            raise DetectorError("class_specific_size is for boxes; the heads of 3D do not have it.")
+
+
+@dataclass(frozen=True)
+class CenterNet3DTargets(CenterNetTargets):
+    """What the losses are given for a batch, one row per slot.
+
+    `depth` float32 `(batch, max_objects, 1)` and `dimensions` `(batch, max_objects, 3)` in metres; `in_bin` bool
+    and `rotation` float32 `(batch, max_objects, 2)`, whether the angle lies in a bin and how far from its middle;
+    `metric_mask` bool `(batch, max_objects)`, `object_mask` without the images whose scale was changed.
+    """
+
+    depth: Tensor
+    dimensions: Tensor
+    in_bin: Tensor
+    rotation: Tensor
+    metric_mask: Tensor
+
+
+class CenterNet3D(CenterNet):
+    """Objects as points in an image of a calibrated camera."""
+
+    settings: CenterNet3DSettings
+    needs = ("depth", "dimensions", "alpha")
+    # A mirror turns the observation angle around, which nobody has published an average of.
+    test_modes = ("none",)
+    soft_nms = False
+    test_scales = (1.0,)
+
+    def head_channels(self) -> dict[str, int]:
+        """Output channels of each head, under the published names and in their order."""
+        return {"hm": self.num_classes, "dep": 1, "rot": 8, "dim": 3, "wh": 2, "reg": 2}
+
+    @torch.no_grad()
+    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> CenterNet3DTargets:
+        """Targets of a batch; boxes as in `CenterNet.encode`, but for the Gaussian's reach.
+
+        Args:
+            boxes: float32 `(batch, objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame.
+            labels: int64 `(batch, objects)`, -1 for padding. -2 - c says that there is something which is to be
+                ignored for class c (KITTI's vans for cars); -2 - num_classes, for every class ("don't care").
+            input_size: height and width of the input, in pixels.
+            extra: `depth` `(batch, objects)` and `dimensions` `(batch, objects, 3)` as height, width, length, in
+                metres; `alpha` `(batch, objects)`, the observation angle in radians, -pi .. pi; and, where there
+                are any, `rescaled` bool `(batch,)`, images whose augmentation makes depths and sizes wrong.
+
+        Raises:
+            DetectorError: as in `CenterNet.encode`, or a field is missing or has another shape.
+
+        Source:
+            xingyizhou/CenterNet, src/lib/datasets/sample/ddd.py.
+        """
+        fields = self._fields(boxes, extra)
+        objects = self.locate(boxes, labels, input_size)
+        is_object = objects.in_frame & (objects.labels >= 0)
+        rescaled = extra.get("rescaled", torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device))
+        in_bin, rotation = orientation_bins(fields["alpha"])
+        heatmap = self._heatmap(objects.labels, objects.cell, objects.size, objects.in_frame, input_size)
+        return CenterNet3DTargets(
+            heatmap=heatmap,
+            size=torch.where(is_object[..., None], objects.size, 0),
+            offset=torch.where(is_object[..., None], objects.offset, 0),
+            center_index=torch.where(is_object, objects.index, 0),
+            labels=torch.where(is_object, objects.labels, 0),
+            object_mask=is_object,
+            depth=torch.where(is_object, fields["depth"], 0)[..., None],
+            dimensions=torch.where(is_object[..., None], fields["dimensions"], 0),
+            in_bin=in_bin & is_object[..., None],
+            rotation=torch.where(is_object[..., None], rotation, 0),
+            metric_mask=is_object & ~rescaled[:, None],
+        )
+
+    def losses(self, outputs: Outputs, targets: CenterNetTargets) -> dict[str, Tensor]:
+        """Focal loss, means of absolute differences over all slots, and the loss of the two bins.
+
+        Returns:
+            Scalars float32 "heatmap", "size", "offset", "depth", "dimension" and "rotation", unweighted, and
+            "loss".
+
+        Source:
+            xingyizhou/CenterNet, src/lib/trains/ddd.py.
+        """
+        targets = cast(CenterNet3DTargets, targets)
+        settings = self.settings
+        names = ("heatmap", "size", "offset", "depth", "dimension", "rotation")
+        parts = dict.fromkeys(names, torch.zeros((), device=targets.heatmap.device))
+        for maps in outputs:
+            read = {name: at_centers(maps[name], targets.center_index).float() for name in maps if name != "hm"}
+            of_stack = {
+                "heatmap": penalty_reduced_focal_loss(maps["hm"], targets.heatmap),
+                "size": mean_over_slots(read["wh"], targets.size, targets.object_mask),
+                "offset": mean_over_slots(read["reg"], targets.offset, targets.object_mask),
+                "depth": mean_over_slots(depth_of(read["dep"]), targets.depth, targets.metric_mask),
+                "dimension": mean_over_slots(read["dim"], targets.dimensions, targets.metric_mask),
+                "rotation": rotation_loss(read["rot"], targets.in_bin, targets.rotation, targets.object_mask),
+            }
+            parts = {name: parts[name] + of_stack[name] / len(outputs) for name in names}
+        weighted = [getattr(settings, f"{name}_weight") * parts[name] for name in names]
+        return {**parts, "loss": torch.stack(weighted).sum()}
+
+    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
+        """Boxes as CenterNet's, with `box3d` `(objects, 7)`, all of which needs no camera.
+
+        Columns: x and y of the centre in the input frame; depth, height, width and length in metres; alpha, the
+        observation angle in radians, of the bin that is the surer of the two. `place_in_camera` makes locations
+        of these. Published results keep scores above 0.2, and take a box's width and height to the image as if they
+        were a point, which adds a pixel or two to KITTI's heights; here they are sizes.
+
+        Source:
+            xingyizhou/CenterNet, src/lib/models/decode.py, `ddd_decode`; src/lib/utils/ddd_utils.py.
+        """
+        points = self.find(maps, input_size, limit)
+        index = points.peaks.index
+        depth, dimensions = depth_of(at_centers(maps["dep"], index)), at_centers(maps["dim"], index)
+        alpha = surer_angle(at_centers(maps["rot"], index))[..., None]
+        box3d = torch.cat((points.center, depth, dimensions, alpha), dim=-1)
+        return [
+            Detections(boxes, scores, labels, box3d=rows)
+            for boxes, scores, labels, rows in zip(
+                points.boxes, points.peaks.scores, points.peaks.labels, box3d, strict=True
+            )
+        ]
+
+    def _heatmap(
+        self, labels: Tensor, cell: Tensor, size: Tensor, in_frame: Tensor, input_size: tuple[int, int]
+    ) -> Tensor:
+        """Objects and ignored objects; of two on one cell, the later one says whether it is a centre."""
+        batch, slots = labels.shape
+        classes = torch.arange(self.num_classes, device=labels.device)
+        real = in_frame[..., None] & (labels[..., None] == classes)  # batch, slots, classes
+        of_every_class = (labels == -2 - self.num_classes)[..., None]
+        ignored = in_frame[..., None] & ((labels[..., None] == -2 - classes) | of_every_class)
+        planes = classes.expand(batch, slots, -1)
+        cell_of_plane, size_of_plane = (
+            rows[:, :, None].expand(-1, -1, self.num_classes, -1).flatten(1, 2) for rows in (cell, size)
+        )
+        drawn = (real | ignored).flatten(1)
+        heatmap = self.draw(planes.flatten(1), cell_of_plane, size_of_plane, drawn, self.num_classes, input_size)
+
+        height, width = heatmap.shape[-2:]
+        index = cell[..., 1] * width + cell[..., 0]
+        later = torch.ones(slots, slots, dtype=torch.bool, device=labels.device).triu(diagonal=1)
+        covered = (index[:, :, None] == index[:, None]) & later  # batch, slots, later slots
+        is_center_again = (covered[..., None] & real[:, None]).any(dim=2)
+        marked = (ignored & ~is_center_again).flatten()
+        first_cell = torch.arange(batch * self.num_classes, device=labels.device).view(batch, 1, -1) * height * width
+        flat_index = (first_cell + index[..., None]).flatten()
+        # The Gaussian has left a 1 there; what is not marked is sent to cell 0 with a value that lowers nothing.
+        heatmap.view(-1).scatter_reduce_(
+            0,
+            torch.where(marked, flat_index, 0),
+            torch.where(marked, heatmap.new_tensor(_NEARLY_A_CENTER), torch.inf),
+            reduce="amin",
+        )
+        return heatmap
+
+    def _fields(self, boxes: Tensor, extra: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows = tuple(boxes.shape[:2])
+        fields = {}
+        for name, expected in {"depth": rows, "dimensions": (*rows, 3), "alpha": rows}.items():
+            if name not in extra or extra[name].shape != expected:
+                got = f"a shape of {tuple(extra[name].shape)}" if name in extra else "none"
+                raise DetectorError(
+                    f"{self.name} needs {name} of shape {expected} beside boxes of shape {tuple(boxes.shape)}, and "
+                    f"got {got}. Train it on annotations with depth, dimensions and alpha, such as KITTI's."
+                )
+            fields[name] = self.in_slots(extra[name].float())
+        return fields
+
+
+def depth_of(raw: Tensor) -> Tensor:
+    """Depth in metres from the raw output of its head (eq. 10 of the paper)."""
+    return 1 / (raw.sigmoid() + 1e-6) - 1
+
+
+def mean_over_slots(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference over all entries, of which those that `mask` leaves out count as 0.
+
+    Args:
+        values: float32 `(batch, objects, coordinates)`.
+        targets: same shape.
+        mask: bool `(batch, objects)`.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/models/losses.py, `L1Loss`.
+    """
+    return torch.where(mask[..., None], values - targets, 0).abs().mean()
+
+
+def orientation_bins(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the two bins an angle lies in, and its distance from their middles, -pi/2 and pi/2.
+
+    Args:
+        alpha: `(...)` observation angle in radians, -pi .. pi.
+
+    Returns:
+        bool and float32 `(..., 2)`. Around 0 and pi an angle is in both bins; outside of a bin the distance is 0.
+    """
+    sixth = math.pi / 6
+    in_bin = torch.stack(((alpha < sixth) | (alpha > 5 * sixth), (alpha > -sixth) | (alpha < -5 * sixth)), dim=-1)
+    middles = alpha.new_tensor([-math.pi / 2, math.pi / 2])
+    return in_bin, torch.where(in_bin, alpha[..., None] - middles, 0)
+
+
+def rotation_loss(values: Tensor, in_bin: Tensor, rotation: Tensor, mask: Tensor) -> Tensor:
+    """Whether the angle is in a bin, by cross-entropy, and smooth L1 on sine and cosine where it is.
+
+    The cross-entropies are means over all slots: an empty one, its logits taken as 0, adds log 2.
+
+    Args:
+        values: float32 `(batch, objects, 8)`: for each bin the logits of out and in, the sine, the cosine.
+        in_bin: bool `(batch, objects, 2)`.
+        rotation: `(batch, objects, 2)`, distance from the middle of each bin, in radians.
+        mask: bool `(batch, objects)`.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/models/losses.py, `BinRotLoss`. The paper says L1 for sine and cosine.
+    """
+    total = values.new_zeros(())
+    for number, of_bin in enumerate((values[..., :4], values[..., 4:])):
+        logits, sine, cosine = of_bin[..., :2] * mask[..., None], of_bin[..., 2], of_bin[..., 3]
+        inside, angle = in_bin[..., number], rotation[..., number]
+        total = total + functional.cross_entropy(logits.flatten(0, 1), inside.flatten().long())
+        missed = functional.smooth_l1_loss(sine, angle.sin(), reduction="none")
+        missed = missed + functional.smooth_l1_loss(cosine, angle.cos(), reduction="none")
+        total = total + torch.where(inside, missed, 0).sum() / inside.sum().clamp_min(1)
+    return total
+
+
+def surer_angle(rotation: Tensor) -> Tensor:
+    """Observation angle in radians, of the bin whose logit of "in" is larger.
+
+    Args:
+        rotation: `(..., 8)`, as the head gives it.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/utils/post_process.py, `get_alpha`.
+    """
+    first = torch.atan2(rotation[..., 2], rotation[..., 3]) - math.pi / 2
+    second = torch.atan2(rotation[..., 6], rotation[..., 7]) + math.pi / 2
+    return torch.where(rotation[..., 1] > rotation[..., 5], first, second)
+
+
+def place_in_camera(
+    centers: Tensor, depth: Tensor, dimensions: Tensor, alpha: Tensor, calibration: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Location and orientation of objects in the camera's frame.
+
+    Args:
+        centers: `(objects, 2)` as x, y in the image frame.
+        depth: `(objects,)` in metres.
+        dimensions: `(objects, 3)`, height, width, length in metres.
+        alpha: `(objects,)`, observation angle in radians.
+        calibration: `(3, 4)`, the camera's projection matrix (KITTI's P2).
+
+    Returns:
+        `(objects, 3)`, x, y, z in metres of the middle of the object's underside, as KITTI has it, and
+        `(objects,)`, the rotation around the vertical axis in radians, -pi .. pi.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/utils/ddd_utils.py, `ddd2locrot`.
+    """
+    focal, center_x, center_y = calibration[0, 0], calibration[0, 2], calibration[1, 2]
+    z = depth - calibration[2, 3]
+    x = (centers[:, 0] * depth - calibration[0, 3] - center_x * z) / focal
+    y = (centers[:, 1] * depth - calibration[1, 3] - center_y * z) / calibration[1, 1]
+    rotation = alpha + torch.atan2(centers[:, 0] - center_x, focal)
+    rotation = torch.where(rotation > math.pi, rotation - 2 * math.pi, rotation)
+    rotation = torch.where(rotation < -math.pi, rotation + 2 * math.pi, rotation)
+    return torch.stack((x, y + dimensions[:, 0] / 2, z), dim=-1), rotation
+
+
+class CenterNetDLA34In3D(DLANetwork, CenterNet3D):
+    """3D on DLA-34."""
+
+
+def centernet_dla34_3d(num_classes: int = 3, **settings: Any) -> CenterNet3D:
+    """DLA-34 for KITTI's pedestrians, cars and cyclists in 3D: 20.6 M parameters."""
+    network, chosen = configure("centernet_dla34_3d", settings, DLASettings(), CenterNet3DSettings())
+    return CenterNetDLA34In3D(num_classes, network, chosen)

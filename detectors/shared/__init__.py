@@ -1,0 +1,1 @@
+"""Pure functions that several detectors use: boxes, Gaussians, peaks, losses, suppression."""

@@ -1,0 +1,1 @@
+"""Read and write weights files of other libraries."""

@@ -1,0 +1,1 @@
+"""The commands of `aweigh`, one file each."""

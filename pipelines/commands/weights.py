@@ -1,0 +1,191 @@
+"""`aweigh weights …`: published weights brought in with a receipt for every key, and ours written for other code.
+
+Results go to stdout, progress to stderr. Nothing heavy is imported before a command runs.
+"""
+
+import argparse
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detectors import Detector
+    from detectors.weights.published import Receipt
+
+
+def add_weights_commands(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Add `weights` and its actions to the command line."""
+    weights = commands.add_parser("weights", help="bring published weights in, or write ours for other code")
+    actions = weights.add_subparsers(dest="action", metavar="action", required=True, parser_class=type(weights))
+
+    bring = actions.add_parser(
+        "import",
+        help="load a published file, print what became of every key, and write it as .safetensors",
+        description="Takes files of the authors, torchvision, mmdetection, AdelaiDet and ImageNet's, from a path, a "
+        "URL or S3. The detector's settings are set as --detector.settings.NAME VALUE.",
+    )
+    bring.add_argument("file", help="a path, an https:// address, s3://BUCKET/KEY, or imagenet")
+    bring.add_argument("--detector", required=True, metavar="NAME", help="the detector to load it into")
+    bring.add_argument("--num-classes", type=int, help="classes of the file (default: the publication's)")
+    bring.add_argument("--output", type=Path, metavar="SAFETENSORS", help="write the detector's weights here")
+    bring.add_argument("--skip-mismatched", action="store_true", help="leave out tensors of another shape")
+    bring.add_argument("--keys", action="store_true", help="print a line for every key")
+    bring.add_argument("--json", action="store_true", help="print the whole receipt as JSON")
+    bring.set_defaults(run=_import, takes_flags=True)
+    bring.allow_abbrev = False
+
+    write = actions.add_parser(
+        "export",
+        help="write weights as their authors' code loads them",
+        description="A run gives its best checkpoint. A weights file that `aweigh weights import` did not write does "
+        "not say whose it is: name its --detector.",
+    )
+    write.add_argument("source", help="a run, a checkpoint, or a weights file")
+    write.add_argument("--output", type=Path, required=True, metavar="PTH", help="the file to write")
+    write.add_argument("--layout", default="authors", help="authors (default), torchvision, mmdetection or adelaidet")
+    write.add_argument("--detector", metavar="NAME", help="whose weights a file holds, where it does not say so")
+    write.add_argument("--num-classes", type=int, help="its classes (default: the publication's)")
+    write.add_argument("--json", action="store_true", help="print what became of every key as JSON")
+    write.set_defaults(run=_export, takes_flags=True)
+    write.allow_abbrev = False
+
+
+def _import(known: argparse.Namespace) -> None:
+    import torch
+
+    import detectors.weights.published
+    from pipelines import console
+    from pipelines.training.initial_weights import fetch_weights
+
+    if known.output and known.output.suffix != ".safetensors":
+        raise ConfigError(
+            f"--output {known.output}: the weights are written as .safetensors, so give the file that ending. "
+            f"`aweigh weights export` writes .pth."
+        )
+    settings = replace(_settings(known.detector, known.rest), weights=known.file)
+    torch.manual_seed(0)
+    detector = detectors.build(settings.name, known.num_classes, **settings.settings)
+    path = fetch_weights(settings, detector)
+    receipt = detectors.weights.published.load(detector, path, skip_mismatched=known.skip_mismatched)
+    if known.json:
+        print(json.dumps({"detector": settings.name, "num_classes": detector.num_classes, **receipt.as_dict()}))
+    else:
+        print(receipt.summary())
+        if known.keys:
+            _print_keys(receipt)
+    if known.output:
+        _write(detector, known.output, {"settings": json.dumps(settings.settings), "source": path.name})
+        console.say("weights", f"{known.output}, for --detector.weights and `aweigh weights export`")
+
+
+def _export(known: argparse.Namespace) -> None:
+    from detectors.weights.save import save_as
+    from pipelines import console
+
+    if known.output.suffix == ".safetensors":
+        raise ConfigError(
+            f"--output {known.output}: other code loads what torch.save writes, so end it in .pth. "
+            f"`aweigh weights import` writes .safetensors."
+        )
+    detector = _detector_of(Path(known.source), known)
+    exported = save_as(detector, known.output, known.layout)
+    if known.json:
+        parts = {name: getattr(exported, name) for name in ("written", "left_out", "added", "adjusted")}
+        print(json.dumps({"detector": detector.name, "library": exported.library, "path": str(exported.path), **parts}))
+        return
+    print(
+        f"{exported.path}: {len(exported.written)} keys of {detector.name} in the layout of {exported.library}, "
+        f"{len(exported.left_out)} left out, {len(exported.added)} added"
+    )
+    for what, keys in (("left out", exported.left_out), ("added", exported.added), ("adjusted", exported.adjusted)):
+        for reason in dict.fromkeys(keys.values()):
+            alike = [key for key in keys if keys[key] == reason]
+            more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+            print(f"{what}  {alike[0]}{more}: {reason}")
+    console.say("done", f"`aweigh weights import {exported.path} --detector {detector.name}` reads it back")
+
+
+def _settings(name: str, flags: list[str]) -> Any:
+    """Settings of a detector, as a recipe has them."""
+    from pipelines.recipes.recipe import with_flags
+    from pipelines.recipes.settings import DetectorSettings, Recipe
+
+    free = ("--detector.settings.", "--detector.weights_sha256", "--detector.weights-sha256")
+    if other := [flag for flag in flags if flag.startswith("--") and not flag.startswith(free)]:
+        raise ConfigError(f"unknown argument {other[0]!r}; only fields of --detector.settings can be set here.")
+    return with_flags(Recipe(recipe="weights", detector=DetectorSettings(name=name)), flags).detector
+
+
+def _print_keys(receipt: "Receipt") -> None:
+    for key in receipt.loaded:
+        print(f"loaded   {key}")
+    for key, name in receipt.renamed.items():
+        print(f"renamed  {key} → {name}")
+    for key, reason in receipt.skipped.items():
+        print(f"skipped  {key}: {reason}")
+    for key, reason in receipt.missing.items():
+        print(f"missing  {key}: {reason}")
+
+
+def _detector_of(source: Path, known: argparse.Namespace) -> "Detector":
+    """The detector that a run, a checkpoint or a weights file is of, with its weights."""
+    import detectors.weights.published
+
+    if source.is_dir():
+        from pipelines.commands.evaluate import find_checkpoint
+
+        checkpoint = find_checkpoint(source)
+        facts = checkpoint.facts
+        settings = facts["recipe"]["detector"]["settings"]
+        detector = detectors.build(facts["detector"], len(facts["classes"]), **settings)
+        detector.load_state_dict(checkpoint.weights())
+        return detector
+    if not source.is_file():
+        raise ConfigError(f"{source} is not there; give a run's folder, a checkpoint or a weights file.")
+    said = _metadata(source)
+    name = known.detector or said.get("detector")
+    if not name:
+        raise ConfigError(f"{source} does not say which detector it is of; give --detector NAME.")
+    settings = {**json.loads(said.get("settings", "{}")), **_settings(name, known.rest).settings}
+    num_classes = known.num_classes or (int(said["num_classes"]) if "num_classes" in said else None)
+    detector = detectors.build(name, num_classes, **settings)
+    receipt = detectors.weights.published.load(detector, source)
+    if lacking := [key for key, reason in receipt.missing.items() if reason == "not in the file"]:
+        raise ConfigError(f"{source} has no {lacking[0]}: it does not hold all of {name}, so nothing is written.")
+    return detector
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return {}  # whoever loads it says what is wrong
+
+
+def _write(detector: "Detector", path: Path, facts: Mapping[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    metadata = {"detector": detector.name, "num_classes": str(detector.num_classes), **facts}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, unfinished, metadata)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be written: {cause}.") from error

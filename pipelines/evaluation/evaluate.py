@@ -1,0 +1,219 @@
+"""Evaluation: a detector over validation shards, every rank its share, judged by pycocotools on rank 0."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.utils._pytree
+
+from data_shards.format.manifest import Manifest
+from data_shards.loading.training_loader import Batch, coco_ground_truth
+from data_shards.order.plan import World
+from data_shards.reading.samples import Undecodable
+from data_shards.settings import BoxRules
+from data_shards.storage.store import Store
+from detectors import Detections, Detector
+from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
+from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints
+from pipelines.evaluation.views import Found, Reading, detect, open_views
+from pipelines.pictures.drawing import Picture
+from pipelines.recipes.settings import EvaluationSettings
+
+
+@dataclass
+class Evaluation:
+    """What one pass over the validation shards found; complete on rank 0 only."""
+
+    coco: CocoMetrics
+    keypoints: KeypointMetrics | None
+    """Of detectors of joints."""
+    losses: dict[str, float]
+    """Validation losses, the mean over images."""
+    pictures: list[Picture]
+    """The validation images of smallest id, in the input frame, with truth and predictions."""
+    milliseconds_per_image: float
+    """Network, decoding and merging, on one rank, batch by batch."""
+    num_images: int
+
+    @property
+    def score(self) -> float:
+        """What checkpoints are ranked by: AP of keypoints where there are any, else of boxes; may be NaN."""
+        return self.coco.AP if self.keypoints is None else self.keypoints.AP
+
+    def metrics(self) -> dict[str, float]:
+        """By the names that MLflow shows."""
+        losses = {f"val/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in self.losses.items()}
+        keypoints = self.keypoints.as_metrics("val") if self.keypoints else {}
+        return {
+            **self.coco.as_metrics("val"),
+            **keypoints,
+            **losses,
+            "val/milliseconds_per_image": self.milliseconds_per_image,
+        }
+
+
+@dataclass
+class _Share:
+    """What one rank adds up over its images."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    seconds: float = 0.0
+    num_images: int = 0
+
+
+def evaluate(
+    detector: Detector,
+    location: str | Store,
+    manifest: Manifest,
+    settings: EvaluationSettings,
+    *,
+    input_size: tuple[int, int],
+    max_objects: int,
+    cache_folder: str | None,
+    cache_bytes: int = 0,
+    threads: int,
+    device: torch.device,
+    world: World,
+    boxes: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
+    undecodable: Undecodable = "refuse",
+    progress: Callable[[int], None] = lambda num_images: None,
+) -> Evaluation | None:
+    """Measure a detector on validation shards; every rank calls it, and rank 0 is given the result.
+
+    Args:
+        detector: with the weights to judge, on `device`.
+        location: the folder or s3:// prefix with the shards' manifest.
+        manifest: that manifest; its classes are the detector's.
+        settings: geometry, batch, number of detections, test-time augmentation.
+        input_size: height and width of the input, in pixels, for the fixed geometry.
+        max_objects: boxes of an image that enter the validation loss.
+        cache_folder: where shards of S3 are kept.
+        cache_bytes: how many bytes of them; 0 for no limit.
+        threads: decoding threads.
+        device: where the network runs.
+        world: this rank among those that share the images.
+        boxes: which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do.
+        undecodable: what to do about an image that no decoder reads.
+        progress: told how many images this rank has done.
+
+    Raises:
+        DetectorError: the detector was not published with the mode of test-time augmentation.
+    """
+    detector.eval()
+    share = _Share()
+    ground_truth = coco_ground_truth(location, cache_folder=cache_folder, cache_bytes=cache_bytes)
+    pictured = _crowds_of_pictured(ground_truth, settings.pictures, boxes)
+    reading = Reading(location, input_size, max_objects, cache_folder, cache_bytes, threads, world, boxes, undecodable)
+    with open_views(detector, reading, settings) as batches, torch.no_grad():
+        for views in batches:
+            found = detect(detector, [view.to(device) for view in views], settings)
+            _add(share, detector, found, manifest, settings, pictured, boxes)
+            progress(share.num_images)
+    shares = _gathered(share, world)
+    if shares is None:
+        return None
+    num_images = sum(one.num_images for one in shares)
+    losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in shares[0].losses}
+    results = [result for one in shares for result in one.results]
+    return Evaluation(
+        coco=evaluate_boxes(ground_truth, results),
+        keypoints=evaluate_keypoints(ground_truth, results),
+        losses=losses,
+        pictures=sorted((picture for one in shares for picture in one.pictures), key=lambda one: one.image_id),
+        milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
+        num_images=num_images,
+    )
+
+
+def _add(
+    share: _Share,
+    detector: Detector,
+    found: Found,
+    manifest: Manifest,
+    settings: EvaluationSettings,
+    pictured: dict[int, list[bool]],
+    rules: BoxRules,
+) -> None:
+    batch = found.batch
+    share.seconds += found.seconds
+    share.num_images += len(batch.images)
+    _add_losses(share, detector, batch, found.outputs)
+    class_ids = [item.id for item in manifest.classes]
+    for row, one in enumerate(found.detections):
+        image_id = int(batch.image_ids[row])
+        last_pixel = 1.0 if rules.box_ends == "last_pixel" else 0.0
+        share.results += results_from_detections(
+            [image_id] * len(one.scores),
+            (one.boxes + one.boxes.new_tensor([0, 0, last_pixel, last_pixel])).numpy(),
+            one.scores.numpy(),
+            one.labels.numpy(),
+            class_ids,
+            rounding=settings.published_rounding,
+            keypoints=None if one.keypoints is None else one.keypoints[..., :2].numpy(),
+        )
+        if image_id in pictured:
+            share.pictures.append(_picture(batch, row, one, pictured[image_id]))
+
+
+def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -> None:
+    """Losses of one image at a time: a batch's are divided by its objects, and would depend on who shares it.
+
+    There are none where the data lacks what the detector learns from, such as depths in COCO's annotations.
+    """
+    if not batch.extra.keys() >= set(detector.needs):
+        return
+    for row in range(len(batch.images)):
+        own = slice(row, row + 1)
+        extra = {name: values[own] for name, values in batch.extra.items()}
+        targets = detector.encode(batch.boxes[own], batch.labels[own], batch.input_size, **extra)
+        one = torch.utils._pytree.tree_map(lambda maps, own=own: maps[own], outputs)
+        for name, value in detector.losses(one, targets).items():
+            share.losses[name] = share.losses.get(name, 0.0) + float(value)
+
+
+def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Picture:
+    real = batch.labels[row] >= 0
+    height, width = (int(value) for value in batch.original_sizes[row])
+    # Cut the border of the letterbox away: only the photograph is drawn.
+    corners = batch.transforms[row].cpu().double() @ torch.tensor(
+        [[0.0, width], [0.0, height], [1.0, 1.0]], dtype=torch.float64
+    )
+    left, top = (max(0, round(float(value))) for value in corners[:, 0])
+    right, bottom = (round(float(value)) for value in corners[:, 1])
+    shift = torch.tensor([left, top, left, top], dtype=torch.float32)
+    transform = batch.transforms[row].cpu()
+    predicted = (found.boxes.reshape(-1, 2, 2) @ transform[:, :2].T + transform[:, 2]).reshape(-1, 4)
+    pixels = batch.images[row, :, top:bottom, left:right].permute(1, 2, 0).cpu().numpy()
+    return Picture(
+        image=np.ascontiguousarray(pixels),
+        truth_boxes=(batch.boxes[row][real].cpu() - shift).numpy(),
+        truth_labels=batch.labels[row][real].cpu().numpy(),
+        truth_crowd=np.array(crowd[: int(real.sum())], dtype=bool),
+        predicted_boxes=(predicted - shift).numpy(),
+        predicted_scores=found.scores.numpy(),
+        predicted_labels=found.labels.numpy(),
+        image_id=int(batch.image_ids[row]),
+    )
+
+
+def _crowds_of_pictured(ground_truth: dict[str, Any], count: int, rules: BoxRules) -> dict[int, list[bool]]:
+    """The images of smallest id, the same in every world, and which of their boxes are crowds, in file order."""
+    crowds: dict[int, list[bool]] = {image["id"]: [] for image in ground_truth["images"]}
+    for annotation in ground_truth["annotations"]:
+        if annotation["iscrowd"] and rules.crowd == "drop":
+            continue
+        crowds[annotation["image_id"]].append(bool(annotation["iscrowd"]))
+    return {image_id: crowds[image_id] for image_id in sorted(crowds)[:count]}
+
+
+def _gathered(share: _Share, world: World) -> list[_Share] | None:
+    if world.ranks == 1:
+        return [share]
+    shares: list[Any] | None = [None] * world.ranks if world.rank == 0 else None
+    torch.distributed.gather_object(share, shares)
+    return shares

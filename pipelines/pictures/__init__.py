@@ -1,0 +1,1 @@
+"""Draw images, targets and predictions."""

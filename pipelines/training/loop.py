@@ -1,0 +1,318 @@
+"""What every worker does: read, augment, encode, forward, losses, backward, step; evaluate, checkpoint, record."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.engine.engine import BatchSplit, Engine, ResolvedPrecision, resolve_precision, split_batch
+from cluster.errors import ClusterError
+from cluster.stopping import mark_stopped
+from cluster.workers import UnrecoverableError, WorkerContext
+from data_shards.counting import counted
+from data_shards.errors import DataError
+from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.loading.augment import augment
+from data_shards.loading.training_loader import Batch, TrainingLoader
+from data_shards.order.plan import Plan, World, make_plan
+from detectors import DetectorError
+from pipelines import console
+from pipelines.errors import ConfigError
+from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.report import write_report
+from pipelines.files import write_json
+from pipelines.recipes.recipe import to_yaml
+from pipelines.recipes.settings import Recipe
+from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
+from pipelines.training.due import Milestones
+from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, training_loader
+from pipelines.training.recorder import Recorder
+from pipelines.training.resuming import lost_line
+from pipelines.training.sample_ledger import Ledger
+from pipelines.training.saving import Saver
+from pipelines.training.stopwatch import Stopwatch
+
+logger = logging.getLogger("aweigh")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    recipe: Recipe
+    run: str
+    attempt: int
+    tracking_uri: str
+    tracking_run: str
+    """MLflow's id of the run; empty where the server could not be asked yet."""
+
+
+def train_worker(context: WorkerContext, job: Job) -> None:
+    """Train on this worker from the newest checkpoint to the end of the schedule."""
+    with mistakes_end_the_run():
+        Training(context, job).run()
+
+
+@contextmanager
+def mistakes_end_the_run() -> Iterator[None]:
+    """Where another start of the workers would meet the same error, none is made."""
+    try:
+        yield
+    except (ConfigError, DataError, DetectorError, ClusterError) as error:
+        raise UnrecoverableError(str(error)) from error
+
+
+class Training:
+    """One rank's part of a training.
+
+    Args:
+        context: this rank.
+        job: what is trained.
+        measured_steps: for the benchmark, train so many steps from the recipe's own weights, with exact phases.
+    """
+
+    def __init__(self, context: WorkerContext, job: Job, *, measured_steps: int = 0) -> None:
+        recipe = job.recipe
+        torch.manual_seed(recipe.seed + context.rank)
+        self.context, self.job, self.recipe = context, job, recipe
+        self.manifest: Manifest = load_manifest(recipe.data.train)
+        self.plan: Plan = make_plan(self.manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
+        self.split: BatchSplit = split_batch(
+            recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit
+        )
+        self.world = World(ranks=context.world_size, rank=context.rank, nodes=context.nodes, node=context.node)
+        self.last_step = measured_steps or recipe.schedule.last_step(self.plan.steps_per_epoch)
+        self.saver = Saver(context, recipe, job.run, self.manifest)
+        checkpoint = None if measured_steps else self.saver.start()
+        self.resumed_from: dict[str, Any] = checkpoint.facts if checkpoint else {}
+        self.step = checkpoint.step if checkpoint else 0
+        self.detector = build_detector(recipe, self.manifest, initial=checkpoint is None)
+        self.engine = self._engine(checkpoint)
+        self.stopwatch = Stopwatch(context.device, exact=bool(measured_steps), begins=self._begin_phase)
+        self.milestones = Milestones(recipe, self.plan.steps_per_epoch, self.last_step, context)
+        self.recorder = Recorder(
+            *(context, recipe, self.plan, self.world, self.split, self.stopwatch, self.last_step),
+            skipped_steps=int(self.resumed_from.get("skipped_steps", 0)),
+        )
+        self.ledger: Ledger | None = None
+
+    def run(self) -> None:
+        """Train to the end of the schedule, or until it is asked to stop; the last checkpoint is written then."""
+        stop = False
+        with self._tracked():
+            with self._system_metrics(), self._ledger(), self.loader() as batches:
+                source = iter(batches)
+                if self.resumed_from.get("evaluation_due"):
+                    self.save(self._evaluate())  # the last attempt had no time for it
+                while self.step < self.last_step and not stop:
+                    stop = self._train_step(source)
+            self.milestones.close()
+            self._begin_phase("checkpoint")
+            self.saver.writer.wait()
+            self._finish()
+
+    def _train_step(self, source: Iterator[Batch]) -> bool:
+        """One step with all that its end calls for; gives whether the attempt ends with it."""
+        rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.factor(self.step, self.plan.steps_per_epoch)
+        parts = self.optimizer_step(source, rate)
+        self.recorder.add(self.step, parts, skipped=self.engine.skipped)
+        due = self.milestones.reached(self.step)
+        if self.step % self.recipe.tracking.every_steps == 0 or due.checkpoint:
+            self.recorder.record(self.step, parts, rate, self.engine)
+        elif due.wished:
+            self.recorder.check_losses()
+        evaluation = self._evaluate() if due.evaluation and not due.stop else None
+        if due.checkpoint or due.wished:
+            self.save(evaluation, evaluation_due=due.evaluation and due.stop)
+        return due.stop
+
+    def optimizer_step(self, source: Iterator[Batch], rate: float) -> list[dict[str, Tensor]]:
+        """Every microbatch of one step at a learning rate; gives the losses of each."""
+        self.engine.set_learning_rate(rate)
+        parts = []
+        sample_ids: list[int] = []
+        for _ in range(self.split.accumulation_steps):
+            with self.stopwatch.phase("data"):
+                batch = next(source)
+            sample_ids += batch.sample_ids.tolist() if self.ledger else []
+            parts.append(self._microbatch(batch))
+        self.step += 1
+        if self.ledger:
+            self.ledger.add(self.step, sample_ids)
+        return parts
+
+    def _microbatch(self, batch: Batch) -> dict[str, Tensor]:
+        phase = self.stopwatch.phase
+        height, width = batch.images.shape[-2:]
+        with phase("augment"):
+            batch = batch.to(self.context.device)
+            images = augment(batch, self.detector.preprocessing)
+        with phase("encode"):
+            targets = self.detector.encode(batch.boxes, batch.labels, (height, width), **batch.extra)
+        with phase("forward"):
+            outputs = self.engine.forward(images)
+            losses = self.detector.losses(outputs, targets)
+        with phase("backward"):
+            self.engine.backward(losses["loss"])
+        with phase("optimizer"):
+            self.engine.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _evaluate(self) -> Evaluation | None:
+        """Judge the weights as they are, on all ranks; rank 0 is given the result."""
+        self._begin_phase("evaluate")
+        began = time.perf_counter()
+        # A second network, so that training's own buffers and ZeRO's shares stay untouched.
+        judged = build_detector(self.recipe, self.manifest, initial=False).to(self.context.device)
+        judged.load_state_dict(self.engine.evaluation_weights())
+        data, settings = self.recipe.data, self.recipe.evaluation
+        evaluation = evaluate(
+            judged,
+            data.store(data.validation),
+            load_manifest(data.validation),
+            settings,
+            input_size=settings.input_size or data.input_size,
+            max_objects=data.max_objects,
+            boxes=data.box_rules,
+            cache_folder=data.cache_folder or None,
+            cache_bytes=data.cache_bytes,
+            undecodable=data.undecodable,
+            threads=data.threads,
+            device=self.context.device,
+            world=self.world,
+            progress=lambda num_images: self.context.heartbeat.progress(),
+        )
+        tracker = self.recorder.tracker
+        if evaluation is not None and tracker is not None:
+            tracker.log_metrics(self.step, evaluation.metrics())
+            epoch = self.step // self.plan.steps_per_epoch
+            logger.info("%s", console.evaluation_line(epoch, evaluation, time.perf_counter() - began))
+            write_report(evaluation, self.manifest.class_names, self.job.run, self.step, tracker, self.context.folder)
+        self.recorder.pause()
+        return evaluation
+
+    def save(self, evaluation: Evaluation | None = None, *, evaluation_due: bool = False) -> None:
+        """A checkpoint of the weights as they are, with their score where they were evaluated."""
+        self._begin_phase("checkpoint")
+        self.saver.save(
+            self.engine,
+            self.plan,
+            self.step,
+            evaluation,
+            run=self.job.run,
+            attempt=self.job.attempt,
+            mlflow_run=self.job.tracking_run,
+            skipped_steps=self.recorder.skipped_steps,
+            evaluation_due=evaluation_due,
+        )
+        self.milestones.saved()
+        self.recorder.pause()
+
+    def _finish(self) -> None:
+        """Say that the run is complete, or stopped as it was asked: everything is on disk and uploaded."""
+        if self.context.rank != 0:
+            return
+        if self.step < self.last_step:
+            mark_stopped(self.context.folder, self.step)
+            logger.info("stopped   at step %s, its checkpoint is written", f"{self.step:,}")
+            return
+        facts = {"step": self.step, "epochs": self.step / self.plan.steps_per_epoch, "run": self.job.run}
+        write_json(self.context.folder / "result.json", facts)
+
+    def _begin_phase(self, name: str) -> None:
+        self.context.heartbeat.begin(name, self.step)
+
+    def _engine(self, checkpoint: Checkpoint | None) -> Engine:
+        return Engine(
+            self.detector,
+            OPTIMIZERS[self.recipe.optimizer.name],
+            parameter_groups(self.detector, self.recipe.optimizer),
+            dataclasses.replace(self.recipe.engine, precision=self._agreed_precision()),
+            self.split,
+            self.context.device,
+            checkpoint.training_state() if checkpoint else None,
+        )
+
+    def _agreed_precision(self) -> ResolvedPrecision:
+        """One precision for all ranks and attempts, though their devices may differ in what "auto" would mean."""
+        own = resolve_precision(self.recipe.engine.precision, self.context.device)
+        chosen = [self.resumed_from.get("precision") or own]
+        torch.distributed.broadcast_object_list(chosen)
+        return chosen[0]
+
+    def loader(self) -> TrainingLoader:
+        """What gives this rank the batches that are left."""
+        return training_loader(
+            self.recipe,
+            self.plan,
+            self.world,
+            size_divisor=self.detector.preprocessing.size_divisor,
+            microbatches=self.split.accumulation_steps,
+            steps=(self.step, self.last_step),
+        )
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """MLflow on rank 0; whatever happens, what is being written or delivered is not cut off."""
+        try:
+            if self.context.rank == 0:
+                folder = self.context.folder / "tracking"
+                self.recorder.tracker = Tracker(folder, self.job.tracking_uri, self.job.tracking_run)
+                log_recipe_and_versions(self.recorder.tracker, to_yaml(self.recipe), self._digests())
+                self.recorder.tracker.log_text(json.dumps(self.engine.config, indent=1), "deepspeed.json")
+                self._say_where_it_stands()
+            yield
+        finally:
+            self.saver.writer.close()
+            if self.recorder.tracker:
+                self.recorder.tracker.close()
+
+    @contextmanager
+    def _system_metrics(self) -> Iterator[None]:
+        """CPU, memory, disk, network and GPU of rank 0's node, in MLflow beside the losses."""
+        seconds, tracker = self.recipe.tracking.system_seconds, self.recorder.tracker
+        if tracker is None or not seconds:
+            yield
+            return
+        stop = start_system_metrics(tracker, seconds)
+        try:
+            yield
+        finally:
+            stop()
+
+    @contextmanager
+    def _ledger(self) -> Iterator[None]:
+        """The ids of all samples, where the recipe asks for them."""
+        if not self.recipe.tracking.ledger:
+            yield
+            return
+        place = {"start": self.step, "world_size": self.context.world_size, "attempt": self.job.attempt}
+        with Ledger(self.context.folder, self.saver.life, self.context.rank, **place) as self.ledger:
+            yield
+
+    def _digests(self) -> dict[str, str]:
+        validation = self.recipe.data.validation
+        return {
+            "train": self.manifest.digest,
+            **({"validation": load_manifest(validation).digest} if validation else {}),
+        }
+
+    def _say_where_it_stands(self) -> None:
+        workers = counted(self.context.world_size, "worker")
+        where = f"{workers} on {self.context.device.type}, {self.engine.precision}"
+        if not self.resumed_from:
+            logger.info("start     at step 0, %s", where)
+            return
+        resumed = console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)
+        logger.info("%s; %s", resumed, where)
+        previous, saved_at = self.context.heartbeat.previous, float(self.resumed_from.get("saved_at", 0))
+        logger.info("%s", lost_line(previous, self.step, self.split.global_size, saved_at))

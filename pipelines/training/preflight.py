@@ -1,0 +1,195 @@
+"""`aweigh preflight`: the cluster, the data and MLflow looked at from where the workers will stand."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine
+from data_shards.counting import counted
+from pipelines import console
+from pipelines.errors import ConfigError
+from pipelines.recipes.recipe import run_name
+from pipelines.recipes.settings import IMAGENET, Recipe
+
+
+def preflight(recipe: Recipe, as_json: bool) -> bool:
+    """Print a table of what was found, or JSON; gives whether nothing is wrong."""
+    findings = _examine(recipe)
+    if as_json:
+        print(json.dumps({"ok": _is_fine(findings), "findings": [dataclasses.asdict(one) for one in findings]}))
+    else:
+        print(table(findings))
+    return _is_fine(findings)
+
+
+def before_training(recipe: Recipe) -> None:
+    """Look at the nodes where the workers will stand on several; say what is not as it should be.
+
+    Raises:
+        ClusterError: something would make the training fail, or lose it.
+    """
+    findings = _examine(recipe, only_several_nodes=True)
+    if not findings:
+        return
+    for finding in findings:
+        if finding.verdict != "ok" or "all-reduce" in finding.check:
+            console.say("preflight", f"{finding.check}: {finding.found}" + (f"; {finding.fix}" if finding.fix else ""))
+    wrong = [one for one in findings if one.verdict == "wrong" and one.stops_training]
+    if wrong:
+        raise ClusterError(
+            f"preflight: {wrong[0].check}: {wrong[0].found}. Fix: {wrong[0].fix}. "
+            f"`aweigh preflight` shows all of it; --cluster.preflight false skips it."
+        )
+    console.say("preflight", f"{counted(len(findings), 'check')}, nothing stands in the way")
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """A row for each check, with the fix below where there is one."""
+    width = max(len(one.check) for one in findings)
+    lines = [f"{'check':<{width}}  verdict  found"]
+    for one in findings:
+        lines.append(f"{one.check:<{width}}  {one.verdict.upper() if one.verdict != 'ok' else 'ok':<7}  {one.found}")
+        if one.fix:
+            lines.append(f"{'':<{width}}           → {one.fix}")
+    return "\n".join(lines)
+
+
+def _is_fine(findings: Sequence[Finding]) -> bool:
+    return all(one.verdict != "wrong" for one in findings)
+
+
+def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Finding]:
+    from pipelines.training.train import absolute, tracking_uri
+
+    recipe = absolute(recipe)
+    folders, probes = _places(recipe)
+    uri = tracking_uri(recipe)
+    probes.append(
+        Probe(
+            "MLflow",
+            functools.partial(read_tracking, uri),
+            fix="start it, or correct tracking.uri; training would go on and deliver its metrics later",
+            everywhere=False,
+            stops_training=False,
+        )
+    )
+    found = examine(
+        recipe.cluster,
+        folders=folders,
+        probes=probes,
+        cache=_cache(recipe),
+        say=lambda line: console.say("preflight", line),
+        only_several_nodes=only_several_nodes,
+    )
+    return [_sqlite(one, uri) if found.nodes > 1 else one for one in found.findings]
+
+
+def _places(recipe: Recipe) -> tuple[list[SharedFolder], list[Probe]]:
+    """What every node has to read and write: the run's folder, its checkpoints, the shards."""
+    run, location = run_name(recipe), recipe.checkpoint.location
+    folders = [SharedFolder("run folder", Path(recipe.run.folder) / run, "run.folder")]
+    probes = [_data_probe(name, place) for name, place in _shards(recipe) if place]
+    if "://" in location:
+        fix = "give the nodes write access (AWS: an instance profile, or AWS_* variables of the job)"
+        probes.append(Probe("checkpoints", functools.partial(write_data, f"{location.rstrip('/')}/{run}"), fix=fix))
+    elif location:
+        folders.append(SharedFolder("checkpoints", Path(location) / run, "checkpoint.location"))
+    weights = recipe.detector.weights
+    if weights and weights != IMAGENET and "://" not in weights:
+        fix = "put it on S3, or on a file system that every node mounts under this path"
+        probes.append(Probe("weights", functools.partial(find_weights, weights), fix=fix))
+    return folders, probes
+
+
+def _shards(recipe: Recipe) -> list[tuple[str, str]]:
+    return [("data.train", recipe.data.train), ("data.validation", recipe.data.validation)]
+
+
+def _data_probe(name: str, location: str) -> Probe:
+    fix = (
+        "give the nodes read access (AWS: an instance profile, or AWS_* variables of the job), and check the location"
+        if "://" in location
+        else "put the shards on S3, or on a file system that every node mounts under this path"
+    )
+    return Probe(name, functools.partial(read_data, location), fix=fix)
+
+
+def read_data(location: str) -> str:
+    """Read the manifest of shards and look for the first of them; runs on a node.
+
+    Raises:
+        DataError: what cannot be read, and why.
+    """
+    from data_shards.format.manifest import load_manifest
+    from data_shards.storage.store import open_store
+
+    manifest = load_manifest(location)
+    shard = manifest.shards[0].name
+    if not open_store(location).exists(shard):
+        from data_shards.errors import DataError
+
+        raise DataError(f"{location} has a manifest, but not its first shard {shard}")
+    return f"{location}, {manifest.num_samples:,} images, manifest {manifest.digest[:6]}"
+
+
+def find_weights(path: str) -> str:
+    """Look for a file of weights; runs on a node.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file {path}")
+    return f"{path}, {Path(path).stat().st_size:,} bytes"
+
+
+def write_data(location: str) -> str:
+    """Write a small object and remove it; runs on a node.
+
+    Raises:
+        DataError: why it cannot be written.
+    """
+    from data_shards.storage.store import open_store
+
+    open_store(location).check_writable()
+    return f"{location}, writable"
+
+
+def read_tracking(uri: str) -> str:
+    """Ask MLflow for an experiment; runs on the node of rank 0, which is the one that tracks."""
+    from pipelines.tracking.mlflow_client import brief, open_client, quiet_retries, shown
+
+    try:
+        with quiet_retries():
+            open_client(uri).search_experiments(max_results=1)
+    except Exception as error:
+        raise ConfigError(f"{shown(uri)} does not answer: {brief(error)}") from None
+    return f"{shown(uri)} answers"
+
+
+def _sqlite(finding: Finding, uri: str) -> Finding:
+    """A database file answers, but is no tracking server for several machines."""
+    if finding.check != "MLflow" or finding.verdict != "ok" or not uri.startswith("sqlite"):
+        return finding
+    return dataclasses.replace(
+        finding,
+        verdict="look",
+        found=f"{uri}, a file; locks of SQLite do not hold on every network file system",
+        fix="run `mlflow server` and set tracking.uri, or MLFLOW_TRACKING_URI, to its address",
+    )
+
+
+def _cache(recipe: Recipe) -> Cache | None:
+    """Disk for shards that are fetched; read in place, they need none."""
+    from data_shards.format.manifest import load_manifest
+    from data_shards.storage.node_cache import default_cache_folder
+
+    remote = [location for _, location in _shards(recipe) if "://" in location]
+    if not remote:
+        return None
+    shards = [shard.bytes for location in remote for shard in load_manifest(location).shards]
+    folder = recipe.data.cache_folder or str(default_cache_folder())
+    return Cache(folder=folder, whole_bytes=sum(shards), least_bytes=4 * max(shards))

@@ -1,0 +1,144 @@
+"""What a training tells while it goes on: losses over all ranks, pace, one line a step, all of it in MLflow."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from cluster.engine.engine import BatchSplit, Engine
+from cluster.workers import UnrecoverableError, WorkerContext
+from data_shards.order.plan import Plan, World
+from pipelines import console
+from pipelines.recipes.settings import Recipe
+from pipelines.tracking import Tracker
+from pipelines.training.loss_watch import CALMER, LossWatch
+from pipelines.training.stopwatch import Stopwatch
+
+logger = logging.getLogger("aweigh")
+
+# So many steps without one that counts: the weights are beyond help.
+_MOST_SKIPS = 50
+
+
+@dataclass
+class _Interval:
+    """What has happened since the last recorded step."""
+
+    began: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+
+
+class Recorder:
+    """Keeps the losses of every step, and records those that the recipe asks for; every rank has one.
+
+    Args:
+        context: this rank.
+        recipe: says what losses that are not finite lead to.
+        plan: the order of samples.
+        world: this rank's place in it.
+        split: samples of a step.
+        stopwatch: of the phases of a step.
+        last_step: of the whole training.
+        skipped_steps: of earlier attempts.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        recipe: Recipe,
+        plan: Plan,
+        world: World,
+        split: BatchSplit,
+        stopwatch: Stopwatch,
+        last_step: int,
+        skipped_steps: int,
+    ) -> None:
+        self._context, self._recipe, self._plan, self._split = context, recipe, plan, split
+        self._stopwatch, self._last_step = stopwatch, last_step
+        self._watch = LossWatch(plan, world)
+        self._interval = _Interval()
+        self._skips_in_a_row = 0
+        self.skipped_steps = skipped_steps
+        """Steps of the whole run that were left out because a gradient was not finite."""
+        self.tracker: Tracker | None = None
+        """MLflow's, on rank 0."""
+
+    def add(self, step: int, parts: list[dict[str, Tensor]], *, skipped: bool) -> None:
+        """Keep the losses of each microbatch of a step.
+
+        Raises:
+            UnrecoverableError: too many steps were skipped, one after the other.
+        """
+        self._interval.steps += 1
+        self._watch.add(step, parts)
+        self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
+        self.skipped_steps += skipped
+        if self._skips_in_a_row > _MOST_SKIPS:
+            raise UnrecoverableError(
+                f"gradients are not finite in {self._skips_in_a_row} steps one after the other, up to step {step:,}, "
+                f"so all were skipped. The last checkpoint is from before them; {CALMER}"
+            )
+
+    def check_losses(self) -> None:
+        """Name what is not finite in the losses since the last look, and stop there or go on as the recipe says."""
+        found = self._watch.ask()
+        if found is None:
+            return
+        if self._recipe.engine.not_finite == "skip":
+            if self._context.rank == 0:
+                logger.warning("skipped   %s: the loss is not finite", found)
+            return
+        raise UnrecoverableError(
+            f"the loss is not finite at {found}. The last checkpoint is from before it; {CALMER} "
+            f"Or skip such steps with engine.not_finite skip."
+        )
+
+    def record(self, step: int, parts: list[dict[str, Tensor]], rate: float, engine: Engine) -> None:
+        """Losses of this step over all ranks, and the pace since the last record; every rank calls it."""
+        losses = self._mean_over_ranks(parts)
+        self.check_losses()
+        seconds = time.perf_counter() - self._interval.began
+        phases, steps = self._stopwatch.take(), self._interval.steps
+        self._interval = _Interval()
+        if self.tracker is None:
+            return
+        pace = {
+            "train/learning_rate": rate,
+            "train/epoch": step / self._plan.steps_per_epoch,
+            "time/images_per_second": steps * self._split.global_size / seconds,
+            "time/step_seconds": seconds / steps,
+            "time/data_seconds": phases["data"] / steps,
+            "time/data_fraction": phases["data"] / seconds,
+            **self._of_engine(engine),
+        }
+        named = {f"train/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in losses.items()}
+        figures = {key: value for key, value in {**named, **pace}.items() if math.isfinite(value)}
+        self.tracker.log_metrics(step, figures)
+        remaining = (self._last_step - step) * seconds / steps
+        logger.info("%s", console.step_line(step, self._last_step, losses, pace, remaining))
+
+    def pause(self) -> None:
+        """Leave what was not training out of the pace."""
+        self._interval = _Interval()
+        self._stopwatch.take()
+
+    def _mean_over_ranks(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+        names = list(parts[0])
+        values = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).mean(dim=0).double()
+        torch.distributed.all_reduce(values)
+        return dict(zip(names, (values / self._context.world_size).tolist(), strict=True))
+
+    def _of_engine(self, engine: Engine) -> dict[str, float]:
+        found: dict[str, float] = {}
+        norm = engine.gradient_norm
+        if norm is not None:
+            found["train/gradient_norm"] = norm
+        if engine.loss_scale:
+            found["train/loss_scale"] = engine.loss_scale.value
+        if self.skipped_steps:
+            found["train/skipped_steps"] = self.skipped_steps
+        return found

@@ -1,0 +1,125 @@
+"""The ledger of seen samples: which ids each rank trained on at each step, and whether that is what the plan says.
+
+    ledger/1763990000000000000-rank-0.jsonl     {"start": 8, "world_size": 2, "attempt": 2}
+                                                [9, [17, 3, 30, 12]]
+                                                …
+
+One file for each rank of each start of the workers. A step that was trained again after an interruption counts as it
+was trained last, for that is what the weights came from.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from data_shards.order.plan import Plan
+
+
+class Ledger:
+    """One rank's record of one start; every step is with the operating system when it ends.
+
+    Args:
+        folder: the run's folder.
+        life: tells one start of the workers from another, and grows; the same on every rank.
+        rank: this rank.
+        start: steps done before.
+        world_size: number of ranks.
+        attempt: of the driver.
+    """
+
+    def __init__(self, folder: Path, life: int, rank: int, *, start: int, world_size: int, attempt: int) -> None:
+        (folder / "ledger").mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "ledger" / f"{life}-rank-{rank}.jsonl").open("w")
+        self._write({"start": start, "world_size": world_size, "attempt": attempt})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, step: int, sample_ids: list[int]) -> None:
+        """Note the samples of a step, counted from 1, in the order they were trained on."""
+        self._write([step, sample_ids])
+
+    def _write(self, line: object) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the ledgers of a run say together."""
+
+    steps: dict[int, list[int]]
+    """Sample ids of each step's global batch, rank after rank."""
+    repeated_steps: int
+    """Steps that were trained more than once because of interruptions."""
+    lives: int
+    """How often workers were started."""
+    last_start: int
+    """Steps done when they were started last."""
+
+
+def read_ledger(folder: Path) -> Seen:
+    """Read the ledgers of a run; the last line of a killed worker may be torn and is left out."""
+    lives: dict[int, dict[int, list[tuple[int, list[int]]]]] = {}
+    starts: dict[int, int] = {}
+    for path in sorted((folder / "ledger").glob("*-rank-*.jsonl")):
+        life, rank = map(int, path.stem.split("-rank-"))
+        lines: list[Any] = []
+        for line in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        if lines:
+            starts[life] = lines[0]["start"]
+            lives.setdefault(life, {})[rank] = [(step, ids) for step, ids in lines[1:]]
+    steps: dict[int, list[int]] = {}
+    trained = 0
+    for life in sorted(lives):
+        for gone in [step for step in steps if step > starts[life]]:
+            del steps[gone]
+        mine: dict[int, list[int]] = {}
+        for rank in sorted(lives[life]):
+            for step, ids in lives[life][rank]:
+                mine.setdefault(step, []).extend(ids)
+        trained += len(mine)
+        steps |= mine
+    last_start = starts[max(lives)] if lives else 0
+    return Seen(dict(sorted(steps.items())), trained - len(steps), len(lives), last_start)
+
+
+def departures(seen: Seen, plan: Plan, last_step: int) -> list[str]:
+    """Where what was seen is not what the plan says; empty where every sample came once, in order.
+
+    Args:
+        seen: of a run that ended.
+        plan: of its recipe.
+        last_step: steps of the whole run.
+    """
+    found = []
+    for step in range(1, last_step + 1):
+        epoch, index = divmod(step - 1, plan.steps_per_epoch)
+        expected, got = plan.batch(epoch, index).tolist(), seen.steps.get(step)
+        if got is None:
+            found.append(f"step {step:,} was never trained")
+        elif got != expected:
+            place = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), len(got))
+            found.append(
+                f"step {step:,}, place {place}: sample {got[place] if place < len(got) else 'none'} where the plan has "
+                f"{expected[place] if place < len(expected) else 'none'}"
+            )
+    for epoch in range(last_step // plan.steps_per_epoch):
+        first = epoch * plan.steps_per_epoch
+        ids = [one for step in range(first + 1, first + plan.steps_per_epoch + 1) for one in seen.steps.get(step, [])]
+        if len(set(ids)) != len(ids):
+            found.append(f"epoch {epoch}: {len(ids) - len(set(ids))} samples were seen more than once")
+    if extra := [step for step in seen.steps if step > last_step]:
+        found.append(f"step {extra[0]:,} was trained after the end")
+    return found

@@ -1,0 +1,210 @@
+"""The loader process and its ring of slots: what is handed over, and what is left when somebody is killed."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_shards.building.build import BuildReport
+from data_shards.errors import LoaderError
+from data_shards.loading.augment import augment
+from data_shards.loading.batch import Batch
+from data_shards.loading.batch_arrays import BatchShape, Slot, slot_bytes
+from data_shards.loading.training_loader import TrainingLoader
+from data_shards.order.plan import World, make_plan
+
+INPUT = (64, 96)
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def loader(report: BuildReport, **options: object) -> TrainingLoader:
+    plan = make_plan(report.manifest, seed=4, global_batch_size=6)
+    return TrainingLoader(report.location, plan, World(1, 0), input_size=INPUT, **options)  # type: ignore[arg-type]
+
+
+def there(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def gone(process: int) -> bool:
+    """Whether a process that is about to end does, or ended and only waits for its parent to notice."""
+    for _ in range(600):
+        try:
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def address(batch: Batch) -> int:
+    return batch.images.data_ptr()
+
+
+def test_arrays_of_a_slot_lie_apart_and_only_where_the_batch_has_them() -> None:
+    shape = BatchShape(rows=3, height=5, width=7, objects=2, augmented=True, joints=4, in_3d=True, whole_images=True)
+    memory = np.zeros(slot_bytes(shape), dtype=np.uint8)
+    slot = Slot.over(memory, shape)
+    for number, array in enumerate(vars(slot).values()):
+        array[:] = number + 1 if array.dtype != np.bool_ else True
+    for number, array in enumerate(vars(slot).values()):
+        assert (array == (number + 1 if array.dtype != np.bool_ else True)).all()
+    assert Slot.over(memory, shape).labels.base is memory
+    plain = Slot.over(memory, BatchShape(rows=3, height=5, width=7, objects=2, augmented=False))
+    assert plain.flips is None
+    # 3 x 3 x 5 x 7 bytes of pixels, then boxes at the next multiple of 64.
+    assert plain.boxes.ctypes.data - memory.ctypes.data == 320
+
+
+def test_beginning_a_batch_leaves_no_object_of_the_last_one() -> None:
+    shape = BatchShape(rows=2, height=4, width=4, objects=3, augmented=False)
+    slot = Slot.over(np.full(slot_bytes(shape), 77, dtype=np.uint8), shape)
+    slot.begin(np.array([8, 9]))
+    assert (slot.labels == -1).all()
+    assert (slot.boxes == 0).all()
+    assert slot.sample_ids.tolist() == [8, 9]
+
+
+def test_batches_lie_in_memory_that_is_used_again_when_they_are_let_go(built: BuildReport) -> None:
+    with loader(built, prefetch=1) as batches:
+        places = set()
+        for _ in range(20):
+            batch = next(batches)
+            places.add(address(batch))
+    # One that is worked on, one that is used, one that is handed over.
+    assert 1 < len(places) <= 3
+
+
+def test_a_batch_that_is_kept_is_never_written_over(built: BuildReport) -> None:
+    with loader(built, prefetch=1, stop_step=12) as batches:
+        kept = list(batches)
+    with loader(built, prefetch=2, stop_step=12) as batches:
+        for one, other in zip(kept, batches, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.boxes, other.boxes)
+            assert torch.equal(one.labels, other.labels)
+
+
+def test_a_single_tensor_holds_its_slot_after_the_loader_is_closed(built: BuildReport) -> None:
+    with loader(built, prefetch=1) as batches:
+        row = next(batches).images[2]
+        expected = row.clone()
+        later = [address(next(batches)) for _ in range(8)]
+    assert torch.equal(row, expected)
+    # The storage begins with the batch's first pixel.
+    assert row.untyped_storage().data_ptr() not in later
+    del row
+    gc.collect()
+
+
+def test_augmenting_in_place_does_not_reach_the_next_batch(built: BuildReport) -> None:
+    class Plain:
+        channel_order, mean, std, scale = "rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0
+
+    with loader(built, prefetch=1, stop_step=8) as batches:
+        for batch in batches:
+            augment(batch, Plain())  # type: ignore[arg-type]
+            batch.images.fill_(255)
+            batch.labels.fill_(7)
+    with loader(built, prefetch=1, stop_step=8) as batches, loader(built, prefetch=3, stop_step=8) as others:
+        for one, other in zip(batches, others, strict=True):
+            assert torch.equal(one.images, other.images)
+            one.images.fill_(255)
+            assert torch.equal(one.labels, other.labels)
+            one.labels.fill_(7)
+
+
+def test_a_loader_process_that_is_killed_is_an_error_that_names_it(built: BuildReport) -> None:
+    batches = loader(built, prefetch=1)
+    next(batches)
+    os.kill(batches.process_id, signal.SIGKILL)
+    with pytest.raises(LoaderError, match=rf"the loader process \(pid {batches.process_id}\) was killed by SIGKILL"):
+        list(batches)
+    assert not there(batches.process_id)
+    assert list(batches) == []
+
+
+def test_a_loader_process_that_cannot_start_is_an_error_too(
+    built: BuildReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_shards.loading.shared_memory._PROGRAM", "import sys; sys.exit(3)")
+    batches = loader(built)
+    with pytest.raises(LoaderError, match=r"the loader process \(pid \d+\) ended with status 3"):
+        next(batches)
+
+
+def test_closing_in_the_middle_of_the_work_returns_at_once(built: BuildReport) -> None:
+    for taken in (0, 1):
+        batches = loader(built, threads=4, prefetch=8)
+        for _ in range(taken):
+            next(batches)
+        batches.close()
+        assert not there(batches.process_id)
+
+
+TRAINER = """
+import sys, time
+from data_shards.loading.training_loader import TrainingLoader
+from data_shards.format.manifest import load_manifest
+from data_shards.order.plan import World, make_plan
+
+location = sys.argv[1]
+plan = make_plan(load_manifest(location), seed=4, global_batch_size=6)
+batches = TrainingLoader(location, plan, World(1, 0), input_size=(64, 96), prefetch=2)
+batch = next(batches)
+print(batches.process_id, flush=True)
+if sys.argv[2] == "fork":
+    import os
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("forks", ["alone", "fork"])
+def test_a_trainer_that_is_killed_leaves_no_process_and_no_named_memory(
+    built: BuildReport, tmp_path: Path, forks: str
+) -> None:
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, built.location, forks],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+    )
+    assert trainer.stdout is not None
+    process = int(trainer.stdout.readline())
+    forked = int(trainer.stdout.readline()) if forks == "fork" else None
+    assert there(process)
+    # What the two share has no name anywhere.
+    maps = Path(f"/proc/{process}/maps").read_text()
+    assert "/memfd:aweigh-loader (deleted)" in maps
+    assert "/dev/shm/" not in maps
+    assert str(tmp_path) not in maps
+    trainer.kill()
+    trainer.wait()
+    try:
+        assert gone(process)
+    finally:
+        if forked is not None:
+            os.kill(forked, signal.SIGKILL)
+        trainer.stdout.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_loader_process_imports_no_torch() -> None:
+    program = (
+        "import sys, data_shards.loading.loader_process; "
+        "print([name for name in ('torch', 'ray', 'boto3', 'pydantic', 'pandas') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == "[]"

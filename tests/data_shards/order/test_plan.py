@@ -1,0 +1,258 @@
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from data_shards.errors import DataError
+from data_shards.order.keyed_random import key, keys
+from data_shards.order.plan import Plan, World, make_plan, permute
+
+
+def plan_of(shard_samples: list[int], global_batch_size: int, seed: int = 0, **options: int) -> Plan:
+    shards = [SimpleNamespace(samples=count) for count in shard_samples]
+    manifest = SimpleNamespace(shards=shards, split="train", digest="d" * 64)
+    return make_plan(manifest, seed=seed, global_batch_size=global_batch_size, **options)  # type: ignore[arg-type]
+
+
+def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
+    return plan.rank_batches(epoch, 0, plan.steps_per_epoch, World(1, 0)).ravel()
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    shard_samples = draw(st.lists(st.integers(0, 25), min_size=1, max_size=20).filter(sum))
+    return plan_of(
+        shard_samples,
+        draw(st.integers(1, min(64, sum(shard_samples)))),
+        seed=draw(st.integers(0, 2**40)),
+        streams=draw(st.integers(1, 60)),
+        window_shards=draw(st.integers(1, 6)),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(plan=plans(), epoch=st.integers(0, 300))
+def test_an_epoch_holds_each_sample_once_but_for_the_tail(plan: Plan, epoch: int) -> None:
+    samples = epoch_of(plan, epoch)
+    assert len(np.unique(samples)) == len(samples) == plan.num_samples - plan.samples_dropped_per_epoch
+    assert samples.min() >= 0
+    assert samples.max() < plan.num_samples
+    assert samples.dtype == np.int64
+    assert plan.samples_dropped_per_epoch == plan.num_samples % plan.global_batch_size
+
+
+@settings(max_examples=40, deadline=None)
+@given(plan=plans(), epoch=st.integers(0, 300), data=st.data())
+def test_the_world_only_cuts_the_global_batch(plan: Plan, epoch: int, data: st.DataObject) -> None:
+    step = data.draw(st.integers(0, plan.steps_per_epoch - 1))
+    divisors = [ranks for ranks in range(1, 65) if plan.global_batch_size % ranks == 0]
+    ranks = data.draw(st.sampled_from(divisors))
+    slices = [plan.rank_batch(epoch, step, World(ranks, rank)) for rank in range(ranks)]
+    assert {len(part) for part in slices} == {plan.global_batch_size // ranks}
+    assert np.array_equal(np.concatenate(slices), plan.batch(epoch, step))
+
+
+def test_worlds_of_one_to_sixty_four_ranks_share_every_sample_out() -> None:
+    # Shards of one to five samples, so that most worlds have more ranks than a shard has samples.
+    shard_samples = [1 + number % 5 for number in range(43)]
+    for ranks in (*range(1, 17), 24, 31, 48, 63, 64):
+        plan = plan_of(shard_samples, ranks, seed=ranks)
+        steps = plan.steps_per_epoch
+        of_ranks = [plan.rank_batches(1, 0, steps, World(ranks, rank)) for rank in range(ranks)]
+        assert np.array_equal(np.concatenate(of_ranks, axis=1).ravel(), epoch_of(plan, 1))
+        assert len(np.unique(of_ranks)) == steps * ranks == plan.num_samples - plan.samples_dropped_per_epoch
+
+
+@settings(max_examples=10, deadline=None)
+@given(plan=plans(), data=st.data())
+def test_stopped_at_every_step_and_gone_on_with_in_any_world_the_stream_is_the_same(
+    plan: Plan, data: st.DataObject
+) -> None:
+    divisors = [ranks for ranks in range(1, 65) if plan.global_batch_size % ranks == 0]
+    steps = plan.steps_per_epoch
+    uninterrupted = np.concatenate([plan.rank_batches(epoch, 0, steps, World(1, 0)) for epoch in (0, 1)])
+    for step, expected in enumerate(uninterrupted[:60]):
+        # What a checkpoint gives back is the plan's arguments and the step.
+        resumed = replace(plan, _epochs={})
+        ranks = data.draw(st.sampled_from(divisors))
+        slices = [resumed.rank_batch(*divmod(step, steps), World(ranks, rank)) for rank in range(ranks)]
+        assert np.array_equal(np.concatenate(slices), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(plan=plans())
+def test_epochs_of_any_plan_differ(plan: Plan) -> None:
+    assume(plan.num_samples >= 24 and plan.steps_per_epoch >= 2)
+    assert len({epoch_of(plan, epoch).tobytes() for epoch in range(6)}) > 1
+    # And no epoch's order is the manifest's.
+    assert not np.array_equal(epoch_of(plan, 0), np.arange(len(epoch_of(plan, 0))))
+
+
+@settings(max_examples=20, deadline=None)
+@given(plan=plans(), epochs=st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_no_batch_depends_on_what_was_asked_before(plan: Plan, epochs: list[int]) -> None:
+    for epoch in epochs:
+        step = epoch % plan.steps_per_epoch
+        fresh = Plan(plan.shard_samples, plan.seed, plan.global_batch_size, plan.streams, plan.window_shards)
+        assert np.array_equal(plan.batch(epoch, step), fresh.batch(epoch, step))
+
+
+def test_every_sample_comes_once_when_the_batch_divides_the_set() -> None:
+    plan = plan_of([50, 70, 60, 60], 24)
+    assert plan.samples_dropped_per_epoch == 0
+    for epoch in range(3):
+        assert np.array_equal(np.sort(epoch_of(plan, epoch)), np.arange(240))
+
+
+def test_epochs_and_seeds_differ_and_other_samples_are_dropped() -> None:
+    plan = plan_of([40] * 6, 23)
+    orders = [epoch_of(plan, epoch) for epoch in range(4)] + [epoch_of(plan_of([40] * 6, 23, seed=1), 0)]
+    for number, order in enumerate(orders):
+        for other in orders[:number]:
+            # Two random orders of 230 agree in one place on average.
+            assert (order == other).sum() < 10
+    dropped = [frozenset(set(range(240)) - set(order.tolist())) for order in orders]
+    assert len(set(dropped)) == 5
+
+
+@pytest.mark.parametrize("shard_samples", [[1], [7], [1, 1, 1], [0, 3, 0]])
+def test_the_smallest_sets_work(shard_samples: list[int]) -> None:
+    plan = plan_of(shard_samples, 1)
+    for epoch in range(3):
+        assert sorted(epoch_of(plan, epoch)) == list(range(sum(shard_samples)))
+
+
+def test_one_shard_is_shuffled_as_a_whole() -> None:
+    plan = plan_of([400], 16)
+    assert plan.streams == 1
+    first = Counter(int(plan.batch(epoch, 0)[0]) // 100 for epoch in range(400))
+    # Each quarter of the shard comes first about 100 times; 5 standard deviations are 43.
+    assert all(abs(first[quarter] - 100) < 43 for quarter in range(4))
+
+
+def test_a_batch_is_spread_over_the_shards_at_least_as_well_as_a_plain_shuffle() -> None:
+    # COCO's shape at a tenth: 236 shards; pairs of one shard in a batch against uniformly drawn ones.
+    plan = plan_of([50] * 236, 96)
+    assert plan.streams == 48
+    pairs = []
+    for step in range(plan.steps_per_epoch):
+        shards = np.bincount(plan.locate(plan.batch(0, step))[0], minlength=236)
+        pairs.append((shards * (shards - 1)).sum() / 2)
+    uniform = 96 * 95 / 2 * 49 / (236 * 50 - 1)
+    # Two samples of a stream meet; its window holds five or six pieces: 48 / 5.5 pairs a batch, of 18.9.
+    assert 0.4 < np.mean(pairs) / uniform < 1.0
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 6, 8, 12, 16])
+def test_nodes_read_hardly_more_than_their_share_of_the_shards(nodes: int) -> None:
+    plan = plan_of([47 + number % 7 for number in range(236)], 480)
+    fetched = []
+    for node in range(nodes):
+        parts = [
+            plan.locate(plan.rank_batch(epoch, step, World(nodes, node, nodes, node)))[0]
+            for epoch in (0, 1)
+            for step in range(plan.steps_per_epoch)
+        ]
+        # The placement is the same every epoch, so a second epoch fetches nothing new.
+        fetched.append(len(np.unique(np.concatenate(parts))))
+    assert max(fetched) <= 1.1 * 236 / nodes
+
+
+def test_ids_are_located_in_the_manifest_order() -> None:
+    plan = plan_of([3, 0, 2, 4], 1)
+    shards, rows = plan.locate(np.arange(9))
+    assert shards.tolist() == [0, 0, 0, 2, 2, 3, 3, 3, 3]
+    assert rows.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
+
+
+def test_golden_order() -> None:
+    # Made by printing the same expressions. A change here changes the data of every run that is resumed.
+    plan = plan_of([5, 9, 6, 4, 8], 8, seed=12)
+    assert plan.streams == 4
+    assert [plan.batch(0, step).tolist() for step in range(2)] == GOLDEN_FIRST
+    assert plan.batch(7, 3).tolist() == GOLDEN_LATER
+
+
+GOLDEN_FIRST = [[3, 20, 15, 5, 7, 12, 25, 24], [2, 1, 19, 14, 9, 6, 28, 26]]
+GOLDEN_LATER = [1, 2, 19, 15, 12, 7, 25, 30]
+
+
+def test_the_permutation_is_keyed_and_reaches_every_arrangement() -> None:
+    trials = 6000
+    chosen = keys(key(3, 4), np.arange(trials))
+    indices = np.tile(np.arange(4), trials)
+    images = permute(indices, np.full(4 * trials, 4), np.repeat(chosen, 4)).reshape(trials, 4)
+    assert np.array_equal(np.sort(images, axis=1), np.tile(np.arange(4), (trials, 1)))
+    counts = np.array(list(Counter(map(tuple, images.tolist())).values()))
+    # 24 arrangements, 250 each: chi-square has 23 degrees of freedom, 49.7 is passed once in a thousand.
+    assert len(counts) == 24
+    assert ((counts - 250) ** 2 / 250).sum() < 60
+
+
+def test_a_permutation_of_a_billion_is_reached_at_any_place() -> None:
+    size = 10**9 + 7
+    indices = np.array([0, 1, 2, size // 2, size - 1])
+    images = permute(indices, np.full(5, size), np.full(5, key(1)))
+    assert len(set(images.tolist())) == 5
+    assert images.min() >= 0
+    assert images.max() < size
+
+
+def test_a_billion_samples_are_planned_without_listing_them() -> None:
+    plan = plan_of([100_000] * 10_000, 256)
+    late = plan.batch(3, plan.steps_per_epoch - 1)
+    assert plan.num_samples == 10**9
+    assert len(np.unique(late)) == 256
+    # The pieces of 10,000 shards in 32 streams and the windows of an epoch: nothing as long as the set.
+    held = sum(array.nbytes for array in [*plan._pieces, *plan._epoch_order(3)])
+    assert held < 1_000_000
+
+
+def test_the_plan_describes_itself_and_its_tail() -> None:
+    assert plan_of([1000, 1000, 345], 128, seed=5).describe() == (
+        "2,345 samples = 18 steps of 128 an epoch, the last 41 of each epoch's order left out (drop_last), "
+        "other ones every epoch\n3 shards in 2 streams, shuffled in windows of 4 shards, seed 5"
+    )
+    assert "none left out\n1 shard in 1 stream" in plan_of([32], 16).describe()
+
+
+def test_a_batch_larger_than_the_set_is_refused() -> None:
+    with pytest.raises(
+        DataError,
+        match=r"one global batch of 128 needs more than the 100 samples of split 'train': an epoch would have no "
+        r"step\. Set the global batch size to 100 or less\.",
+    ):
+        plan_of([60, 40], 128)
+
+
+@pytest.mark.parametrize("setting", ["global_batch_size", "streams", "window_shards"])
+def test_settings_below_one_are_refused(setting: str) -> None:
+    options = {"global_batch_size": 1} | {setting: 0}
+    with pytest.raises(DataError, match=f"{setting} is 0; set it to 1 or more"):
+        plan_of([10], **options)
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused() -> None:
+    plan = plan_of([100], 16)
+    with pytest.raises(
+        DataError, match=r"a global batch of 16 cannot be divided equally among 3 ranks\. Set it to 15 or 18\."
+    ):
+        plan.rank_batch(0, 0, World(3, 0))
+    with pytest.raises(DataError, match=r"among 32 ranks\. Set it to 32\."):
+        plan.rank_batch(0, 0, World(32, 0))
+
+
+@pytest.mark.parametrize("place", [(2, 2, 1, 0), (2, -1, 1, 0), (2, 0, 1, 1)])
+def test_a_place_outside_the_world_is_refused(place: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="is no place in a world"):
+        World(*place)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(-1, 0), (0, 6), (0, -1)])
+def test_a_step_outside_the_epoch_is_refused(epoch: int, step: int) -> None:
+    with pytest.raises(IndexError, match="epochs have steps 0 to 5"):
+        plan_of([100], 16).batch(epoch, step)

@@ -1,0 +1,184 @@
+"""Evaluation: boxes brought back to the image, every image judged once, losses that do not depend on the batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from data_shards.building.build import build_shards
+from data_shards.format.manifest import load_manifest
+from data_shards.loading.augment import augment
+from data_shards.loading.training_loader import EvaluationLoader
+from data_shards.order.plan import World
+from data_shards.settings import BoxRules
+from detectors import Detections, Detector, Preprocessing
+from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.report import figures, tables
+from pipelines.evaluation.views import in_image, points_in_image
+from pipelines.recipes.settings import EvaluationSettings
+from tests.data_shards.samples import document, write_coco
+
+EDGES = BoxRules()
+PLAIN = Preprocessing("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), scale=1.0)
+
+
+class Oracle(Detector):
+    """Knows the truth of every image of a set by its pixels; its loss is the number of objects."""
+
+    preprocessing = PLAIN
+    stride_divisor = 32
+    num_classes = 3
+
+    def __init__(self, location: str, geometry: str, input_size: tuple[int, int], rules: BoxRules) -> None:
+        super().__init__()
+        self.truth: dict[float, tuple[Tensor, Tensor]] = {}
+        options: dict[str, Any] = {"geometry": geometry, "shorter_side": 80, "boxes": rules}
+        with EvaluationLoader(location, World(1, 0), input_size=input_size, **options) as batches:
+            for batch in batches:
+                real = batch.labels[0] >= 0
+                key = float(augment(batch, PLAIN).double().sum())
+                self.truth[key] = (batch.boxes[0][real], batch.labels[0][real])
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        return [{"sums": images.double().sum(dim=(1, 2, 3))}]
+
+    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> Tensor:
+        return labels
+
+    def losses(self, outputs: list[dict[str, Tensor]], targets: Tensor) -> dict[str, Tensor]:
+        assert len(targets) == len(outputs[0]["sums"]) == 1  # one image at a time
+        return {"loss": (targets >= 0).sum().float()}
+
+    def decode(
+        self, outputs: list[dict[str, Tensor]], input_size: tuple[int, int], limit: int = 100
+    ) -> list[Detections]:
+        found = [self.truth[float(value)] for value in outputs[0]["sums"]]
+        return [Detections(boxes, torch.ones(len(boxes)), labels) for boxes, labels in found]
+
+
+def _evaluate(location: str, geometry: str, batch_size: int, rules: BoxRules = EDGES) -> Evaluation:
+    found = evaluate(
+        Oracle(location, geometry, (64, 96), rules),
+        location,
+        load_manifest(location),
+        replace(EvaluationSettings(), geometry=geometry, batch_size=batch_size, shorter_side=80, pictures=2),  # type: ignore[arg-type]
+        input_size=(64, 96),
+        max_objects=8,
+        cache_folder=None,
+        threads=1,
+        device=torch.device("cpu"),
+        world=World(1, 0),
+        boxes=rules,
+    )
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("geometry", ["fixed", "keep", "width", "shorter_side"])
+def test_who_knows_the_truth_has_an_ap_of_one(small_shards: Path, geometry: str, batch_size: int) -> None:
+    found = _evaluate(str(small_shards / "train"), geometry, batch_size)
+    # Boxes went from the image to the input and back; a wrong frame would cost every strict IoU.
+    assert pytest.approx(1.0) == found.coco.AP
+    assert found.num_images == 12
+    # Images have 0, 1, 2, 3, 0, … objects: 18 on 12 images, whatever the batch.
+    assert found.losses == {"loss": 1.5}
+    assert found.metrics()["val/loss"] == 1.5
+    assert [picture.image_id for picture in found.pictures] == [100, 107]
+
+
+def test_boxes_that_end_on_their_last_pixel_get_it_back(small_shards: Path) -> None:
+    rules = BoxRules(crowd="drop", box_ends="last_pixel")
+    found = _evaluate(str(small_shards / "train"), "shorter_side", 2, rules)
+    assert pytest.approx(1.0) == found.coco.AP
+    assert found.losses == {"loss": 1.25}  # without the crowds of three images, 15 on 12
+    assert [len(picture.truth_crowd) for picture in found.pictures] == [0, 1]
+
+
+def test_a_picture_is_the_photograph_without_the_letterbox(small_shards: Path) -> None:
+    with_one_box = _evaluate(str(small_shards / "train"), "fixed", 1).pictures[1]
+    # Image 107 is 64 high and 48 wide; its longer side fills the input's width of 96, 1.5 times larger.
+    # The input is only 64 high, so 16 rows of 96 are cut off at the top and the bottom.
+    assert with_one_box.image.shape == (64, 72, 3)
+    assert_close(torch.tensor(with_one_box.truth_boxes[0]), torch.tensor(with_one_box.predicted_boxes[0]))
+    assert list(with_one_box.truth_crowd) == [False]
+
+
+def test_boxes_go_back_to_the_image_corner_by_corner() -> None:
+    # x' = 2 x + 10, y' = 2 y - 4, so (30, 16) is (10, 10) in the image, and (50, 36) is (20, 20).
+    transform = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -4.0]])
+    assert_close(
+        points_in_image(torch.tensor([[30.0, 16.0], [50.0, 36.0]]), transform), torch.tensor([[10.0, 10], [20, 20]])
+    )
+    assert points_in_image(torch.zeros(0, 2, 2), transform).shape == (0, 2, 2)
+
+
+def test_boxes_of_a_mirrored_input_keep_their_corners() -> None:
+    # x' = 99 - x takes the left edge 20 to 79; the published code maps each corner and leaves them in order.
+    transform = torch.tensor([[-1.0, 0.0, 99.0], [0.0, 1.0, 0.0]])
+    found = Detections(torch.tensor([[79.0, 5.0, 59.0, 9.0]]), torch.ones(1), torch.zeros(1, dtype=torch.long))
+    assert_close(in_image(found, transform).boxes, torch.tensor([[20.0, 5, 40, 9]]))
+
+
+class Posed(Oracle):
+    """Knows where the joints of every image are, too."""
+
+    needs = ("keypoints",)
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location, "keep", (64, 96), BoxRules())
+        self.joints: dict[float, Tensor] = {}
+        with EvaluationLoader(location, World(1, 0), geometry="keep") as batches:
+            for batch in batches:
+                assert batch.keypoints is not None
+                key = float(augment(batch, PLAIN).double().sum())
+                self.joints[key] = batch.keypoints[0][batch.labels[0] >= 0]
+
+    def decode(
+        self, outputs: list[dict[str, Tensor]], input_size: tuple[int, int], limit: int = 100
+    ) -> list[Detections]:
+        found = super().decode(outputs, input_size, limit)
+        for one, value in zip(found, outputs[0]["sums"], strict=True):
+            one.keypoints = self.joints[float(value)]
+        return found
+
+
+def test_joints_come_back_to_the_image_and_are_judged(tmp_path: Path) -> None:
+    content = document(8)
+    content["categories"] = [
+        {"id": 1, "name": "person", "keypoints": [f"joint {number}" for number in range(17)], "skeleton": []}
+    ]
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        places = [(x + width * joint / 17, y + height * (16 - joint) / 17) for joint in range(17)]
+        annotation |= {
+            "category_id": 1,
+            "iscrowd": 0,
+            "keypoints": [value for place in places for value in (*place, 2)],
+            "num_keypoints": 17,
+        }
+    annotations, images = write_coco(tmp_path, content)
+    location = build_shards(annotations, images, str(tmp_path / "out"), split="val").location
+    found = evaluate(
+        Posed(location),
+        location,
+        load_manifest(location),
+        replace(EvaluationSettings(), geometry="keep", pictures=0),
+        input_size=(64, 96),
+        max_objects=8,
+        cache_folder=None,
+        threads=1,
+        device=torch.device("cpu"),
+        world=World(1, 0),
+    )
+    assert found is not None
+    assert found.keypoints is not None
+    assert found.score == found.keypoints.AR50 == pytest.approx(1.0)
+    assert found.metrics()["val/keypoints/AP50"] == pytest.approx(1.0)
+    assert figures(found, 5)["keypoints"]["AP50"] == pytest.approx(1.0)
+    assert tables(found).startswith("keypoints\nAP        ")

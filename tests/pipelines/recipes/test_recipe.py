@@ -1,0 +1,336 @@
+"""Recipes: the published schedules, flags, YAML there and back, and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import recipes
+from pipelines.errors import ConfigError
+from pipelines.recipes.recipe import (
+    differences,
+    field_help,
+    fields,
+    from_dict,
+    from_yaml,
+    run_name,
+    to_dict,
+    to_yaml,
+    with_flags,
+)
+from pipelines.recipes.settings import Schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "learning_rate", "epochs", "drops_at"),
+    [
+        ("centernet_resdcn18_1x", 114, 5e-4, 140, (90, 120)),
+        ("centernet_resdcn18_2x", 114, 5e-4, 230, (180, 210)),
+        ("centernet_resdcn101_1x", 96, 3.75e-4, 140, (90, 120)),
+        ("centernet_resdcn101_2x", 96, 3.75e-4, 230, (180, 210)),
+        ("centernet_dla34_1x", 128, 5e-4, 140, (90, 120)),
+        ("centernet_dla34_2x", 128, 5e-4, 230, (180, 210)),
+        ("centernet_hourglass104", 24, 2.5e-4, 50, (40,)),
+        ("centernet_resnet18_1x", 128, 5e-4, 140, (90, 120)),
+        ("centernet_resnet101_2x", 128, 5e-4, 230, (180, 210)),
+    ],
+)
+def test_published_schedules(
+    name: str, batch: int, learning_rate: float, epochs: int, drops_at: tuple[int, ...]
+) -> None:
+    recipe = recipes.get(name)
+    assert recipe.recipe == name
+    assert recipe.batch.global_size == batch
+    assert (recipe.optimizer.name, recipe.optimizer.learning_rate) == ("adam", learning_rate)
+    assert (recipe.schedule.epochs, recipe.schedule.drops_at) == (epochs, drops_at)
+    assert str(epochs) in recipe.purpose
+
+
+def test_the_learning_rate_falls_after_the_epochs_named() -> None:
+    schedule = Schedule(epochs=140, drops_at=(90, 120))
+    # 924 steps an epoch, as COCO has at batch 128: epoch 90 is over after 83,160 steps.
+    assert schedule.factor(83_159, 924) == 1.0
+    assert schedule.factor(83_160, 924) == pytest.approx(0.1)
+    assert schedule.factor(120 * 924, 924) == pytest.approx(0.01)
+
+
+def test_warm_up_rises_from_the_first_step_to_the_whole_rate() -> None:
+    schedule = Schedule(epochs=2, drops_at=(), warmup_steps=4)
+    assert [schedule.factor(step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "learning_rate", "epochs", "drops_at"),
+    [
+        ("centernet_dla34_pose_1x", 128, 5e-4, 140, (90, 120)),
+        ("centernet_dla34_pose_3x", 128, 5e-4, 320, (270, 300)),
+        ("centernet_hourglass104_pose_1x", 24, 2.5e-4, 50, (40,)),
+        ("centernet_hourglass104_pose_3x", 24, 2.5e-4, 150, (130,)),
+        ("centernet_dla34_3d_3dop", 16, 1.25e-4, 70, (45, 60)),
+        ("centernet_dla34_3d_sub", 16, 1.25e-4, 70, (45, 60)),
+        ("centernet_resdcn18_voc_384", 32, 1.25e-4, 70, (45, 60)),
+        ("centernet_resdcn101_voc_512", 32, 1.25e-4, 70, (45, 60)),
+        ("centernet_dla34_voc_512", 32, 1.25e-4, 70, (45, 60)),
+    ],
+)
+def test_published_schedules_of_other_tasks(
+    name: str, batch: int, learning_rate: float, epochs: int, drops_at: tuple[int, ...]
+) -> None:
+    test_published_schedules(name, batch, learning_rate, epochs, drops_at)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "drops"),
+    [
+        ("fcos_resnet50_1x", 90_000, (60_000, 80_000)),
+        ("fcos_resnet101_2x", 180_000, (120_000, 160_000)),
+        ("fcos_improved_resnet50_1x", 90_000, (60_000, 80_000)),
+        ("fcos_improved_resnet101_2x", 180_000, (120_000, 160_000)),
+    ],
+)
+def test_published_schedules_of_fcos(name: str, steps: int, drops: tuple[int, int]) -> None:
+    recipe = recipes.get(name)
+    assert recipe.batch.global_size == 16
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.01, 0.9)
+    assert (optimizer.weight_decay, optimizer.bias_weight_decay, optimizer.bias_learning_rate_factor) == (1e-4, 0, 2)
+    assert recipe.engine.clip_norm == 0
+    schedule = recipe.schedule
+    assert (schedule.last_step(7000), schedule.drops_at_steps) == (steps, drops)
+    # 500 steps of a third, then the whole rate until the drops.
+    factors = [schedule.factor(step, 7000) for step in (0, 499, 500, drops[0] - 1, drops[0], drops[1], steps - 1)]
+    assert factors == pytest.approx([1 / 3, 1 / 3, 1, 1, 0.1, 0.01, 0.01])
+
+
+def test_fcos_on_our_schedules_and_torchvisions() -> None:
+    ours = recipes.get("fcos_improved_resnet50_140")
+    assert (ours.schedule.epochs, ours.schedule.drops_at, ours.schedule.warmup_steps) == (140, (90, 120), 500)
+    assert recipes.get("fcos_resnet50_230").schedule.drops_at == (180, 210)
+    theirs = recipes.get("fcos_torchvision_resnet50")
+    assert (theirs.schedule.epochs, theirs.schedule.drops_at) == (26, (16, 22))
+    assert (theirs.optimizer.bias_learning_rate_factor, theirs.optimizer.bias_weight_decay) == (1, None)
+    # 0.001 + 0.999 * 500 / 1000 = 0.5005
+    assert [theirs.schedule.factor(step, 7000) for step in (0, 500, 1000)] == pytest.approx([0.001, 0.5005, 1])
+
+
+def test_the_ablations_change_one_thing_each() -> None:
+    base = recipes.get("centernet_dla34_1x")
+    names = ("test_resolution_384", "size_weight_0_2", "size_weight_0_02", "loss_smooth_l1", "epochs_230")
+    named = {name: recipes.get(f"ablation_{name}") for name in names}
+    smaller = named["test_resolution_384"]
+    assert smaller.data.input_size == (512, 512)
+    assert (smaller.evaluation.geometry, smaller.evaluation.input_size) == ("fixed", (384, 384))
+    assert recipes.get("ablation_test_resolution_original").evaluation.geometry == "keep"
+    changed = {name: differences(to_dict(base), to_dict(recipe)) for name, recipe in named.items()}
+    assert {name: [line for line in lines if not line.startswith("recipe:")] for name, lines in changed.items()} == {
+        "test_resolution_384": [],
+        "size_weight_0_2": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.2"],
+        "size_weight_0_02": ["detector.settings: {} → None", "detector.settings.size_weight: None → 0.02"],
+        "loss_smooth_l1": ["detector.settings: {} → None", "detector.settings.regression_loss: None → smooth_l1"],
+        "epochs_230": ["schedule.drops_at: [90, 120] → [180, 210]", "schedule.epochs: 140 → 230"],
+    }
+
+
+def test_published_recipes_name_the_weights_they_start_from() -> None:
+    of_imagenet = {name for name in recipes.names() if recipes.get(name).detector.weights == "imagenet"}
+    assert set(recipes.names()) - of_imagenet == {
+        "demo",
+        "centernet_hourglass104",
+        *(f"centernet_{network}_pose_{times}" for network in ("dla34", "hourglass104") for times in ("1x", "3x")),
+    }
+    assert with_flags(recipes.get("centernet_dla34_1x"), ["--detector.weights", "none"]).detector.weights is None
+
+
+def test_a_schedule_in_steps_says_its_arithmetic() -> None:
+    schedule = recipes.get("fcos_resnet50_1x").schedule
+    assert schedule.describe(7329) == (
+        "90,000 steps = 12.28 epochs of 7,329, ÷10 after steps 60,000, 80,000, "
+        "constant warm-up over 500 steps from 0.333"
+    )
+    assert (
+        Schedule(epochs=12, drops_at=(8, 11)).describe(25) == "25 steps × 12 epochs = 300 steps, ÷10 after epochs 8, 11"
+    )
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_names_a_detector_that_exists_with_settings_it_knows(name: str) -> None:
+    import torch
+
+    import detectors
+
+    recipe = recipes.get(name)
+    with torch.device("meta"):
+        detector = detectors.build(recipe.detector.name, 3, **recipe.detector.settings)
+    assert all(side % detector.stride_divisor == 0 for side in recipe.data.input_size)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_shown_as_yaml_can_be_passed_back(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipes.get(name)))
+    assert recipes.get(str(path)) == recipes.get(name)
+
+
+def test_flags_set_any_field() -> None:
+    recipe = with_flags(
+        recipes.get("centernet_resdcn18_1x"),
+        [
+            "--schedule.epochs",
+            "12",
+            "--schedule.drops-at",
+            "8",
+            "11",
+            "--engine.zero_stage=2",
+            "--data.train",
+            "007",
+            "--detector.settings.size_weight",
+            "0.02",
+            "--engine.deepspeed.zero_optimization.overlap_comm",
+            "true",
+            "--optimizer.learning_rate",
+            "1e-3",
+            "--data.input_size",
+            "384",
+            "384",
+        ],
+    )
+    assert recipe.schedule == Schedule(epochs=12, drops_at=(8, 11))
+    assert recipe.engine.zero_stage == 2
+    assert recipe.engine.deepspeed == {"zero_optimization": {"overlap_comm": True}}
+    assert recipe.detector.settings == {"size_weight": 0.02}
+    assert recipe.data.train == "007"  # text stays text
+    assert recipe.data.input_size == (384, 384)
+    assert recipe.optimizer.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--schedule.epoch 12", "unknown field --schedule.epoch; did you mean --schedule.epochs?"),
+        ("--schedule.epochs twelve", "schedule.epochs is 'twelve': input should be a valid integer"),
+        ("--schedule.epochs", "--schedule.epochs needs a value; schedule.epochs is 140 now."),
+        ("--evaluation.input_size 512", "evaluation.input_size is [512]; it takes more values than that."),
+        ("--data.input_size 1 2 3", "data.input_size is [1, 2, 3]; it takes 2 values."),
+        ("--engine.zero_stage 4", "engine.zero_stage is 4: input should be 0, 1, 2 or 3"),
+        ("--optimizer.name lion", "optimizer.name is 'lion': input should be 'adam', 'adamw' or 'sgd'"),
+        ("--schedule.drops_at 90 140", "schedule.drops_at contains 140, but training ends after epoch 140."),
+        ("--schedule.drops_at 120 90", "schedule.drops_at is [120, 90]; it must rise"),
+        ("--optimizer.learning_rate -1", "optimizer.learning_rate is -1; it must be above 0."),
+        ("--optimizer.learning_rate .nan", "optimizer.learning_rate is nan; it must be above 0."),
+        ("--optimizer.betas 0.9 2", "optimizer.betas is 0.9, 2.0; it must be 0 or more and below 1."),
+        ("--optimizer.weight_decay -1", "optimizer.weight_decay is -1; it must be 0 or more."),
+        ("--schedule.epochs 0", "schedule.epochs and schedule.steps are both 0"),
+        ("--schedule.steps 300", "schedule.steps is 300 beside epochs 140 and drops_at [90, 120]; one unit at a time"),
+        ("--schedule.drops_at_steps 300", "schedule.drops_at_steps is [300], but training ends after epoch 140"),
+        (
+            "--schedule.epochs 0 --schedule.drops_at [] --schedule.steps 9 --schedule.drops_at_steps 9",
+            "schedule.drops_at_steps contains 9, but training ends after step 9. Remove them or raise schedule.steps.",
+        ),
+        ("--schedule.steps -1", "schedule.steps is -1; it must be 0 or more."),
+        ("--schedule.warmup constant", "schedule.warmup_factor is 0; it must be above 0 and at most 1."),
+        ("--schedule.warmup_factor 2", "schedule.warmup_factor is 2; it must be 0 or more and at most 1."),
+        ("--optimizer.bias_weight_decay -1", "optimizer.bias_weight_decay is -1; it must be 0 or more."),
+        ("--optimizer.bias_learning_rate_factor 0", "optimizer.bias_learning_rate_factor is 0; it must be above 0."),
+        ("--evaluation.input_size 0 64", "evaluation.input_size is [0, 64]; height and width must be 1 or more."),
+        ("--detector.weights_sha256 abc", "detector.weights_sha256 is 'abc'; give the first 8 to 64 of the digits"),
+        ("--schedule.drop_factor 0", "schedule.drop_factor is 0; it must be above 0 and at most 1."),
+        ("--tracking.system_seconds -1", "tracking.system_seconds is -1; it must be 0 (none) or more."),
+        ("--evaluation.pictures -3", "evaluation.pictures is -3; it must be 0 (none) or more."),
+        ("--engine.deepspeed.zero_optimization.stage 3", "is derived by aweigh; set engine.zero_stage."),
+        ("--run.folder s3://bucket/runs", "run.folder is s3://bucket/runs; it must be a folder that every node mounts"),
+        ("--cluster.hang_seconds 600", "cluster.hang_seconds is 600 and timeout_seconds 600: the other ranks would"),
+        ("--batch.global_size 0", "batch.global_size is 0; it must be 1 or more."),
+        ("--cluster.workers 0", "cluster.workers is 0; it must be 1 or more."),
+        ("--checkpoint.keep 0", "checkpoint.keep is 0; at least 1 has to stay to resume from."),
+        ("--engine.deepspeed.bf16.enabled true", "bf16 is derived by aweigh; set engine.precision instead."),
+        ("--augmentation.flip_probability 2", "flip_probability is 2"),
+        ("--data.input_size 512", "data.input_size"),
+        ("--data.cache_gb -1", "data.cache_gb is -1; it must be 0 (no limit) or more."),
+        ("--data.read_timeout_seconds 0", "data.read_timeout_seconds is 0; it must be above 0."),
+        ("--data.read_deadline_seconds .nan", "data.read_deadline_seconds is nan; it must be above 0."),
+        ("surplus", "'surplus' is not a flag"),
+    ],
+)
+def test_a_wrong_flag_is_named_in_one_line(flags: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_flags(recipes.get("centernet_resdcn18_1x"), flags.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: x\nschedul:\n  epochs: 3\n", "unknown field schedul; did you mean schedule"),
+        ("recipe: x\nschedule:\n  epoch: 3\n", "unknown field schedule.epoch; did you mean schedule.epochs?"),
+        ("recipe: x\nbatch: 12\n", "batch is 12"),
+        ("purpose: none\n", "recipe is missing."),
+        ("- a\n- b\n", "must be fields and values"),
+        ("recipe: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_file_is_named_with_its_field(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_offers_the_nearest_and_a_missing_file_is_said() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe 'centernet_resdcn18'; did you mean 'centernet_resdcn18_"):
+        recipes.get("centernet_resdcn18")
+    with pytest.raises(ConfigError, match=r"recipe nowhere\.yaml cannot be read: No such file"):
+        recipes.get("nowhere.yaml")
+
+
+def test_only_fields_that_decide_what_is_learnt_count_as_different() -> None:
+    recipe = recipes.get("demo")
+    free = with_flags(
+        recipe,
+        [
+            "--cluster.workers",
+            "4",
+            "--engine.zero_stage",
+            "2",
+            "--data.train",
+            "moved",
+            "--tracking.uri",
+            "http://a",
+            "--run.name",
+            "b",
+        ],
+    )
+    assert differences(to_dict(recipe), to_dict(free)) == []
+    bound = with_flags(recipe, ["--seed", "7", "--detector.settings.width", "8"])
+    assert differences(to_dict(recipe), to_dict(bound)) == ["detector.settings.width: 24 → 8", "seed: 0 → 7"]
+
+
+def test_the_derived_run_name_follows_what_is_learnt() -> None:
+    recipe = recipes.get("demo")
+    name = run_name(recipe)
+    assert name.startswith("demo-")
+    assert run_name(with_flags(recipe, ["--cluster.workers", "1"])) == name
+    assert run_name(with_flags(recipe, ["--seed", "1"])) != name
+    assert run_name(with_flags(recipe, ["--run.name", "mine"])) == "mine"
+
+
+def test_every_field_has_a_default_and_a_meaning() -> None:
+    rows = {name: (default, meaning) for name, default, meaning in field_help()}
+    assert set(rows) == set(fields())
+    assert rows["schedule.drops_at"] == (
+        "[90, 120]",
+        "Epochs after which the learning rate is lower by drop_factor (Objects as Points, section 5).",
+    )
+    assert [name for name, (_, meaning) in rows.items() if not meaning] == []
+
+
+def test_a_resolved_recipe_is_complete() -> None:
+    values = yaml.safe_load(to_yaml(recipes.get("demo")))
+    assert from_dict(values) == recipes.get("demo")
+    for name in fields():
+        node = values
+        for part in name.split("."):
+            node = node[part]

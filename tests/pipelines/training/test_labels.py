@@ -1,0 +1,83 @@
+"""Labels beside boxes, from shards to a detector's targets: what fits is learnt, what is missing is said at once."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_shards.building.build import build_shards
+from data_shards.settings import AugmentationSettings
+from detectors import DetectorError
+from pipelines.errors import ConfigError
+from pipelines.recipes.recipe import with_flags
+from pipelines.recipes.settings import DataSettings, DetectorSettings, Recipe
+from pipelines.training.train import check
+from tests.data_shards.building.test_labels import IGNORE, PERSON, kitti_document, pose_document
+from tests.data_shards.samples import write_coco
+
+SMALL: dict[str, Any] = {"width": 4, "head_channels": 8}
+
+
+def recipe_of(location: str, detector: str, **settings: Any) -> Recipe:
+    return Recipe(
+        recipe="test",
+        detector=DetectorSettings(name=detector, settings={**SMALL, **settings}),
+        data=DataSettings(train=location, input_size=(64, 64)),
+        batch=with_flags(Recipe(recipe=""), ["--batch.global_size", "2"]).batch,
+        cluster=with_flags(Recipe(recipe=""), ["--cluster.workers", "1"]).cluster,
+    )
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("people")
+    content = pose_document()
+    content["categories"] = [{"id": 1, "name": "person", "keypoints": PERSON}]
+    content["annotations"] = [item for item in content["annotations"] if item["category_id"] == 1]
+    annotations, images = write_coco(folder, content)
+    return build_shards(annotations, images, str(folder), split="train").location
+
+
+def test_a_detector_of_pose_takes_people_and_refuses_other_data(people: str, small_shards: Path) -> None:
+    check(recipe_of(people, "centernet_dla34_pose", joints=5))
+    with pytest.raises(
+        DetectorError, match=r"needs keypoints of shape \(1, 1, 17, 3\) .* got a shape of \(1, 1, 5, 3\)"
+    ):
+        check(recipe_of(people, "centernet_dla34_pose"))
+    with pytest.raises(DetectorError, match=r"got none. Train it on COCO keypoint annotations"):
+        check(recipe_of(str(small_shards / "train"), "centernet_dla34_pose"))
+    turned = AugmentationSettings(rotation_probability=0.5, rotation_degrees=10.0)
+    check(replace(recipe_of(people, "centernet_dla34_pose", joints=5), augmentation=turned))
+    with pytest.raises(ConfigError, match="is for pose: centernet_dla34 would learn boxes of the unturned image"):
+        check(replace(recipe_of(people, "centernet_dla34"), augmentation=turned))
+
+
+def test_a_detector_of_3d_takes_kitti_and_refuses_other_data(tmp_path: Path, small_shards: Path) -> None:
+    content = kitti_document(3)
+    for image in content["images"]:
+        image |= {"width": 124, "height": 37}
+    annotations, images = write_coco(tmp_path, content)
+    report = build_shards(annotations, images, str(tmp_path), split="train", ignore=IGNORE, leave_out=["Tram", "Misc"])
+    check(recipe_of(report.location, "centernet_dla34_3d"))
+    with pytest.raises(DetectorError, match="needs depth of shape"):
+        check(recipe_of(str(small_shards / "train"), "centernet_dla34_3d"))
+
+
+def test_geometries_and_box_rules_are_flags() -> None:
+    flags = (
+        "--augmentation.geometry shorter_side --augmentation.shorter_side_range 640 800 --data.crowd drop "
+        "--data.box_ends last_pixel --evaluation.geometry shorter_side --evaluation.shorter_side 800"
+    )
+    recipe = with_flags(Recipe(recipe=""), flags.split())
+    assert recipe.augmentation.shorter_side_range == (640, 800)
+    assert recipe.data.box_rules.crowd == "drop"
+    assert recipe.data.box_rules.box_ends == "last_pixel"
+    for flag, message in [
+        ("--augmentation.geometry shorter", "augmentation.geometry is 'shorter'"),
+        ("--data.crowd ignore", "data.crowd is 'ignore'"),
+        ("--evaluation.shorter_side 1400", "evaluation.shorter_side is 1400 and longer_side_limit 1333"),
+        ("--augmentation.shorter_side 800", "did you mean --augmentation.shorter_sides"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            with_flags(Recipe(recipe=""), flag.split())

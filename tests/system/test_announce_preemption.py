@@ -1,0 +1,39 @@
+"""A node of a real cluster that says it will be taken away is one that Ray is told to drain."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.fake_cluster import rehearsal
+
+pytestmark = pytest.mark.slow
+LEAVING = Path(__file__).resolve().parents[2] / "cluster" / "leaving.py"
+# A node that nothing runs on ends as soon as it is drained.
+ASK = """
+import sys
+from ray._raylet import GcsClient
+client = GcsClient(address=sys.argv[1])
+draining = {id if isinstance(id, bytes) else bytes.fromhex(id) for id in client.get_draining_nodes()}
+for node in client.get_all_node_info(timeout=30).values():
+    print("head" if node.is_head_node else "node", node.state == 0 and node.node_id not in draining)
+"""
+
+
+def test_the_nodes_of_this_machine_are_drained_and_the_head_is_not() -> None:
+    with rehearsal(1, 1, {}) as cluster:
+        environment = {**os.environ, **cluster.environment}
+        environment.pop("PYTHONPATH", None)  # a node has Ray, and this file alone
+        address = cluster.environment["RAY_ADDRESS"]
+        subprocess.run([sys.executable, str(LEAVING), "now", address, "0"], env=environment, check=True, timeout=120)
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK, address],
+            env=environment,
+            check=True,
+            timeout=120,
+            capture_output=True,
+            text=True,
+        )
+    assert sorted(asked.stdout.splitlines()) == ["head True", "node False"]
