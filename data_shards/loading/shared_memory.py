@@ -249,7 +249,7 @@ def _anonymous_file() -> IO[bytes]:
 
 def _environment() -> dict[str, str]:
     """This process's own, with imports as it has them, and no threads that nobody needs."""
-    ours = str(Path(__file__).resolve().parents[1])
+    ours = str(Path(__file__).resolve().parents[2])
     paths = [ours, *(path for path in sys.path if path and path != ours)]
     return {
         # glibc would give the memory of every image back to the kernel, and fetch it again for the next.

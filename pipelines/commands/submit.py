@@ -90,7 +90,7 @@ def submit_command(
     from pipelines.console import say
     from pipelines.recipes.recipe import run_name
 
-    here, code = Path.cwd(), Path(__file__).resolve().parent.parent
+    here, code = Path.cwd(), Path(__file__).resolve().parents[2]
     extra, name = _recipe_in_package(recipe_word, here)
     package = collect(here, code, ROOMS, extra)
     environment = carried_environment(os.environ, tuple(known.env))
