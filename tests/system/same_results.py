@@ -49,7 +49,8 @@ def results(folder: Path) -> dict[str, str]:
     # Large networks on two cores: few steps of small batches, counted in steps so that no epoch has to end.
     few = shlex.split(
         "--seed 3 --detector.weights none --batch.global_size 8 --cluster.workers 2 --data.input_size 64 64 "
-        "--schedule.steps 4 --schedule.drops_at_steps 2 --schedule.warmup_steps 2 --tracking.system_seconds 0"
+        "--schedule.steps 4 --schedule.drops_at_steps 2 --schedule.warmup_steps 2 --tracking.system_seconds 0 "
+        "--evaluation.shorter_side 64 --evaluation.longer_side_limit 96"
     )
     _aweigh("train", "fcos_resnet50_1x", *data, *few, *runs, "fcos")
     pose = _pose_shards(folder)
