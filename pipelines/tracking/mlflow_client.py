@@ -15,6 +15,8 @@ from pipelines.errors import ConfigError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from pipelines.recipes.settings import Recipe
+
 # MLflow's limits: params or tags in one request, and characters in a value or name.
 PARAMS_PER_REQUEST = 100
 LONGEST_PARAM = 6000
@@ -66,6 +68,12 @@ def absolute_uri(uri: str) -> str:
             f"tracking.uri {uri!r}: {path.parent} cannot be made ({error.strerror}). Name a folder you may write."
         ) from error
     return f"sqlite:///{path}{question}{query}"
+
+
+def tracking_uri(recipe: "Recipe") -> str:
+    """Where MLflow is: as the recipe says, else MLFLOW_TRACKING_URI, else SQLite beside the runs."""
+    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return absolute_uri(uri or f"sqlite:///{Path(recipe.run.folder).resolve() / 'mlflow.db'}")
 
 
 def metric_name(text: str) -> str:
