@@ -19,10 +19,10 @@ from pipelines import console, tracking
 from pipelines.files import write_json, write_text
 from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_yaml
 from pipelines.recipes.settings import Recipe
+from pipelines.training.checkpoints import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
 from pipelines.training.checks import check, check_run_folder, check_same_settings, split_on_most_workers
 from pipelines.training.loop import Job, train_worker
 from pipelines.training.preflight import before_training
-from pipelines.training.resuming import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
 
 
 @dataclass(frozen=True)
