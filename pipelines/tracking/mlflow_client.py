@@ -85,6 +85,15 @@ def metric_name(text: str) -> str:
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:LONGEST_NAME].rstrip("/") or "_"
 
 
+def class_metric_name(prefix: str, class_name: str) -> str:
+    """Return the metric name of a class below `prefix`; a `/` in the class's name becomes `_`.
+
+    MLflow draws a section of charts for each folder of names. With its `/` kept, class `Box/Square` would be moved
+    from the other classes' section `val/AP` into a section of its own.
+    """
+    return metric_name(f"{prefix}/{class_name.replace('/', '_')}")
+
+
 def shown(uri: str) -> str:
     """Give an address without the password in it."""
     return re.sub(r"://[^@/\s]+@", "://", uri)

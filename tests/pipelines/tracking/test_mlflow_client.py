@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConfigError
-from pipelines.tracking import absolute_uri, metric_name
+from pipelines.tracking import absolute_uri, class_metric_name, metric_name
 from tests.pipelines.tracking.runs import ROOT
 
 
@@ -39,6 +39,7 @@ def test_addresses_mean_the_same_everywhere_or_are_refused(tmp_path: Path, monke
         ("val/AP/hot dog", "val/AP/hot dog"),
         ("val/AP/cat (big)", "val/AP/cat _big_"),
         ("val/AP/人", "val/AP/人"),
+        ("val/AP/Box/Square", "val/AP/Box/Square"),  # points that are spooled already keep their name
         ("/a//b/./../c/", "a/b/c"),
         ("..", "_"),
         ("", "_"),
@@ -50,3 +51,17 @@ def test_metric_names_are_ones_that_mlflow_takes(text: str, name: str) -> None:
 
     assert metric_name(text) == name
     _validate_metric_name(metric_name(text))
+
+
+@pytest.mark.parametrize(
+    ("class_name", "name"),
+    [
+        ("Box/Square", "val/AP/Box_Square"),
+        ("/a//b/", "val/AP/_a__b_"),
+        ("cat (big)", "val/AP/cat _big_"),
+        ("hot dog", "val/AP/hot dog"),
+        ("三角", "val/AP/三角"),
+    ],
+)
+def test_every_class_is_in_one_section(class_name: str, name: str) -> None:
+    assert class_metric_name("val/AP", class_name) == name
