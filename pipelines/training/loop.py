@@ -273,7 +273,9 @@ class Training:
                 folder = self.context.folder / "tracking"
                 self.recorder.tracker = Tracker(folder, self.job.tracking_uri, self.job.tracking_run)
                 log_recipe_and_versions(self.recorder.tracker, to_yaml(self.recipe), self._digests())
-                self.recorder.tracker.log_text(json.dumps(self.engine.config, indent=1), "deepspeed.json")
+                deepspeed = json.dumps(self.engine.config, indent=1)
+                (self.context.folder / "logs" / "deepspeed.json").write_text(deepspeed)
+                self.recorder.tracker.log_text(deepspeed, "deepspeed.json")
                 self._say_where_it_stands()
             yield
         finally:

@@ -1,16 +1,17 @@
-"""The training story as the driver tells it: check, say what will happen, train, say what came out."""
+"""The driver's part of a training: check, say what will happen, train, report the result."""
 
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.engine.engine import deepspeed_config
+from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.errors import StoppedError
 from cluster.local import connected, dashboard_url
+from cluster.settings import ClusterSettings
 from cluster.workers import dividing_worlds, exclusive_run, run_workers
 from data_shards.counting import counted
 from data_shards.format.manifest import Manifest
@@ -27,21 +28,22 @@ from pipelines.training.preflight import before_training
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where a finished run stands."""
+    """A finished run: its folder, its last step and its metrics."""
 
     run: str
     folder: Path
     step: int
     evaluation: dict[str, Any] | None
-    """`evaluation/metrics.json` of the run; None where it has no validation shards."""
+    """`evaluation/metrics.json` of the run; None without validation shards."""
 
 
 def train(recipe: Recipe) -> TrainingResult:
-    """Train, or go on training, from the recipe alone; the same recipe and name resume.
+    """Train a recipe, or resume it: the same recipe and run name continue from the newest checkpoint.
 
     Raises:
-        ConfigError, DataError, DetectorError: something given cannot be used; nothing has been started.
-        ClusterError: the workers failed for good.
+        ConfigError, DataError, DetectorError: the recipe or its data cannot be used; no worker was started.
+        WorkersFailedError: the workers failed for good.
+        StoppedError: Ctrl-C or SIGTERM; a checkpoint was written if there was time.
     """
     recipe = absolute(recipe)
     name = run_name(recipe)
@@ -49,52 +51,71 @@ def train(recipe: Recipe) -> TrainingResult:
     has_begun = any((folder / "checkpoints").glob("step-*"))
     manifest, plan = check(recipe, fresh=not has_begun)
     check_run_folder(folder)
+    last_step = recipe.schedule.last_step(plan.steps_per_epoch)
     with exclusive_run(folder):
-        link_checkpoints(recipe, name, folder)
-        places = checkpoint_places(recipe, name, folder, warn=lambda line: console.say("warning", line))
-        checkpoint = newest_checkpoint(*places)
-        if checkpoint:
-            check_fits(checkpoint, recipe, manifest)
-            check_same_settings(recipe, checkpoint, name)
+        checkpoint = _checkpoint_to_resume(recipe, name, folder, manifest)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         _say_what_will_happen(recipe, name, manifest, plan)
-        last_step = recipe.schedule.last_step(plan.steps_per_epoch)
-        finished = (folder / "result.json").exists() and checkpoint is not None and checkpoint.step == last_step
-        if finished:
+        if checkpoint is not None and checkpoint.step == last_step and (folder / "result.json").exists():
             console.say("done", f"run {name} ended before, at step {last_step:,}")
-            tracking.deliver_spool(folder / "tracking")  # what a server that was down has not been told
+            # The server may have been down when the run ended.
+            tracking.deliver_spool(folder / "tracking")
         else:
-            known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
-            with _on_cluster(recipe), _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
-                run_workers(
-                    train_worker,
-                    Job(
-                        recipe=recipe,
-                        run=name,
-                        attempt=_next_attempt(folder),
-                        tracking_uri=uri,
-                        tracking_run=mlflow_run,
-                    ),
-                    run_name=name,
-                    folder=folder,
-                    settings=recipe.cluster,
-                    batch_size=recipe.batch.global_size,
-                )
+            _train_on_workers(recipe, name, folder, checkpoint)
     return read_result(folder, name, last_step)
 
 
+def read_result(folder: Path, name: str, step: int) -> TrainingResult:
+    """Read the result from a run's folder."""
+    metrics = folder / "evaluation" / "metrics.json"
+    return TrainingResult(name, folder, step, json.loads(metrics.read_text()) if metrics.exists() else None)
+
+
+def _checkpoint_to_resume(recipe: Recipe, name: str, folder: Path, manifest: Manifest) -> Checkpoint | None:
+    """Find the newest checkpoint of the run and refuse settings that do not continue it; None for a fresh run."""
+    # The link comes first: the checkpoints are looked for through it.
+    link_checkpoints(recipe, name, folder)
+    places = checkpoint_places(recipe, name, folder, warn=lambda line: console.say("warning", line))
+    checkpoint = newest_checkpoint(*places)
+    if checkpoint:
+        check_fits(checkpoint, recipe, manifest)
+        check_same_settings(recipe, checkpoint, name)
+    return checkpoint
+
+
+def _train_on_workers(recipe: Recipe, name: str, folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Run the training loop on every worker to its end, as one attempt of one MLflow run."""
+    # A run folder that was lost, with its checkpoints in a bucket, still finds its MLflow run.
+    known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
+    with (
+        _on_cluster(recipe, folder / "logs"),
+        _tracked(recipe, name, folder, known_run) as (uri, mlflow_run),
+        ExitStack() as starting,
+    ):
+        job = Job(recipe=recipe, run=name, attempt=_next_attempt(folder), tracking_uri=uri, tracking_run=mlflow_run)
+        starting.enter_context(console.waiting_line("workers", "starting"))
+        run_workers(
+            train_worker,
+            job,
+            run_name=name,
+            folder=folder,
+            settings=recipe.cluster,
+            batch_size=recipe.batch.global_size,
+            started=starting.close,
+        )
+
+
 @contextmanager
-def _on_cluster(recipe: Recipe) -> Iterator[None]:
-    """Connect, look at the nodes where workers will stand on several, and say where everything is."""
-    logs = Path(recipe.run.folder) / run_name(recipe) / "logs"
+def _on_cluster(recipe: Recipe, logs: Path) -> Iterator[None]:
+    """Say where the workers run; connect to a cluster, and check its nodes if the workers need several."""
     address = os.environ.get("RAY_ADDRESS")
+    workers = _workers_in_words(recipe.cluster)
     if not address:
-        where = "started on this machine for this run"
-        console.say("cluster", f"{recipe.cluster.workers} workers on Ray, {where}; their logs in {logs}")
+        console.say("cluster", f"{workers} on Ray, started on this machine for this run; their logs in {logs}")
         yield
         return
     with connected(recipe.cluster):
-        console.say("cluster", f"{recipe.cluster.workers} workers on Ray, {address}; their logs in {logs}")
+        console.say("cluster", f"{workers} on Ray, {address}; their logs in {logs}")
         if url := dashboard_url():
             console.say("dashboard", url)
         if recipe.cluster.preflight:
@@ -102,10 +123,10 @@ def _on_cluster(recipe: Recipe) -> Iterator[None]:
         yield
 
 
-def read_result(folder: Path, name: str, step: int) -> TrainingResult:
-    """The result that a run's folder holds."""
-    metrics = folder / "evaluation" / "metrics.json"
-    return TrainingResult(name, folder, step, json.loads(metrics.read_text()) if metrics.exists() else None)
+def _workers_in_words(cluster: ClusterSettings) -> str:
+    if cluster.elastic:
+        return f"{cluster.min_workers} to {counted(cluster.max_workers, 'worker')}"
+    return counted(cluster.max_workers, "worker")
 
 
 def _next_attempt(folder: Path) -> int:
@@ -117,7 +138,7 @@ def _next_attempt(folder: Path) -> int:
 
 @contextmanager
 def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterator[tuple[str, str]]:
-    """One MLflow run over all attempts, with its status at the end."""
+    """Open the one MLflow run of all attempts, and set its status at the end; yields its address and id."""
     uri = tracking.tracking_uri(recipe)
     params = {key: str(value) for key, value in flatten(to_dict(recipe)).items()}
     run_id = tracking.start_run(
@@ -141,14 +162,9 @@ def _tracked(recipe: Recipe, name: str, folder: Path, known_run: str) -> Iterato
 
 
 def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: Plan) -> None:
-    split = split_on_most_workers(recipe)
     console.say("run", f"{name}, recipe {recipe.recipe}, seed {recipe.seed}, in {Path(recipe.run.folder) / name}")
-    console.say(
-        "data",
-        f"{recipe.data.train}, {manifest.num_samples:,} images in {counted(len(manifest.shards), 'shard')}, "
-        f"manifest {manifest.digest[:6]}; the last {plan.samples_dropped_per_epoch:,} of each epoch's order sit out",
-    )
-    console.say("batch", str(split))
+    console.say("data", _data_in_words(recipe, manifest, plan))
+    console.say("batch", str(split_on_most_workers(recipe)))
     if recipe.cluster.elastic:
         worlds = dividing_worlds(recipe.batch.global_size, recipe.cluster)
         console.say(
@@ -159,7 +175,13 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
         f"{recipe.schedule.describe(plan.steps_per_epoch)}; {recipe.optimizer.name}, "
         f"learning rate {recipe.optimizer.learning_rate:g}",
     )
-    # What "auto" comes to is known where the workers are; the JSON in MLflow says it.
-    precision = "fp32" if recipe.engine.precision == "auto" else recipe.engine.precision
-    derived = json.dumps(deepspeed_config(recipe.engine, split, precision))
-    console.say("engine", f"ZeRO {recipe.engine.zero_stage}, precision {recipe.engine.precision}, DeepSpeed {derived}")
+    # DeepSpeed's own settings depend on the workers' devices: rank 0 writes them to logs/deepspeed.json and to MLflow.
+    console.say("engine", f"ZeRO {recipe.engine.zero_stage}, precision {recipe.engine.precision}")
+
+
+def _data_in_words(recipe: Recipe, manifest: Manifest, plan: Plan) -> str:
+    shards = counted(len(manifest.shards), "shard")
+    text = f"{recipe.data.train}, {counted(manifest.num_samples, 'image')} in {shards}, manifest {manifest.digest[:6]}"
+    if dropped := plan.samples_dropped_per_epoch:
+        text += f"; each epoch drops {counted(dropped, 'sample')}, different ones every time"
+    return text
