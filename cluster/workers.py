@@ -60,7 +60,14 @@ Loop = Callable[[WorkerContext, Any], None]
 
 
 def run_workers(
-    loop: Loop, config: Any, *, run_name: str, folder: Path, settings: ClusterSettings, batch_size: int = 0
+    loop: Loop,
+    config: Any,
+    *,
+    run_name: str,
+    folder: Path,
+    settings: ClusterSettings,
+    batch_size: int = 0,
+    started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `loop(context, config)` on every worker until it returns, replacing lost workers.
 
@@ -73,6 +80,7 @@ def run_workers(
         folder: the run's folder, seen by every node.
         settings: number and kind of workers.
         batch_size: what an elastic number of workers has to divide.
+        started: called once, from another thread, just before the first line of rank 0's log is shown.
 
     Raises:
         WorkersFailedError: a worker failed for good; the line names rank and cause.
@@ -85,9 +93,9 @@ def run_workers(
     failure = folder / "failure.json"
     failure.unlink(missing_ok=True)
     with (
+        _followed(logs / "rank-0.log", started=started),
         connected(settings) as ray,
         Stopping(folder, settings.grace_seconds) as stopping,
-        _followed(logs / "rank-0.log"),
     ):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
@@ -256,20 +264,25 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(path: Path, out: TextIO | None = None) -> Iterator[None]:
-    """Copy what is appended to `path` to stderr while the block runs."""
+def _followed(path: Path, out: TextIO | None = None, *, started: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Copy what is appended to `path` to stderr while the block runs; `started` is called before the first text."""
     out = out or sys.stderr
+    shows_text = False
     position = path.stat().st_size if path.exists() else 0
     done = threading.Event()
 
     def copy_new() -> None:
-        nonlocal position
+        nonlocal position, shows_text
         if path.exists():
             with path.open() as file:
                 file.seek(position)
                 text = file.read()
                 position = file.tell()
             if text:
+                if not shows_text:
+                    # By this thread, which writes: a waiting line ends before the text, never in the middle of it.
+                    shows_text = True
+                    started()
                 out.write(text)
                 out.flush()
 

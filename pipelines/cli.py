@@ -352,7 +352,7 @@ def _preflight(known: argparse.Namespace) -> None:
         fail("--json prints where Ray runs, a job's log holds more: leave out --address, and set RAY_ADDRESS there.")
     from pipelines.commands.submit import submit_command
     from pipelines.recipes.recipe import run_name
-    from pipelines.training.train import check_places
+    from pipelines.training.checks import check_places
 
     check_places(recipe)
     submit_command("preflight", name, recipe, flags, known, job_run=f"{run_name(recipe)}-preflight")

@@ -1,7 +1,10 @@
 """What a person reads: one line for one thing, the same columns every time; progress to stderr, results to stdout."""
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from data_shards.counting import counted
@@ -87,6 +90,47 @@ def progress_line(topic: str, done: int, total: int, what: str, note: str = "") 
     if finished or tenth != told:
         print(text, file=sys.stderr, flush=True)
     _tenths_told[topic, total] = 0 if finished else tenth
+
+
+@contextmanager
+def waiting_line(topic: str, text: str, *, every_seconds: float | None = None) -> Iterator[None]:
+    """Show the seconds for which the block has run: one line that renews itself in a terminal, else a line at times.
+
+    Args:
+        topic: first word of the line.
+        text: says what is waited for.
+        every_seconds: time between two lines; None is 1 s in a terminal, which is cleared at the end, and 30 s in a
+            file, where a wait that is shorter leaves nothing.
+    """
+    terminal = sys.stderr.isatty()
+    interval = every_seconds or (1.0 if terminal else 30.0)
+    began = time.monotonic()
+    over = threading.Event()
+
+    def show() -> None:
+        line = f"{topic:<10}{text}, {duration(time.monotonic() - began)}"
+        if terminal:
+            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+            _open_lines[:] = [topic]
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def renew() -> None:
+        while not over.wait(interval):
+            show()
+
+    if terminal:
+        show()
+    thread = threading.Thread(target=renew, name="aweigh-waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if terminal and _open_lines:
+            _open_lines.clear()
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def end_progress_line() -> None:

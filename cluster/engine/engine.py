@@ -35,8 +35,9 @@ class BatchSplit:
     world_size: int
 
     def __str__(self) -> str:
+        workers = f"{self.world_size} worker{'' if self.world_size == 1 else 's'}"
         return (
-            f"{self.global_size} = {self.microbatch_size} per worker × {self.world_size} workers "
+            f"{self.global_size} = {self.microbatch_size} per worker × {workers} "
             f"× {self.accumulation_steps} accumulation"
         )
 

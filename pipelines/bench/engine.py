@@ -24,12 +24,13 @@ from detectors import Detector
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.files import write_json
+from pipelines.recipes.recipe import absolute
 from pipelines.recipes.settings import Recipe
+from pipelines.training.checks import check
 from pipelines.training.due import WISHES
 from pipelines.training.from_recipe import build_detector
 from pipelines.training.loss_watch import LossWatch
 from pipelines.training.stopwatch import Stopwatch
-from pipelines.training.train import absolute, check
 
 _STAGES = (0, 1, 2, 3)
 

@@ -10,9 +10,10 @@ from cluster.workers import run_workers
 from pipelines import console
 from pipelines.bench.measuring import STEPS_BESIDE_WRITING, MeasuredJob, measure_worker
 from pipelines.errors import ConfigError
+from pipelines.recipes.recipe import absolute
 from pipelines.recipes.settings import Recipe
+from pipelines.training.checks import check
 from pipelines.training.stopwatch import PHASES
-from pipelines.training.train import absolute, check
 
 
 def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:

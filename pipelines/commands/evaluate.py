@@ -20,12 +20,12 @@ from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.report import figures, tables
 from pipelines.evaluation.test_time_table import NAMES, ModeResult, mode_table
 from pipelines.evaluation.views import Reading, milliseconds_one_by_one
-from pipelines.pictures.drawing import prediction_page
+from pipelines.pictures.prediction_page import prediction_page
 from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.recipes.settings import EvaluationSettings, Recipe
+from pipelines.training.checkpoints import check_classes
+from pipelines.training.checks import check_input_size
 from pipelines.training.from_recipe import build_detector
-from pipelines.training.resuming import check_classes
-from pipelines.training.train import check_input_size
 
 _CLOCK = "network, decoding and merging"
 

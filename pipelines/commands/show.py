@@ -2,7 +2,8 @@
 
 from pipelines.console import say
 from pipelines.recipes.settings import Recipe
-from pipelines.training.train import TrainingResult, tracking_uri
+from pipelines.tracking import tracking_uri
+from pipelines.training.train import TrainingResult
 
 
 def show_result(result: TrainingResult, recipe: Recipe) -> None:

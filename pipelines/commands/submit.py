@@ -116,7 +116,7 @@ def submit_command(
 def _submit(known: argparse.Namespace) -> None:
     from pipelines import recipes
     from pipelines.recipes.recipe import run_name, with_flags
-    from pipelines.training.train import check_before_submission
+    from pipelines.training.checks import check_before_submission
 
     recipe = with_flags(recipes.get(known.recipe), known.rest)
     check_before_submission(recipe)

@@ -12,8 +12,8 @@ from pipelines.drill.faults import Fault, faults
 from pipelines.drill.runs import Course, DrillError, running
 from pipelines.drill.verdict import Verdict, compare_runs
 from pipelines.errors import ConfigError
-from pipelines.recipes.recipe import with_flags
-from pipelines.training.train import absolute, check
+from pipelines.recipes.recipe import absolute, with_flags
+from pipelines.training.checks import check
 
 
 def run_drill(recipe_name: str, flags: Sequence[str], names: Sequence[str], folder: Path, *, as_json: bool) -> bool:

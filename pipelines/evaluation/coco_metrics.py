@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.errors import ConfigError
-from pipelines.tracking import metric_name
+from pipelines.tracking import class_metric_name
 
 FIGURES = (
     "AP",
@@ -78,7 +78,7 @@ class CocoMetrics:
         """Give `val/AP`, `val/AP_small`, `val/AP/person` …, without the figures that do not exist."""
         named = {f"{prefix}/{figure}": getattr(self, figure) for figure in FIGURES}
         for name, each in self.per_class.items():
-            key = unique = metric_name(f"{prefix}/AP/{name}")
+            key = unique = class_metric_name(f"{prefix}/AP", name)
             count = 1
             while unique in named:
                 count += 1

@@ -1,7 +1,7 @@
 """Evaluation: a detector over validation shards, every rank its share, judged by pycocotools on rank 0."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from detectors import Detections, Detector
 from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints
 from pipelines.evaluation.views import Found, Reading, detect, open_views
-from pipelines.pictures.drawing import Picture
+from pipelines.pictures.prediction_page import Picture
 from pipelines.recipes.settings import EvaluationSettings
 
 
@@ -124,7 +124,7 @@ def evaluate(
         coco=evaluate_boxes(ground_truth, results),
         keypoints=evaluate_keypoints(ground_truth, results),
         losses=losses,
-        pictures=sorted((picture for one in shares for picture in one.pictures), key=lambda one: one.image_id),
+        pictures=_named([picture for one in shares for picture in one.pictures], ground_truth),
         milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
         num_images=num_images,
     )
@@ -209,6 +209,13 @@ def _crowds_of_pictured(ground_truth: dict[str, Any], count: int, rules: BoxRule
             continue
         crowds[annotation["image_id"]].append(bool(annotation["iscrowd"]))
     return {image_id: crowds[image_id] for image_id in sorted(crowds)[:count]}
+
+
+def _named(pictures: list[Picture], ground_truth: dict[str, Any]) -> list[Picture]:
+    """Return the pictures by ascending image id, each with the file name of its image."""
+    names = {image["id"]: image.get("file_name", "") for image in ground_truth["images"]}
+    named = [replace(picture, file_name=names[picture.image_id]) for picture in pictures]
+    return sorted(named, key=lambda picture: picture.image_id)
 
 
 def _gathered(share: _Share, world: World) -> list[_Share] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.evaluation.coco_metrics import FIGURES, precision_recall_figure
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.files import write_json
-from pipelines.pictures.drawing import prediction_page
+from pipelines.pictures.prediction_page import prediction_page
 from pipelines.tracking import Tracker
 
 

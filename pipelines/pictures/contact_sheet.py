@@ -1,4 +1,4 @@
-"""A contact sheet of shards: what the file says, what the network receives, and what it is told to answer."""
+"""A contact sheet of shards: the labels of the file, the input of the network, and the heatmap it should answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,31 +25,44 @@ from data_shards.reading.samples import Samples
 from data_shards.reading.shards import Shards
 from detectors import Preprocessing
 from pipelines.errors import ConfigError
-from pipelines.pictures.drawing import Panel, class_color, save_png, write_text
+from pipelines.pictures.drawing import (
+    Panel,
+    check_picture_path,
+    class_color,
+    page_of_rows,
+    row_of_panels,
+    save_image,
+)
 from pipelines.recipes.settings import Recipe
 
-_MARGIN, _GAP, _HEADER, _CAPTION = 24, 12, 64, 34
-_BACKGROUND, _INK, _PALE_INK = (250, 250, 248), (32, 32, 36), (120, 120, 126)
+# In pixels of the page.
+_COLUMN_GAP, _ROW_GAP = 12, 4
+_MINIMUM_WIDTH = 900  # the header needs it
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One sample, in both frames."""
+    """One sample, in the image frame and in the input frame."""
 
     key: str
+    file_name: str
+    """As the annotations have it."""
     photograph: NDArray[np.uint8]
+    """(height, width, 3) RGB of the upright image."""
     boxes: NDArray[np.float32]
+    """(objects, 4) x1, y1, x2, y2 in the image frame."""
     labels: NDArray[np.int64]
     iscrowd: NDArray[np.bool_]
     joints: NDArray[np.float32] | None
-    """(objects, joints, 3) x, y and visibility; None where the data has none."""
+    """(objects, joints, 3) x, y and visibility; None if the data has none."""
     received: NDArray[np.uint8]
-    """(height, width, 3) RGB of the input, the normalisation taken back."""
+    """(height, width, 3) RGB of the input, with the normalisation undone."""
     input_boxes: NDArray[np.float32]
+    """(objects in the input, 4) x1, y1, x2, y2 in the input frame, unclipped."""
     input_labels: NDArray[np.int64]
     input_joints: NDArray[np.float32] | None
     heatmap: NDArray[np.float32] | None
-    """(classes, height, width) in cells; None where the detector's targets have none."""
+    """(classes, height, width) in cells; None if the detector's targets have none."""
 
 
 def write_contact_sheet(
@@ -61,24 +74,25 @@ def write_contact_sheet(
     keys: Sequence[str] = (),
     epoch: int = 0,
 ) -> list[str]:
-    """Draw some samples of a split, each as a row of three panels, two where targets have no heatmap, into a PNG.
+    """Draw samples of a split, each as a row of three panels (two without heatmaps), and write a PNG or JPEG.
 
     Args:
-        location: where the manifest lies.
-        recipe: its seed, input size, augmentation and detector are those of the training that is shown.
-        output: the PNG.
-        samples: how many, the first of the epoch's order; not used with `keys`.
-        keys: image ids to draw instead.
-        epoch: whose augmentation is shown, counted from 0.
+        location: `LOCATION/SPLIT` of the shards.
+        recipe: the training to show: seed, input size, augmentation and detector.
+        output: the file to write; its suffix decides the format.
+        samples: number of samples, taken from the beginning of the epoch's order; ignored if there are `keys`.
+        keys: samples to draw instead, by key, image id or file name.
+        epoch: its augmentation is shown; counted from 0.
 
     Returns:
-        The keys that were drawn, from top to bottom.
+        The keys of the samples, from top to bottom.
 
     Raises:
         DataError: there are no such shards or samples.
-        ConfigError: the PNG cannot be written, or a number is out of range.
+        ConfigError: the output cannot be written, or a number is out of range.
         DetectorError: the recipe's detector cannot be built for the classes.
     """
+    check_picture_path(output)
     if epoch < 0:
         raise ConfigError(f"--epoch is {epoch}; epochs are counted from 0.")
     manifest = load_manifest(location)
@@ -90,7 +104,7 @@ def write_contact_sheet(
     header = f"{location}   recipe {recipe.recipe}, epoch {epoch}, seed {recipe.seed}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_png(_page(rows, manifest.classes, header), output)
+        save_image(_page(rows, manifest.classes, header), output)
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}. Choose another --output.") from error
     return [row.key for row in rows]
@@ -104,26 +118,28 @@ def _first(manifest: Manifest, recipe: Recipe, samples: int, epoch: int) -> NDAr
 
 
 def _find(shards: Shards, keys: Sequence[str]) -> NDArray[np.int64]:
-    wanted: dict[int, int] = {}
-    for place, text in enumerate(keys):
-        if not text.isdigit():
-            raise DataError(f"--key is {text!r}; a sample's key is its image id, such as {sample_key(139)}.")
-        wanted[int(text)] = place
-    found: dict[int, int] = {}
+    """Return the sample ids of keys, image ids and file names, in their order."""
+    # Keys are image ids with leading zeros, and the indexes hold them; a file name is only inside the shards.
+    wanted = dict.fromkeys(int(key) if key.isdigit() else key for key in keys)
+    found: dict[int | str, int] = {}
     first = 0
     for shard, record in enumerate(shards.manifest.shards):
+        names_missing = any(isinstance(one, str) and one not in found for one in wanted)
         for row, image_id in enumerate(shards.index(shard).image_ids.tolist()):
-            if image_id in wanted:
-                found[image_id] = first + row
+            names = [image_id, shards.read_json(shard, row)["file_name"]] if names_missing else [image_id]
+            found.update({name: first + row for name in names if name in wanted})
         first += record.samples
-    if missing := [image_id for image_id in wanted if image_id not in found]:
+    if missing := [one for one in wanted if one not in found]:
+        what = f"sample {sample_key(missing[0])}" if isinstance(missing[0], int) else f"image file {missing[0]!r}"
         raise DataError(
-            f"{shards.store.location} has no sample {sample_key(missing[0])}; `aweigh shards examine` prints keys."
+            f"{shards.store.location} has no {what}. Give --key a sample's key or its file name as in the "
+            f"annotations; `aweigh shards examine` prints keys."
         )
-    return np.array([found[image_id] for image_id in wanted], dtype=np.int64)
+    return np.array(list(dict.fromkeys(found[one] for one in wanted)), dtype=np.int64)
 
 
 def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArray[np.int64], epoch: int) -> list[_Row]:
+    """Read the samples and assemble their batch, as the loader of a training does."""
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=1)
     places = [(int(shard), int(row)) for shard, row in zip(*plan.locate(sample_ids), strict=True)]
     sizes = np.array([shards.size(*place) for place in places])
@@ -149,10 +165,11 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         index = shards.index(shard)
         first, last = index.row_splits[place : place + 2]
         real = batch.labels[row] >= 0
-        is_class = index.labels[first:last] >= 0  # what is to be ignored has no name to draw
+        is_class = index.labels[first:last] >= 0  # an ignored object has no class name to draw
         rows.append(
             _Row(
                 key=sample_key(int(index.image_ids[place])),
+                file_name=shards.read_json(shard, place)["file_name"],
                 photograph=photographs[row],
                 boxes=index.boxes[first:last][is_class],
                 labels=index.labels[first:last][is_class],
@@ -169,15 +186,15 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
 
 
 def _photograph(images: Samples, shard: int, place: int) -> NDArray[np.uint8]:
-    """The upright image, or the gray that stands in its place."""
+    """Return the upright image, or plain gray if it does not decode."""
     image = images.image(shard, place)
     if image is None:
         return np.full((*images.shards.size(shard, place), 3), 128, dtype=np.uint8)
-    return image.copy()  # the next one comes into the same memory
+    return image.copy()  # the next image is decoded into the same memory
 
 
 def received_pixels(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The normalised input `(batch, 3, height, width)` as RGB pixels `(batch, height, width, 3)`."""
+    """Undo the normalisation: an input `(batch, 3, height, width)` as RGB pixels `(batch, height, width, 3)`."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     pixels = ((images * std + mean) / preprocessing.scale).round().clamp(0, 255).to(torch.uint8)
     pixels = pixels if preprocessing.channel_order == "rgb" else pixels.flip(1)
@@ -191,25 +208,17 @@ def _heatmaps(targets: Any) -> NDArray[np.float32] | None:
 
 def _page(rows: Sequence[_Row], classes: Sequence[CocoClass], header: str) -> NDArray[np.uint8]:
     panels = [_panels(row, classes) for row in rows]
-    columns = [max(row[column][0].shape[1] for row in panels) for column in range(len(panels[0]))]
-    strips = [_strip(row, columns) for row in panels]
-    width = 2 * _MARGIN + max(900, *(strip.shape[1] for strip in strips))
-    page = np.full((_HEADER + sum(strip.shape[0] for strip in strips) + _MARGIN, width, 3), _BACKGROUND, dtype=np.uint8)
-    write_text(page, header, (_MARGIN, 34), _INK, 20, weight=600)
-    notes = ["left: the file, crowds hatched", "middle: what the network receives", "right: the heatmap it should give"]
-    if len(columns) == 2:  # a detector without heatmaps
-        notes = [notes[0], "right: what the network receives"]
-    note = "     ".join(notes)
-    write_text(page, note, (_MARGIN, 54), _PALE_INK, 13)
-    top = _HEADER
-    for strip in strips:
-        page[top : top + strip.shape[0], _MARGIN : _MARGIN + strip.shape[1]] = strip
-        top += strip.shape[0]
-    return page
+    # One width for each column of the page, so that inputs are below inputs whatever the shapes of the photographs.
+    widths = [max(row[column][0].shape[1] for row in panels) for column in range(len(panels[0]))]
+    strips = [row_of_panels(row, gap=_COLUMN_GAP, widths=widths) for row in panels]
+    notes = ["left: the file, crowds hatched", "middle: the network's input", "right: the heatmap it should answer"]
+    if len(widths) == 2:  # a detector without heatmaps
+        notes = [notes[0], "right: the network's input"]
+    return page_of_rows(strips, header, "     ".join(notes), gap=_ROW_GAP, minimum_width=_MINIMUM_WIDTH)
 
 
 def _panels(row: _Row, classes: Sequence[CocoClass]) -> list[tuple[NDArray[np.uint8], str]]:
-    """The panels of one sample with their captions; every row of a page has as many."""
+    """Draw the panels of one sample, with their captions; every row of a page has the same number."""
     file, network = Panel(row.photograph), Panel(row.received)
     for box, label, crowd in zip(row.boxes, row.labels, row.iscrowd, strict=True):
         file.add(box, classes[int(label)].name, class_color(int(label)), hatched=bool(crowd))
@@ -219,14 +228,14 @@ def _panels(row: _Row, classes: Sequence[CocoClass]) -> list[tuple[NDArray[np.ui
     height, width = row.received.shape[:2]
     inside = 0
     for box, label in zip(row.input_boxes, row.input_labels, strict=True):
-        # A crop may leave an object out altogether.
+        # Boxes are not clipped, and a crop may leave an object out altogether.
         if box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0:
             network.add(box, classes[int(label)].name, class_color(int(label)))
             inside += 1
     size = f"{row.photograph.shape[1]} x {row.photograph.shape[0]}"
     panels = [
-        (file.drawn(), f"{row.key}   {size}   {counted(len(row.boxes), 'box')}"),
-        (network.drawn(), f"input {width} x {height}   {inside} of {len(row.input_boxes)} boxes in it"),
+        (file.drawn(), f"{row.file_name}   {row.key}   {size}   {counted(len(row.boxes), 'box')}"),
+        (network.drawn(), f"input {width} x {height}   {inside} of {counted(len(row.input_boxes), 'box')} inside"),
     ]
     if row.heatmap is not None:
         cells = row.heatmap.shape[1:]
@@ -236,19 +245,13 @@ def _panels(row: _Row, classes: Sequence[CocoClass]) -> list[tuple[NDArray[np.ui
     return panels
 
 
-def _strip(panels: Sequence[tuple[NDArray[np.uint8], str]], columns: Sequence[int]) -> NDArray[np.uint8]:
-    tallest = max(panel.shape[0] for panel, _ in panels)
-    strip = np.full((tallest + _CAPTION, sum(columns) + _GAP * len(columns), 3), _BACKGROUND, dtype=np.uint8)
-    left = 0
-    for (panel, caption), column in zip(panels, columns, strict=True):
-        strip[: panel.shape[0], left : left + panel.shape[1]] = panel
-        write_text(strip, caption, (left, tallest + 19), _INK, 13)
-        left += column + _GAP
-    return strip
-
-
 def heatmap_over(image: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The input in dim gray with every class's heatmap over it in its colour, a cell a square."""
+    """Draw heatmaps over the dim gray input, each class in its colour, each cell as a square.
+
+    Args:
+        image: (height, width, 3) RGB.
+        heatmap: (classes, rows, columns) in [0, 1].
+    """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None] * np.ones(3, dtype=np.float32) * 0.45
     size = (image.shape[1], image.shape[0])
     strongest = heatmap.max(axis=0)

@@ -1,25 +1,27 @@
-"""A page of validation pictures, truth beside prediction, so that a run is looked at and not only measured."""
+"""Drawing: photographs with boxes and their labels, captions, rows of panels, a page, and its file.
+
+Every picture is `(height, width, 3)` uint8 RGB, until `save_image` writes it.
+"""
 
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.errors import ConfigError
+
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels of the canvas."""
 
 # In pixels of the page. Photographs have one height, so that rows fill up whatever their shapes.
 _PHOTOGRAPH_HEIGHT = 340
-_WIDEST_PHOTOGRAPH = 640
-_ROW_WIDTH = 1880
-_GAP = 24
-_PANEL_GAP = 6
+_PHOTOGRAPH_WIDTH_LIMIT = 640
 _MARGIN = 24
-_NARROWEST = 720  # room for the header
 _HEADER = 64
 _CAPTION = 30
 _BACKGROUND: Color = (250, 250, 248)
@@ -28,98 +30,7 @@ _PALE_INK: Color = (120, 120, 126)
 _LABEL_SIZE = 11
 _CAPTION_SIZE = 13
 _HEADER_SIZE = 20
-
-
-@dataclass
-class Picture:
-    """One validation image with what is there and what was predicted; boxes are in its own pixels."""
-
-    image: NDArray[np.uint8]
-    """(height, width, 3) RGB."""
-    truth_boxes: NDArray[np.floating]
-    """(objects, 4) x1, y1, x2, y2."""
-    truth_labels: NDArray[np.integer]
-    """(objects,) indices of classes."""
-    truth_crowd: NDArray[Any]
-    """(objects,) true where the box holds a crowd, which is drawn hatched."""
-    predicted_boxes: NDArray[np.floating]
-    """(detections, 4) x1, y1, x2, y2."""
-    predicted_scores: NDArray[np.floating]
-    """(detections,)"""
-    predicted_labels: NDArray[np.integer]
-    """(detections,)"""
-    image_id: int
-    file_name: str = ""
-
-
-def prediction_page(
-    samples: Sequence[Picture],
-    class_names: Sequence[str],
-    path: Path,
-    score_threshold: float = 0.3,
-    *,
-    header: str = "",
-) -> None:
-    """Write a PNG with two panels for each picture: what is there, and what was predicted.
-
-    Args:
-        samples: the pictures, in the order of the page; an image without objects has its place too.
-        class_names: names by label. A class has the same colour on every page.
-        path: where the PNG is written.
-        score_threshold: predictions of a lower score are left out.
-        header: first line of the page, such as the run, the step and its AP.
-
-    Raises:
-        OSError: `path` cannot be written.
-    """
-    pairs = [_pair(sample, class_names, score_threshold) for sample in samples]
-    rows: list[list[NDArray[np.uint8]]] = []
-    room = 0
-    for pair in pairs:
-        if pair.shape[1] > room:
-            rows.append([])
-            room = _ROW_WIDTH
-        rows[-1].append(pair)
-        room -= pair.shape[1] + _GAP
-    heights = [max(pair.shape[0] for pair in row) for row in rows]
-    widths = [sum(pair.shape[1] + _GAP for pair in row) - _GAP for row in rows]
-    height = _HEADER + sum(heights) + _GAP // 2 * len(rows) + _MARGIN
-    page = np.full((height, 2 * _MARGIN + max([_NARROWEST, *widths]), 3), _BACKGROUND, dtype=np.uint8)
-    write_text(page, header or "Predictions", (_MARGIN, 34), _INK, _HEADER_SIZE, weight=600)
-    note = f"left: what is there, crowds hatched     right: predictions of score {score_threshold:g} and more"
-    write_text(page, note, (_MARGIN, 54), _PALE_INK, _CAPTION_SIZE)
-    top = _HEADER
-    for row, row_height in zip(rows, heights, strict=True):
-        left = _MARGIN
-        for pair in row:
-            page[top : top + pair.shape[0], left : left + pair.shape[1]] = pair
-            left += pair.shape[1] + _GAP
-        top += row_height + _GAP // 2
-    save_png(page, path)
-
-
-def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -> NDArray[np.uint8]:
-    """Draw truth and prediction side by side over a caption; (height, 2 panels, 3) RGB."""
-    shown = sample.predicted_scores >= score_threshold
-    order = np.argsort(sample.predicted_scores[shown], kind="stable")  # the surest on top
-    boxes, labels = sample.predicted_boxes[shown][order], sample.predicted_labels[shown][order]
-    scores = sample.predicted_scores[shown][order]
-    truth = Panel(sample.image)
-    for box, label, crowd in zip(sample.truth_boxes, sample.truth_labels, sample.truth_crowd, strict=True):
-        truth.add(box, class_names[int(label)], class_color(int(label)), hatched=bool(crowd))
-    found = Panel(sample.image)
-    for box, label, score in zip(boxes, labels, scores, strict=True):
-        found.add(box, f"{class_names[int(label)]} {score:.2f}", class_color(int(label)))
-    left, right = truth.drawn(), found.drawn()
-    start = left.shape[1] + _PANEL_GAP
-    pair = np.full((left.shape[0] + _CAPTION, start + right.shape[1], 3), _BACKGROUND, dtype=np.uint8)
-    pair[: left.shape[0], : left.shape[1]] = left
-    pair[: right.shape[0], start:] = right
-    baseline = left.shape[0] + 19
-    name = sample.file_name or f"image {sample.image_id}"
-    write_text(pair, f"{name}   {_count(len(sample.truth_labels), 'object')}", (0, baseline), _INK, _CAPTION_SIZE)
-    write_text(pair, _count(len(boxes), "prediction"), (start, baseline), _INK, _CAPTION_SIZE)
-    return pair
+_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass
@@ -130,10 +41,8 @@ class Panel:
     labels: list[tuple[NDArray[np.float64], str, Color]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        import cv2
-
         height, width = self.photograph.shape[:2]
-        self.scale = min(_PHOTOGRAPH_HEIGHT / height, _WIDEST_PHOTOGRAPH / width)
+        self.scale = min(_PHOTOGRAPH_HEIGHT / height, _PHOTOGRAPH_WIDTH_LIMIT / width)
         size = (max(1, round(width * self.scale)), max(1, round(height * self.scale)))
         method = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC
         self.canvas: NDArray[np.uint8] = np.ascontiguousarray(
@@ -151,8 +60,6 @@ class Panel:
 
     def add_joints(self, joints: NDArray[np.floating], skeleton: Sequence[tuple[int, int]], color: Color) -> None:
         """Draw joints, `(joints, 3)` as x, y and visibility, and the lines of a skeleton (counted from 1)."""
-        import cv2
-
         places = [(round(float(x * self.scale)), round(float(y * self.scale))) for x, y in joints[:, :2]]
         labelled = joints[:, 2] > 0
         for one, other in skeleton:
@@ -172,8 +79,6 @@ class Panel:
         return self.canvas
 
     def _outline(self, corners: NDArray[np.float64], color: Color, hatched: bool) -> None:
-        import cv2
-
         x1, y1, x2, y2 = (round(value) for value in corners)
         if hatched:
             self._hatch(x1, y1, x2, y2, color)
@@ -188,8 +93,6 @@ class Panel:
                     cv2.line(self.canvas, dash_start, dash_end, ink, thickness, cv2.LINE_AA)
 
     def _hatch(self, x1: int, y1: int, x2: int, y2: int, color: Color) -> None:
-        import cv2
-
         inside = self.canvas[y1 : y2 + 1, x1 : x2 + 1]
         lines = inside.copy()
         height, width = inside.shape[:2]
@@ -199,8 +102,6 @@ class Panel:
 
     def _label(self, corners: NDArray[np.float64], text: str, color: Color, taken: list[Rectangle]) -> Rectangle:
         """Put the label where it covers the least of standing labels and of small boxes; gives its rectangle."""
-        import cv2
-
         width = _text_width(text, _LABEL_SIZE, 500) + 7
         height = _LABEL_SIZE + 4
         x1, y1, x2, y2 = (round(value) for value in corners)
@@ -223,7 +124,7 @@ class Panel:
         best = min(rectangles, key=covered)
         left, top, right, bottom = best
         cv2.rectangle(self.canvas, (left, top), (right - 1, bottom - 1), color, cv2.FILLED)
-        write_text(self.canvas, text, (left + 3, bottom - 4), _ink_on(color), _LABEL_SIZE, weight=500)
+        _write_text(self.canvas, text, (left + 3, bottom - 4), _ink_on(color), _LABEL_SIZE, weight=500)
         return best
 
     def _within(self, left: int, top: int, width: int, height: int) -> Rectangle:
@@ -260,30 +161,110 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+def page_of_rows(
+    rows: Sequence[NDArray[np.uint8]], header: str, note: str, *, gap: int, minimum_width: int
+) -> NDArray[np.uint8]:
+    """Put rows below one another, under a header.
+
+    Args:
+        rows: pictures of any width, from top to bottom.
+        header: first line of the page.
+        note: second line, smaller and paler.
+        gap: pixels below each row.
+        minimum_width: of the page without its margins, in pixels.
+    """
+    height = _HEADER + sum(row.shape[0] + gap for row in rows) + _MARGIN
+    page = _blank(height, 2 * _MARGIN + max([minimum_width, *(row.shape[1] for row in rows)]))
+    _write_text(page, header, (_MARGIN, 34), _INK, _HEADER_SIZE, weight=600)
+    _write_text(page, note, (_MARGIN, 54), _PALE_INK, _CAPTION_SIZE)
+    top = _HEADER
+    for row in rows:
+        page[top : top + row.shape[0], _MARGIN : _MARGIN + row.shape[1]] = row
+        top += row.shape[0] + gap
+    return page
 
 
-def write_text(
+def row_of_panels(
+    panels: Sequence[tuple[NDArray[np.uint8], str]], *, gap: int, widths: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
+    """Put panels beside one another, each over its caption.
+
+    Args:
+        panels: pictures with their captions; a caption that is too long for its column loses its middle.
+        gap: pixels between columns.
+        widths: of the columns, in pixels; None makes each as wide as its panel.
+    """
+    widths = widths or [panel.shape[1] for panel, _ in panels]
+    tallest = max(panel.shape[0] for panel, _ in panels)
+    columns = []
+    for (panel, caption), width in zip(panels, widths, strict=True):
+        column = _blank(tallest + _CAPTION, width)
+        column[: panel.shape[0], : panel.shape[1]] = panel
+        _write_text(column, shortened(caption, width), (0, tallest + 19), _INK, _CAPTION_SIZE)
+        columns.append(column)
+    return side_by_side(columns, gap)
+
+
+def side_by_side(pictures: Sequence[NDArray[np.uint8]], gap: int) -> NDArray[np.uint8]:
+    """Put pictures beside one another, aligned at the top, `gap` pixels apart."""
+    width = sum(picture.shape[1] + gap for picture in pictures) - gap
+    row = _blank(max(picture.shape[0] for picture in pictures), width)
+    left = 0
+    for picture in pictures:
+        row[: picture.shape[0], left : left + picture.shape[1]] = picture
+        left += picture.shape[1] + gap
+    return row
+
+
+def shortened(caption: str, width: int) -> str:
+    """Replace the middle of a caption by "…" until it is at most `width` pixels wide.
+
+    The end stays: it holds the counts, while a long file name is recognised by its beginning.
+    """
+    if _text_width(caption, _CAPTION_SIZE, 400) <= width:
+        return caption
+    for kept in range(len(caption) - 1, 0, -1):
+        end = kept // 2
+        text = f"{caption[: kept - end]}…{caption[len(caption) - end :]}"
+        if _text_width(text, _CAPTION_SIZE, 400) <= width:
+            return text
+    return ""
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a file that `save_image` would not write; call it before long work.
+
+    Raises:
+        ConfigError: the suffix is not that of a PNG or JPEG.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ConfigError(f"{path} cannot be written as a picture; let its name end in .png, .jpg or .jpeg.")
+
+
+def save_image(page: NDArray[np.uint8], path: Path) -> None:
+    """Write an RGB picture as a PNG or JPEG, by the suffix of `path`.
+
+    Raises:
+        ConfigError: the suffix is another.
+        OSError: `path` cannot be written.
+    """
+    check_picture_path(path)
+    encoded, content = cv2.imencode(path.suffix.lower(), cv2.cvtColor(page, cv2.COLOR_RGB2BGR))
+    assert encoded
+    path.write_bytes(content.tobytes())
+
+
+def _blank(height: int, width: int) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), _BACKGROUND, dtype=np.uint8)
+
+
+def _write_text(
     canvas: NDArray[np.uint8], text: str, baseline: tuple[int, int], color: Color, size: int, weight: int = 400
 ) -> None:
-    """Write a line of text; `baseline` is where it begins, x and y in pixels of the canvas."""
-    import cv2
-
+    """Write a line of text; `baseline` is its left end, x and y in pixels of the canvas."""
     cv2.putText(canvas, text, baseline, color, cv2.FontFace("sans"), size, weight)
 
 
 def _text_width(text: str, size: int, weight: int) -> int:
-    import cv2
-
     _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace("sans"), size, weight)
     return int(width)
-
-
-def save_png(page: NDArray[np.uint8], path: Path) -> None:
-    """Write an RGB page; raises OSError where the path cannot be written."""
-    import cv2
-
-    encoded, content = cv2.imencode(".png", cv2.cvtColor(page, cv2.COLOR_RGB2BGR))
-    assert encoded
-    path.write_bytes(content.tobytes())

@@ -19,7 +19,7 @@ import yaml
 from cluster.errors import ClusterError
 from data_shards.errors import DataError
 from pipelines.errors import ConfigError
-from pipelines.recipes.settings import Recipe
+from pipelines.recipes.settings import IMAGENET, Recipe
 
 # What may change between two attempts of one run: none of it is meant to change what is learnt. (Another number of
 # workers groups the images of BatchNorm anew; samples, schedule and global batch stay.)
@@ -142,6 +142,31 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """Paths as every process finds them; workers do not share the driver's working directory."""
+
+    def path(text: str) -> str:
+        return text if not text or "://" in text else str(Path(text).expanduser().resolve())
+
+    data = dataclasses.replace(
+        recipe.data,
+        train=path(recipe.data.train),
+        validation=path(recipe.data.validation),
+        cache_folder=path(recipe.data.cache_folder),
+    )
+    weights = recipe.detector.weights
+    detector = dataclasses.replace(
+        recipe.detector, weights=path(weights) if weights and weights != IMAGENET else weights
+    )
+    return dataclasses.replace(
+        recipe,
+        data=data,
+        detector=detector,
+        checkpoint=dataclasses.replace(recipe.checkpoint, location=path(recipe.checkpoint.location)),
+        run=dataclasses.replace(recipe.run, folder=path(recipe.run.folder)),
+    )
 
 
 def run_name(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ MLflow.
 
 from pipelines.tracking.delivery import Delivery, deliver_spool
 from pipelines.tracking.late_metrics import log_afterwards
-from pipelines.tracking.mlflow_client import absolute_uri, logged_steps, metric_name
+from pipelines.tracking.mlflow_client import absolute_uri, class_metric_name, logged_steps, metric_name, tracking_uri
 from pipelines.tracking.run import RUN_TAG, RunRecord, end_run, start_run
 from pipelines.tracking.tracker import Tracker, log_recipe_and_versions, start_system_metrics
 
@@ -18,6 +18,7 @@ __all__ = [
     "RunRecord",
     "Tracker",
     "absolute_uri",
+    "class_metric_name",
     "deliver_spool",
     "end_run",
     "log_afterwards",
@@ -26,4 +27,5 @@ __all__ = [
     "metric_name",
     "start_run",
     "start_system_metrics",
+    "tracking_uri",
 ]

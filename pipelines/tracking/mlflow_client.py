@@ -15,6 +15,8 @@ from pipelines.errors import ConfigError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from pipelines.recipes.settings import Recipe
+
 # MLflow's limits: params or tags in one request, and characters in a value or name.
 PARAMS_PER_REQUEST = 100
 LONGEST_PARAM = 6000
@@ -68,6 +70,12 @@ def absolute_uri(uri: str) -> str:
     return f"sqlite:///{path}{question}{query}"
 
 
+def tracking_uri(recipe: "Recipe") -> str:
+    """Where MLflow is: as the recipe says, else MLFLOW_TRACKING_URI, else SQLite beside the runs."""
+    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return absolute_uri(uri or f"sqlite:///{Path(recipe.run.folder).resolve() / 'mlflow.db'}")
+
+
 def metric_name(text: str) -> str:
     """Give the nearest name that MLflow takes: letters, digits and `_ - . : / space`, no empty path parts.
 
@@ -75,6 +83,15 @@ def metric_name(text: str) -> str:
     """
     parts = re.sub(r"[^/\w.\- :]", "_", text).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:LONGEST_NAME].rstrip("/") or "_"
+
+
+def class_metric_name(prefix: str, class_name: str) -> str:
+    """Return the metric name of a class below `prefix`; a `/` in the class's name becomes `_`.
+
+    MLflow draws a section of charts for each folder of names. With its `/` kept, class `Box/Square` would be moved
+    from the other classes' section `val/AP` into a section of its own.
+    """
+    return metric_name(f"{prefix}/{class_name.replace('/', '_')}")
 
 
 def shown(uri: str) -> str:

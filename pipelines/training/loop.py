@@ -33,12 +33,11 @@ from pipelines.files import write_json
 from pipelines.recipes.recipe import to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
+from pipelines.training.checkpoints import Saver, lost_line
 from pipelines.training.due import Milestones
 from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, training_loader
 from pipelines.training.recorder import Recorder
-from pipelines.training.resuming import lost_line
 from pipelines.training.sample_ledger import Ledger
-from pipelines.training.saving import Saver
 from pipelines.training.stopwatch import Stopwatch
 
 logger = logging.getLogger("aweigh")
@@ -100,7 +99,13 @@ class Training:
         self.stopwatch = Stopwatch(context.device, exact=bool(measured_steps), begins=self._begin_phase)
         self.milestones = Milestones(recipe, self.plan.steps_per_epoch, self.last_step, context)
         self.recorder = Recorder(
-            *(context, recipe, self.plan, self.world, self.split, self.stopwatch, self.last_step),
+            context,
+            recipe,
+            self.plan,
+            self.world,
+            self.split,
+            self.stopwatch,
+            self.last_step,
             skipped_steps=int(self.resumed_from.get("skipped_steps", 0)),
         )
         self.ledger: Ledger | None = None
@@ -268,7 +273,9 @@ class Training:
                 folder = self.context.folder / "tracking"
                 self.recorder.tracker = Tracker(folder, self.job.tracking_uri, self.job.tracking_run)
                 log_recipe_and_versions(self.recorder.tracker, to_yaml(self.recipe), self._digests())
-                self.recorder.tracker.log_text(json.dumps(self.engine.config, indent=1), "deepspeed.json")
+                deepspeed = json.dumps(self.engine.config, indent=1)
+                (self.context.folder / "logs" / "deepspeed.json").write_text(deepspeed)
+                self.recorder.tracker.log_text(deepspeed, "deepspeed.json")
                 self._say_where_it_stands()
             yield
         finally:

@@ -11,8 +11,9 @@ from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine
 from data_shards.counting import counted
 from pipelines import console
 from pipelines.errors import ConfigError
-from pipelines.recipes.recipe import run_name
+from pipelines.recipes.recipe import absolute, run_name
 from pipelines.recipes.settings import IMAGENET, Recipe
+from pipelines.tracking import tracking_uri
 
 
 def preflight(recipe: Recipe, as_json: bool) -> bool:
@@ -62,8 +63,6 @@ def _is_fine(findings: Sequence[Finding]) -> bool:
 
 
 def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Finding]:
-    from pipelines.training.train import absolute, tracking_uri
-
     recipe = absolute(recipe)
     folders, probes = _places(recipe)
     uri = tracking_uri(recipe)

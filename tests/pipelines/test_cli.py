@@ -214,12 +214,12 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
 
     run = save(tmp_path / "a" / "refused")
     line = _refused(capsys, "evaluate", run, "--data", small_shards / "other")
-    assert "is of another class list: it has class 44 'bottle' where the shards have 44 'vase'" in line
+    assert "was trained with another class list: it has class 44 'bottle' where the shards have 44 'vase'" in line
     save(tmp_path / "b" / "refused", detector="centernet_resdcn18")
     line = _refused(capsys, *_train(small_shards, tmp_path / "b"))
-    assert "is of detector centernet_resdcn18, the recipe says centernet_resnet18" in line
+    assert "holds detector centernet_resdcn18, but the recipe says centernet_resnet18" in line
     save(tmp_path / "c" / "refused", manifest="0" * 64)
-    assert "was trained on shards 000000000000, data.train is" in _refused(
+    assert "was trained on shards 000000000000, but data.train is" in _refused(
         capsys, *_train(small_shards, tmp_path / "c")
     )
     line = _refused(capsys, "evaluate", run, "--detector.settings.width", "16")

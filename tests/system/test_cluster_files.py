@@ -14,7 +14,7 @@ import yaml
 from pipelines import recipes
 from pipelines.cli import command_line
 from pipelines.recipes.recipe import with_flags
-from pipelines.training.train import check_places
+from pipelines.training.checks import check_places
 from tests.system.commands import train
 from tests.system.ray_head import ray_head
 

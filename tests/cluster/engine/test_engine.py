@@ -318,6 +318,7 @@ def test_the_batch_is_split_into_equal_microbatches_under_the_limit() -> None:
     split = split_batch(128, 8, 6)  # 16 a rank; the largest divisor of 16 up to 6 is 4
     assert (split.microbatch_size, split.accumulation_steps) == (4, 4)
     assert str(split) == "128 = 4 per worker × 8 workers × 4 accumulation"
+    assert str(split_batch(8, 1, 0)) == "8 = 8 per worker × 1 worker × 1 accumulation"
     assert split_batch(114, 6, 0).microbatch_size == 19
 
 

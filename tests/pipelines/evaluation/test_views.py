@@ -16,7 +16,7 @@ from detectors.shared.test_time_augmentation import MODES, joined
 from pipelines.evaluation.views import Reading, detect, milliseconds_one_by_one, open_views
 from pipelines.recipes.recipe import with_flags
 from pipelines.recipes.settings import EvaluationSettings, Recipe
-from pipelines.training.train import check
+from pipelines.training.checks import check
 
 PLAIN = Preprocessing("rgb", (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), scale=1.0)
 SCALES = (0.5, 1.0, 1.5)

@@ -12,7 +12,7 @@ from detectors import DetectorError
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import with_flags
 from pipelines.recipes.settings import DataSettings, DetectorSettings, Recipe
-from pipelines.training.train import check
+from pipelines.training.checks import check
 from tests.data_shards.building.test_labels import IGNORE, PERSON, kitti_document, pose_document
 from tests.data_shards.samples import write_coco
 

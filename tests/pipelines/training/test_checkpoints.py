@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.heartbeat import Heartbeat, read_standing
-from pipelines.training.resuming import lost_line
+from pipelines.training.checkpoints import lost_line
 
 
 @pytest.mark.parametrize(
@@ -13,8 +13,8 @@ from pipelines.training.resuming import lost_line
     [
         (True, 7, "lost      nothing: the last attempt ended with this checkpoint"),
         (False, 7, "lost      less than a second of training: the last attempt was killed just after this checkpoint"),
-        (True, 4, "lost      3 steps: 24 samples and 2 m 00 s of training are done again"),
-        (False, 4, "lost      3 steps: 24 samples and 2 m 00 s of training are done again"),
+        (True, 4, "lost      3 steps: 24 samples and 2 m 00 s of training are repeated"),
+        (False, 4, "lost      3 steps: 24 samples and 2 m 00 s of training are repeated"),
     ],
 )
 def test_what_was_lost_is_said_as_far_as_it_is_known(tmp_path: Path, closed: bool, checkpoint: int, said: str) -> None:
@@ -31,4 +31,4 @@ def test_what_was_lost_is_said_as_far_as_it_is_known(tmp_path: Path, closed: boo
 
 
 def test_an_attempt_without_a_trace_is_said(tmp_path: Path) -> None:
-    assert lost_line(read_standing(tmp_path, 0), 4, 8, 0).startswith("lost      not known")
+    assert lost_line(read_standing(tmp_path, 0), 4, 8, 0).startswith("lost      unknown")

@@ -1,0 +1,186 @@
+"""Everything that is refused before a worker starts: settings, data, detector, and the folder of the run."""
+
+from pathlib import Path
+
+import numpy as np
+
+import detectors
+from cluster.checkpoints.checkpoint import Checkpoint
+from cluster.engine.engine import BatchSplit, check_deepspeed, split_batch
+from cluster.workers import dividing_worlds
+from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.loading.batch import Batch
+from data_shards.loading.batch_arrays import Slot
+from data_shards.order.plan import Plan, make_plan
+from data_shards.reading.shards import Shards
+from data_shards.storage.store import open_store
+from detectors import Detector
+from pipelines.errors import ConfigError
+from pipelines.recipes.recipe import differences, from_dict, to_dict
+from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
+from pipelines.training.from_recipe import build_detector
+
+
+def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
+    """Everything that can be known to be wrong before a worker is started.
+
+    A `fresh` run starts from the recipe's initial weights, which are fetched and loaded here first.
+    """
+    _check_settings(recipe)
+    if "://" in recipe.checkpoint.location:
+        open_store(recipe.checkpoint.location).check_writable()
+    manifest = load_manifest(recipe.data.train)
+    plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
+    for location, found in _locations(recipe, manifest):
+        if found.classes != manifest.classes:
+            raise ConfigError(
+                f"{location} has other classes than {recipe.data.train}: "
+                f"{_shown(found.class_names)} instead of {_shown(manifest.class_names)}. "
+                f"Build both from one class list."
+            )
+        _check_shards(location, found)
+    detector = build_detector(recipe, manifest, initial=fresh)
+    check_input_size(recipe, detector)
+    _check_max_objects(recipe, detector)
+    detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
+    _check_labels(recipe, detector, manifest)
+    return manifest, plan
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """What the recipe alone tells."""
+    if not recipe.data.train:
+        raise ConfigError(
+            "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
+        )
+    hang, deadline = recipe.cluster.hang_seconds, recipe.data.read_deadline_seconds
+    if "://" in recipe.data.train and 0 < hang < deadline:
+        raise ConfigError(
+            f"data.read_deadline_seconds is {deadline:g} and cluster.hang_seconds {hang:g}: waiting for S3 would be "
+            f"taken for a standstill. Raise cluster.hang_seconds to {deadline:g} or more."
+        )
+    split_on_most_workers(recipe)
+    check_deepspeed(recipe.engine)
+
+
+def split_on_most_workers(recipe: Recipe) -> BatchSplit:
+    """How the batch falls on the workers, the most of them where their number is elastic; refused where it cannot."""
+    cluster, batch = recipe.cluster, recipe.batch
+    workers = max(dividing_worlds(batch.global_size, cluster)) if cluster.elastic else cluster.max_workers
+    return split_batch(batch.global_size, workers, batch.microbatch_limit)
+
+
+def _locations(recipe: Recipe, manifest: Manifest) -> list[tuple[str, Manifest]]:
+    validation = recipe.data.validation
+    return [(recipe.data.train, manifest), *([(validation, load_manifest(validation))] if validation else [])]
+
+
+def _check_shards(location: str, manifest: Manifest) -> None:
+    """Compare shards in a folder with their manifest; those of S3 are compared when a node fetches them."""
+    if open_store(location).local_path("manifest.json") is None:
+        return
+    Shards(location, manifest).verify()
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+
+
+def check_input_size(recipe: Recipe, detector: Detector) -> None:
+    """Refuse an input that the network cannot halve as often as it does.
+
+    Raises:
+        ConfigError: with the nearest size that it can.
+    """
+    divisor = detector.stride_divisor
+    for name, size in (("data", recipe.data.input_size), ("evaluation", recipe.evaluation.input_size or ())):
+        if any(side % divisor for side in size):
+            height, width = (max(divisor, round(side / divisor) * divisor) for side in size)
+            raise ConfigError(
+                f"{name}.input_size is {list(size)}; {recipe.detector.name} needs multiples of {divisor}, such as "
+                f"{height} {width}."
+            )
+
+
+def _check_max_objects(recipe: Recipe, detector: Detector) -> None:
+    """Refuse a number of boxes that was raised in vain: the detector would leave the rest out without a word."""
+    places = getattr(getattr(detector, "settings", None), "max_objects", None)
+    if places is not None and recipe.data.max_objects > max(places, DataSettings.max_objects):
+        raise ConfigError(
+            f"data.max_objects is {recipe.data.max_objects}, but {recipe.detector.name} trains on the first {places} "
+            f"boxes of an image: set data.max_objects to {places}, or detector.settings.max_objects to "
+            f"{recipe.data.max_objects}."
+        )
+
+
+def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> None:
+    """Let the detector refuse data that lacks what it learns, such as joints, by encoding an image without objects."""
+    empty = Slot.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
+    batch = Batch.over(empty, 0, 0)
+    detector.encode(batch.boxes, batch.labels, batch.input_size, **batch.extra)
+    if recipe.augmentation.rotation_probability and not hasattr(getattr(detector, "settings", None), "joints"):
+        raise ConfigError(
+            f"augmentation.rotation_probability is {recipe.augmentation.rotation_probability:g}, which is for pose: "
+            f"{recipe.detector.name} would learn boxes of the unturned image. Set it to 0."
+        )
+
+
+def check_before_submission(recipe: Recipe) -> None:
+    """Everything that can be known to be wrong on this machine, for a training on another one.
+
+    Raises:
+        ConfigError, DataError, DetectorError: something given cannot be used there.
+    """
+    _check_settings(recipe)
+    check_places(recipe)
+    if Path(recipe.data.train).is_dir():
+        # The cluster's file system is mounted here, too; ImageNet's weights are fetched by who trains.
+        check(recipe, fresh=recipe.detector.weights != IMAGENET)
+    else:
+        detector = detectors.build(recipe.detector.name, 80, **recipe.detector.settings)
+        check_input_size(recipe, detector)
+        _check_max_objects(recipe, detector)
+
+
+def check_places(recipe: Recipe) -> None:
+    """Refuse what means a place on this machine, where the training is on another one."""
+    for field, location in (
+        ("run.folder", recipe.run.folder),
+        ("data.train", recipe.data.train),
+        ("data.validation", recipe.data.validation),
+        ("detector.weights", "" if recipe.detector.weights == IMAGENET else recipe.detector.weights or ""),
+        ("data.cache_folder", recipe.data.cache_folder),
+        ("checkpoint.location", recipe.checkpoint.location),
+    ):
+        if location and "://" not in location and not Path(location).is_absolute():
+            raise ConfigError(
+                f"{field} {location!r} means a place on this machine, which the cluster does not see: give s3://… or "
+                f"the absolute path of a file system that every node mounts."
+            )
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a run's folder that cannot be written, or that Ray deletes with the job that it unpacked there."""
+    if "runtime_resources/working_dir_files/" in str(folder):
+        raise ConfigError(
+            "run.folder is relative, and the working directory of a submitted job is deleted with it: give "
+            "--run.folder the absolute path of a file system that every node mounts."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"run folder {folder} cannot be written: {error.strerror}; set --run.folder.") from error
+
+
+def check_same_settings(recipe: Recipe, checkpoint: Checkpoint, name: str) -> None:
+    """Refuse to go on from a checkpoint with settings that would train something else."""
+    # Read as a recipe first: a field that came with a later aweigh takes its default.
+    changed = differences(to_dict(from_dict(checkpoint.facts["recipe"])), to_dict(recipe))
+    if changed:
+        raise ConfigError(
+            f"run {name} was started with other settings ({'; '.join(changed)}). Give the earlier ones, or another "
+            f"--run.name."
+        )
