@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from data_shards.building.coco_checks import (
     Json,
@@ -216,7 +216,7 @@ def _problem(box: list[float], image_width: int, image_height: int) -> str | Non
     return None
 
 
-def _refuse_degenerate(path: Path, degenerate: Sequence[_Degenerate]) -> None:
+def _refuse_degenerate(path: Path, degenerate: Sequence[_Degenerate]) -> NoReturn:
     annotation, problem = degenerate[0].annotation, degenerate[0].problem
     x, y, width, height = annotation["bbox"]
     raise DataError(

@@ -261,7 +261,7 @@ def test_decoding_finds_what_checksums_cannot(tmp_path: Path, monkeypatch: pytes
     content = document(5)
     assert (content["images"][3]["id"], content["images"][3]["width"]) == (121, 64)
     # A builder that checked nothing.
-    monkeypatch.setattr("data_shards.building.build._problem", lambda image, data: None)
+    monkeypatch.setattr("data_shards.building.shard_writing._problem", lambda image, data: None)
     build_shards(annotations, images, str(tmp_path), split="train")
     assert verify_shards(str(tmp_path / "train")).problems == ()
     (problem,) = verify_shards(str(tmp_path / "train"), decode=True).problems
