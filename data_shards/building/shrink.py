@@ -1,19 +1,17 @@
-"""Smaller images for smaller shards, where that was asked for: decoded, resized, encoded again, labels with them."""
+"""Smaller images for smaller shards: an image is decoded, resized and encoded again, and its labels are scaled."""
 
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import simplejpeg
 
 from data_shards.building.coco import CocoImage
+from data_shards.building.coco_checks import Json
 from data_shards.reading.decode import decode_jpeg
-
-Json = dict[str, Any]
 
 
 def shrunk_size(width: int, height: int, max_size: int) -> tuple[int, int]:
-    """Width and height with the longer side at most `max_size` pixels; 0 sets no limit."""
+    """Return width and height with the longer side at most `max_size` pixels; 0 sets no limit."""
     longer = max(width, height)
     if not max_size or longer <= max_size:
         return width, height
@@ -21,19 +19,30 @@ def shrunk_size(width: int, height: int, max_size: int) -> tuple[int, int]:
 
 
 def shrink(image: CocoImage, data: bytes, max_size: int, quality: int) -> tuple[CocoImage, bytes]:
-    """An image and its annotations at most `max_size` pixels long; what is no longer than that stays as it is.
+    """Shrink an image and its annotations to a longer side of at most `max_size` pixels.
 
-    Pixels are averaged (OpenCV's INTER_AREA) and stored upright as JPEG without metadata. Boxes, areas, joints,
-    polygons and the camera's matrix are scaled by the exact ratio of the sides. A segmentation in run lengths cannot
-    be, and is left out.
+    Pixels are averaged (OpenCV's INTER_AREA) and stored upright, as a JPEG without metadata. Boxes, areas, joints,
+    polygons and the camera's matrix are scaled by the exact ratio of the sides. A segmentation in run lengths cannot be
+    scaled and is left out.
+
+    Args:
+        image: the annotations.
+        data: the encoded image.
+        max_size: of the longer side, in pixels; 0 sets no limit.
+        quality: JPEG quality, 1 to 100.
+
+    Returns:
+        The new annotations and encoded image; the same ones if the image is not longer than `max_size`.
     """
     width, height = shrunk_size(image.width, image.height, max_size)
     if (width, height) == (image.width, image.height):
         return image, data
     pixels = cv2.resize(decode_jpeg(data), (width, height), interpolation=cv2.INTER_AREA)
+    # Sides are rounded to whole pixels, so the two ratios differ slightly.
     x, y = width / image.width, height / image.height
     calibration = image.calibration
     if calibration is not None:
+        # The first two rows of the projection yield pixels; the third yields the depth they are divided by.
         calibration = [[factor * value for value in row] for factor, row in zip((x, y, 1.0), calibration, strict=True)]
     smaller = replace(
         image,

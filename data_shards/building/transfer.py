@@ -1,7 +1,7 @@
-"""Moving whole data sets between a folder and S3, without a wrong or half a file on either side.
+"""Copying whole data sets between a folder and S3, so that neither side ever has a wrong or incomplete file.
 
-Every file is hashed where it arrives and compared with the manifest, and the manifest goes last: a transfer that is cut
-off leaves no data set, and the same command goes on with the files that are still missing.
+Every file is hashed on arrival and compared with the manifest, which is written last: an interrupted transfer leaves no
+data set, and the same command resumes with the missing files.
 """
 
 import hashlib
@@ -20,13 +20,14 @@ from data_shards.errors import DataError
 from data_shards.format.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
 from data_shards.storage.store import Sink, Store, open_store
 
+# Bytes can be damaged on the way. A file that is wrong twice is wrong at its source.
 _ATTEMPTS = 2
 _LOCK = ".transfer.lock"
 
 
 @dataclass(frozen=True)
 class TransferProgress:
-    """How far a transfer is."""
+    """Progress of a transfer."""
 
     shards: int
     total_shards: int
@@ -36,23 +37,23 @@ class TransferProgress:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What a transfer did."""
+    """The data set that a transfer copied, and how much of it was missing."""
 
     source: str
     destination: str
     manifest: Manifest
     copied_shards: int
-    """Shards that were not there, or not as the manifest says; the others were left alone."""
+    """Shards that were missing or did not match the manifest; the others were left alone."""
     copied_bytes: int
 
     def describe(self) -> str:
-        """One line for people."""
+        """Summarise the transfer in one line."""
         manifest = self.manifest
         kept = len(manifest.shards) - self.copied_shards
         return (
             f"{self.destination}: {counted(len(manifest.shards), 'shard')} with "
             f"{counted(manifest.num_samples, 'image')}, manifest {manifest.digest[:6]}, every byte compared; "
-            f"{self.copied_shards:,} copied ({self.copied_bytes / 1e6:,.1f} MB), {kept:,} were there"
+            f"{self.copied_shards:,} copied ({self.copied_bytes / 1e6:,.1f} MB), {kept:,} already there"
         )
 
 
@@ -67,15 +68,18 @@ def pull_shards(
     """Copy a split, such as `s3://bucket/prefix/train`, into a folder.
 
     Args:
-        location: where the manifest lies.
-        folder: where it will lie; made where it is missing.
-        threads: so many shards at the same time.
+        location: the folder or S3 prefix with the manifest.
+        folder: the folder to copy to; created if missing.
+        threads: number of shards that are copied at the same time.
         progress: called after each shard.
-        overwrite: replace another data set that the folder holds.
+        overwrite: replace a different data set in the folder.
+
+    Returns:
+        What was copied and what was already there.
 
     Raises:
-        DataError: there are no shards at the location, the folder is none, holds another data set or is being written
-            by another transfer, or a shard does not arrive as the manifest says.
+        DataError: there are no shards at the location; the destination is not a folder, holds a different data set or
+            is being written by another transfer; or a shard that arrives does not match the manifest.
     """
     destination = open_store(folder)
     if destination.local_path("") is None:
@@ -94,10 +98,21 @@ def push_shards(
     progress: Callable[[TransferProgress], None] = lambda _: None,
     overwrite: bool = False,
 ) -> TransferReport:
-    """Copy a split from a folder to S3. What lies there is read back and compared: no client notices flipped bytes.
+    """Copy a split from a folder to S3, and read every object back: no client notices flipped bytes otherwise.
+
+    Args:
+        folder: the folder with the manifest.
+        location: the folder or S3 prefix to copy to.
+        threads: number of shards that are copied at the same time.
+        progress: called after each shard.
+        overwrite: replace a different data set at the location.
+
+    Returns:
+        What was copied and what was already there.
 
     Raises:
-        DataError: as `pull_shards`; the shards of the folder are compared with their manifest, too.
+        DataError: there are no shards in the folder, or one does not match the manifest; the location cannot be
+            written or holds a different data set; or an object does not arrive as it was sent.
     """
     source = open_store(folder)
     if source.local_path("") is None:
@@ -106,14 +121,14 @@ def push_shards(
 
 
 def stored_sha256(store: Store, name: str) -> str:
-    """The sha256 of what a store gives for a name, read to the end."""
+    """Return the sha256 of a file or object, reading all of it."""
     digest = _Digest()
     store.stream(name, digest)
     return digest.hexdigest()
 
 
 class _Digest:
-    """Hashes what is written to it, on its way into a file if there is one."""
+    """A sink that hashes the bytes written to it, and passes them on to another sink if there is one."""
 
     def __init__(self, sink: Sink | None = None) -> None:
         self._digest = hashlib.sha256()
@@ -147,29 +162,45 @@ def _transfer(
         raise DataError(f"threads is {threads}; set it to 1 or more.")
     manifest = parse_manifest(text, f"{source.location}/{MANIFEST_NAME}")
     destination.check_writable()
-    replaced = _make_room(destination, manifest, overwrite)
-    copied_shards = copied_bytes = done = done_bytes = 0
-    pool = ThreadPoolExecutor(threads)
-    try:
-        running = {pool.submit(_bring_shard, source, destination, shard): shard for shard in manifest.shards}
-        for future in as_completed(running):
-            if future.result():
-                copied_shards += 1
-                copied_bytes += running[future].bytes
-            done, done_bytes = done + 1, done_bytes + running[future].bytes
-            progress(TransferProgress(done, len(manifest.shards), done_bytes, manifest.num_bytes))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    replaced = _withdraw_other(destination, manifest, overwrite)
+    copied = _bring_shards(source, destination, manifest, threads, progress)
+    # Last: with its manifest, the destination is a data set.
     destination.write_bytes(MANIFEST_NAME, text)
     _check_arrived(destination, MANIFEST_NAME, hashlib.sha256(text).hexdigest())
     kept = {name for shard in manifest.shards for name in (shard.name, shard.index)}
     for name in {name for shard in replaced for name in (shard.name, shard.index)} - kept:
         destination.delete(name)
-    return TransferReport(source.location, destination.location, manifest, copied_shards, copied_bytes)
+    return TransferReport(
+        source.location, destination.location, manifest, len(copied), sum(shard.bytes for shard in copied)
+    )
 
 
-def _make_room(destination: Store, manifest: Manifest, overwrite: bool) -> tuple[Shard, ...]:
-    """Take another data set's manifest away; gives its shards, which go when the new ones are there."""
+def _bring_shards(
+    source: Store,
+    destination: Store,
+    manifest: Manifest,
+    threads: int,
+    progress: Callable[[TransferProgress], None],
+) -> list[Shard]:
+    """Copy the shards that are missing or wrong; return them."""
+    copied: list[Shard] = []
+    done = done_bytes = 0
+    pool = ThreadPoolExecutor(threads)
+    try:
+        running = {pool.submit(_bring_shard, source, destination, shard): shard for shard in manifest.shards}
+        for future in as_completed(running):
+            if future.result():
+                copied.append(running[future])
+            done, done_bytes = done + 1, done_bytes + running[future].bytes
+            progress(TransferProgress(done, len(manifest.shards), done_bytes, manifest.num_bytes))
+    finally:
+        # After the first failure, shards that have not begun are given up.
+        pool.shutdown(cancel_futures=True)
+    return copied
+
+
+def _withdraw_other(destination: Store, manifest: Manifest, overwrite: bool) -> tuple[Shard, ...]:
+    """Delete a different data set's manifest; return its shards, which are deleted once the new ones are there."""
     if not destination.exists(MANIFEST_NAME):
         return ()
     try:
@@ -183,16 +214,17 @@ def _make_room(destination: Store, manifest: Manifest, overwrite: bool) -> tuple
     if not overwrite:
         assert there is not None
         raise DataError(
-            f"{destination.location} already holds another data set ({there.num_samples:,} images, manifest "
-            f"{there.digest[:6]}, not {manifest.digest[:6]}). Choose another place, or pass --overwrite to replace it."
+            f"{destination.location} already holds another data set ({counted(there.num_samples, 'image')}, manifest "
+            f"{there.digest[:6]}, not {manifest.digest[:6]}). Choose another destination, or pass --overwrite to "
+            "replace it."
         )
-    # Gone first: a manifest must never stand beside shards it does not describe.
+    # Before any shard is replaced: a manifest must never be found beside shards that it does not describe.
     destination.delete(MANIFEST_NAME)
     return there.shards if there is not None else ()
 
 
 def _bring_shard(source: Store, destination: Store, shard: Shard) -> bool:
-    """Bring one shard and its index; whether any of it had to be copied."""
+    """Bring one shard and its index; return True if either had to be copied."""
     index = _bring(source, destination, shard.index, shard.index_sha256)
     return _bring(source, destination, shard.name, shard.sha256) or index
 
@@ -205,11 +237,10 @@ def _bring(source: Store, destination: Store, name: str, sha256: str) -> bool:
             _copy(source, destination, name, sha256)
             return True
         except _WrongBytes as error:
-            # Bytes can be damaged on the way; what is wrong twice is wrong where it lies.
             if attempt == _ATTEMPTS:
                 raise DataError(
-                    f"{error.where}/{name} does not match the manifest of {source.location}: sha256 {error.found}, "
-                    f"expected {sha256}, {_ATTEMPTS} times. Build or copy the shard again."
+                    f"{error.where}/{name} does not match the manifest of {source.location}, {_ATTEMPTS} times: "
+                    f"sha256 {error.found}, expected {sha256}. Build or copy the shard again."
                 ) from None
     raise AssertionError("unreachable")
 
@@ -248,7 +279,7 @@ def _copy(source: Store, destination: Store, name: str, sha256: str) -> None:
 def _check_arrived(destination: Store, name: str, sha256: str) -> None:
     if stored_sha256(destination, name) != sha256:
         destination.delete(name)
-        raise DataError(f"{destination.location}/{name} did not arrive as it was written. Run the command again.")
+        raise DataError(f"{destination.location}/{name} did not arrive as it was sent. Run the command again.")
 
 
 @contextmanager
@@ -256,12 +287,17 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot write {path.parent}: {error.strerror or error}. Free some space there.") from error
+        raise DataError(
+            f"cannot write {path.parent}: {error.strerror or error}. Free some space, or change its permissions."
+        ) from error
 
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """The folder for us alone, without the parts that a killed transfer left in it."""
+    """Hold the folder's lock, and remove the parts that a killed transfer left in it.
+
+    Two transfers into one folder would remove each other's parts.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / _LOCK, timeout=0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.building.build import sample_key
+from data_shards.building.shard_writing import sample_key
 from data_shards.checking.duplicates import Fingerprint, fingerprint, same_bytes, same_picture
 from data_shards.checking.findings import Examination, Finding, Numbers
 from data_shards.counting import counted

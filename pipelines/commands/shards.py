@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data_shards.building.importers import ImportReport
+    from data_shards.building.coco_writing import ImportReport
 
 LOCATION = "LOCATION/SPLIT: a folder or s3:// prefix with manifest.json"
 
@@ -217,7 +217,8 @@ def _ignored(words: list[str]) -> dict[str, str]:
 
 
 def _import_voc(known: argparse.Namespace) -> None:
-    from data_shards.building.importers import class_list, import_voc
+    from data_shards.building.source_files import class_list
+    from data_shards.building.voc import import_voc
     from pipelines.console import progress_line
 
     report = import_voc(
@@ -235,7 +236,7 @@ def _import_voc(known: argparse.Namespace) -> None:
 
 
 def _import_yolo(known: argparse.Namespace) -> None:
-    from data_shards.building.importers import import_yolo
+    from data_shards.building.yolo import import_yolo
     from pipelines.console import progress_line
 
     report = import_yolo(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import detectors
-from data_shards.building.build import sample_key
+from data_shards.building.shard_writing import sample_key
 from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import CocoClass, Manifest, load_manifest

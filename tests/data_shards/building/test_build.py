@@ -128,7 +128,7 @@ def test_the_index_describes_the_tar_as_tarfile_reads_it(built: BuildReport) -> 
     assert built.manifest.source.boxes == 19
 
 
-def test_shards_are_cut_at_the_wanted_size_and_progress_is_told(tmp_path: Path) -> None:
+def test_shards_are_cut_at_the_wanted_size_and_progress_is_reported(tmp_path: Path) -> None:
     annotations, images = write_coco(tmp_path, document(6))
     told: list[Progress] = []
     report = build_shards(
@@ -160,7 +160,7 @@ def test_images_that_do_not_decode_are_refused_named_and_counted(tmp_path: Path)
     (images / "107.jpg").write_bytes(whole[: len(whole) // 2])
     (images / "121.jpg").write_bytes(b"")
     (images / "135.jpg").write_bytes(b"GIF89a and more")
-    # Small shards, so that the bad ones lie in several and good ones were written before.
+    # Small shards, so that the bad ones are in several and good ones were written before.
     with pytest.raises(DataError, match=r"3 of 8 images of .*instances\.json cannot be used: ") as raised:
         build_shards(annotations, images, str(tmp_path / "out"), split="train", shard_bytes=12_000)
     text = str(raised.value)
@@ -187,11 +187,11 @@ def test_images_that_are_gone_while_they_are_built_are_named_and_nothing_is_left
 def test_an_image_of_another_size_than_the_annotations_say_is_refused(tmp_path: Path) -> None:
     annotations, images = write_coco(tmp_path, document(3))
     (images / "107.jpg").write_bytes(jpeg(photo(1, 30, 20)))
-    with pytest.raises(DataError, match=r"image 107, 107\.jpg: is 20 x 30 pixels, the annotations say 48 x 64"):
+    with pytest.raises(DataError, match=r"image 107, 107\.jpg: is 20 x 30 pixels, but the annotations say 48 x 64"):
         build_shards(annotations, images, str(tmp_path / "out"), split="train")
 
 
-def test_boxes_drawn_on_an_unturned_exif_image_are_told(tmp_path: Path) -> None:
+def test_boxes_drawn_on_an_unturned_exif_image_are_recognised(tmp_path: Path) -> None:
     content = document(1)
     annotations, images = write_coco(tmp_path, content)
     (images / "100.jpg").write_bytes(with_orientation(jpeg(photo(1, 48, 64)), 6))
@@ -245,7 +245,7 @@ def test_another_data_set_is_replaced_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=rf"/out/train already holds another data set \(6 images, manifest {first.manifest.digest[:6]}\)\. "
-        "Choose another output, or pass --overwrite",
+        "Choose another --output, or pass --overwrite",
     ):
         build_shards(other, images, output, split="train")
     assert load_manifest(first.location) == first.manifest
@@ -301,7 +301,7 @@ if __name__ == "__main__":
 
 
 def killed(folder: Path, annotations: Path, images: Path, output: str, processes: int, last: int) -> list[int]:
-    """Build in a process that is killed with -9 after so many shards; gives the processes that it had started."""
+    """Build in a process that is killed with -9 after `last` shards; return the processes that it had started."""
     (folder / "killed.py").write_text(KILLED)
     words = [annotations, images, output, processes, last]
     root = str(Path(__file__).parents[3])
@@ -315,7 +315,7 @@ def killed(folder: Path, annotations: Path, images: Path, output: str, processes
     return [int(word) for word in ended.stdout.split()]
 
 
-def test_a_killed_build_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_build_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotations, images = write_coco(tmp_path, document(8))
     whole = build_shards(annotations, images, str(tmp_path / "whole"), split="train", shard_bytes=1)
     output = tmp_path / "out" / "train"
@@ -464,7 +464,7 @@ def test_shards_in_s3_are_those_of_a_folder(tmp_path: Path, s3: str) -> None:
     assert {name: store.read_bytes(name) for name in store.list_names()} == contents(Path(here.location))
 
 
-def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, s3: str) -> None:
+def test_a_location_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, s3: str) -> None:
     annotations, images = write_coco(tmp_path, document(2))
     with pytest.raises(DataError, match=r"cannot write s3://no-such-bucket-here/x/train/.*: there is no bucket"):
         build_shards(annotations, images, "s3://no-such-bucket-here/x", split="train")
@@ -506,13 +506,13 @@ def test_the_digest_names_the_content(built: BuildReport, copied: Path) -> None:
         ('{"some": "json"}', "is no manifest of shards; give the folder"),
     ],
 )
-def test_a_manifest_that_cannot_be_read_is_told(copied: Path, text: str, message: str) -> None:
+def test_a_manifest_that_cannot_be_read_is_refused(copied: Path, text: str, message: str) -> None:
     (copied / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=message):
         load_manifest(str(copied))
 
 
-def test_the_bytes_of_an_index_are_always_the_same_and_damage_is_told(built: BuildReport) -> None:
+def test_the_bytes_of_an_index_are_always_the_same_and_damage_is_refused(built: BuildReport) -> None:
     path = Path(built.location) / built.manifest.shards[0].index
     index = ShardIndex.from_bytes(path.read_bytes(), "x")
     assert index.to_bytes() == path.read_bytes()

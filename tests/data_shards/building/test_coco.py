@@ -35,7 +35,7 @@ def test_a_missing_annotation_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.37, 0.5, 0.731, 0.99])
-def test_json_cut_short_is_told_wherever_it_is_cut(tmp_path: Path, keep: float) -> None:
+def test_json_cut_short_is_reported_wherever_it_is_cut(tmp_path: Path, keep: float) -> None:
     text = json.dumps(document(6), indent=1)
     with pytest.raises(
         DataError, match=r"instances\.json is cut short: its JSON stops in the middle after [\d,]+ char"
@@ -43,28 +43,61 @@ def test_json_cut_short_is_told_wherever_it_is_cut(tmp_path: Path, keep: float) 
         read(tmp_path, text[: int(len(text) * keep)])
 
 
-def test_json_cut_anywhere_is_never_taken(tmp_path: Path) -> None:
+def test_json_cut_anywhere_is_never_accepted(tmp_path: Path) -> None:
     text = json.dumps(document(2))
     for length in range(0, len(text), 5):
         with pytest.raises(DataError, match=r"is cut short|is not JSON"):
             read(tmp_path, text[:length])
 
 
-def test_json_with_a_mistake_is_told_where(tmp_path: Path) -> None:
+def test_json_with_a_mistake_is_reported_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not JSON: .* at line 2, column 12\. Correct it there"):
         read(tmp_path, '{\n "images": oops,\n "annotations": []}')
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "data.yaml",
+            "names: [dog]\n",
+            r"data\.yaml is YAML, not COCO JSON; for YOLO data run `aweigh shards import-yolo` f",
+        ),
+        ("a.YML", "train: images/train\nnc: 1", r"a\.YML is YAML, not COCO JSON; for YOLO data"),
+        (
+            "a.xml",
+            "<annotation/>",
+            r"a\.xml is XML, not COCO JSON; for Pascal VOC data run `aweigh shards import-voc` first",
+        ),
+    ],
+)
+def test_annotations_of_another_format_are_recognised(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_coco(tmp_path / name)
+    # JSON is YAML as well: a COCO file may have this name.
+    (tmp_path / name).write_text(json.dumps(document(3)))
+    assert len(read_coco(tmp_path / name).images) == 3
+
+
+def test_an_annotation_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "binary.json").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(DataError, match=r"binary\.json is not text: .*\. Give the COCO instances JSON\."):
+        read_coco(tmp_path / "binary.json")
+    with pytest.raises(DataError, match=r"cannot read the annotation file .*: Is a directory\. Check the path and its"):
+        read_coco(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ([{"image_id": 1, "bbox": [1, 2, 3, 4]}], "holds a list, not COCO's dictionary.* a list of results"),
-        ({"images": [], "annotations": []}, "has no list 'categories': it is no COCO instances file"),
+        ({"images": [], "annotations": []}, "has no list 'categories', so it is not a COCO instances file"),
         ({"images": [], "annotations": [], "categories": []}, "has no categories; there is nothing to detect"),
         ({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}, "has no images"),
     ],
 )
-def test_a_file_that_is_no_instances_file_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_a_file_that_is_not_an_instances_file_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, content)
 
@@ -85,7 +118,7 @@ def test_an_unknown_category_id_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=r"annotation 1000 of image 107 has category id 2, which is not among its categories\. "
-        r"Known ids: 1, 18, 44\.",
+        r"Add the category, or correct the id; known ids: 1, 18, 44\.",
     ):
         read(tmp_path, content)
 
@@ -96,21 +129,21 @@ def test_an_id_used_twice_is_refused(tmp_path: Path, kind: str) -> None:
     content[kind] = [*content[kind], dict(content[kind][0])]
     singular = {"images": "image", "annotations": "annotation", "categories": "category"}[kind]
     number = content[kind][0]["id"]
-    with pytest.raises(DataError, match=rf"{singular} id {number} is there more than once; give each its own"):
+    with pytest.raises(DataError, match=rf"{singular} id {number} is used more than once; give each its own"):
         read(tmp_path, content)
 
 
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
-        ("images", "width", "64", "image id 100 has width '64'; it takes a whole number of pixels"),
-        ("images", "file_name", None, "image id 100 has file_name None; it takes a text"),
-        ("images", "id", -4, r"image id -4 is negative; ids start at 0"),
-        ("annotations", "bbox", 5, "annotation id 1000 has bbox 5; it takes a list x, y, width, height"),
-        ("annotations", "bbox", [1, 2, 3], r"annotation 1000 of image 107 has the box \[1, 2, 3\]; a box is four"),
+        ("images", "width", "64", "image id 100 has width '64'; write a whole number of pixels"),
+        ("images", "file_name", None, "image id 100 has file_name None; write a text"),
+        ("images", "id", -4, r"image id -4 is negative\. Number the images from 0 or 1"),
+        ("annotations", "bbox", 5, "annotation id 1000 has bbox 5; write a list x, y, width, height"),
+        ("annotations", "bbox", [1, 2, 3], r"annotation 1000 of image 107 has the box \[1, 2, 3\]; write four finite"),
         ("annotations", "bbox", [1, 2, float("nan"), 4], "annotation 1000 .* four finite numbers"),
-        ("annotations", "image_id", True, "annotation id 1000 has image_id True; it takes a whole number"),
-        ("categories", "name", 7, "category id 18 has name 7; it takes a text"),
+        ("annotations", "image_id", True, "annotation id 1000 has image_id True; write a whole number"),
+        ("categories", "name", 7, "category id 18 has name 7; write a text"),
     ],
 )
 def test_a_field_of_another_type_is_named(tmp_path: Path, kind: str, field: str, value: Any, message: str) -> None:
@@ -124,7 +157,7 @@ def test_a_field_of_another_type_is_named(tmp_path: Path, kind: str, field: str,
 def test_a_field_that_is_missing_is_named(tmp_path: Path) -> None:
     content = document(6)
     del content["annotations"][1]["category_id"]
-    with pytest.raises(DataError, match="annotation id 1001 has no 'category_id'; it takes a whole number"):
+    with pytest.raises(DataError, match="annotation id 1001 has no 'category_id'; write a whole number"):
         read(tmp_path, content)
 
 
@@ -169,7 +202,7 @@ def test_degenerate_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
     assert [item["bbox"] for item in dataset.images[0].annotations] == PARTLY
 
 
-@pytest.mark.parametrize(("box", "reason"), [(ZERO_SIZE[0], "has no area"), (OUTSIDE[0], "lies outside its image")])
+@pytest.mark.parametrize(("box", "reason"), [(ZERO_SIZE[0], "has no area"), (OUTSIDE[0], "is outside its image")])
 def test_degenerate_boxes_are_refused_on_demand(tmp_path: Path, box: list[float], reason: str) -> None:
     x, y, width, height = box
     with pytest.raises(

@@ -226,8 +226,11 @@ def test_evaluation_gives_joints_in_the_input_frame(posed: tuple[dict[str, Any],
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda item: item.update(keypoints=[1, 2]), r"has keypoints \[1, 2\]; its category 'person' lists 5 joints"),
-        (lambda item: item["keypoints"].__setitem__(0, "a"), r"has keypoints a list of 15; its category 'person'"),
+        (
+            lambda item: item.update(keypoints=[1, 2]),
+            r"has keypoints \[1, 2\], but its category 'person' lists 5 joints",
+        ),
+        (lambda item: item["keypoints"].__setitem__(0, "a"), r"has keypoints a list of 15, but its category 'person'"),
     ],
 )
 def test_joints_that_do_not_fit_their_category_are_refused(tmp_path: Path, change: Any, message: str) -> None:
@@ -242,7 +245,7 @@ def test_a_skeleton_of_joints_that_are_not_there_is_refused(tmp_path: Path) -> N
     content = pose_document()
     content["categories"][0]["skeleton"] = [[1, 4]]
     annotations, images = write_coco(tmp_path, content)
-    with pytest.raises(DataError, match=r"category 18 has the skeleton \[\[1, 4\]\]; it is a list of pairs"):
+    with pytest.raises(DataError, match=r"category 18 has the skeleton \[\[1, 4\]\]; write a list of pairs"):
         build_shards(annotations, images, str(tmp_path / "out"), split="train")
 
 
@@ -410,7 +413,11 @@ def test_a_mirrored_object_faces_the_other_way(driven: tuple[dict[str, Any], Bui
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda content: content["annotations"][0].pop("alpha"), {}, "has alpha missing, while others are annotated"),
+        (
+            lambda content: content["annotations"][0].pop("alpha"),
+            {},
+            "has no alpha, but others have 3D labels; it takes a number",
+        ),
         (lambda content: content["annotations"][0].update(dim=[1, 2]), {}, r"has dim \[1, 2\], .* it takes 3 numbers"),
         (
             lambda content: content["images"][0].update(calib=[[1, 2]]),
@@ -418,8 +425,12 @@ def test_a_mirrored_object_faces_the_other_way(driven: tuple[dict[str, Any], Bui
             r"image 7 has the calib .* three rows of four",
         ),
         (lambda content: None, {"ignore": {"Vam": "Car"}}, "has no category 'Vam'; did you mean 'Van'?"),
-        (lambda content: None, {"ignore": {"Van": "Truck", "Truck": "Car"}}, "category 'Truck' is ignored or left out"),
-        (lambda content: None, {"leave_out": KITTI}, "all its categories are ignored or left out"),
+        (
+            lambda content: None,
+            {"ignore": {"Van": "Truck", "Truck": "Car"}},
+            "category 'Truck' is itself ignored or left out",
+        ),
+        (lambda content: None, {"leave_out": KITTI}, "all categories are ignored or left out"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(

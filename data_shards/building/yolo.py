@@ -1,0 +1,163 @@
+"""YOLO text files to a COCO file: class, centre x, centre y, width, height, as fractions of the image.
+
+Source:
+    Ultralytics' documentation of the YOLO detection format.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_shards.building.coco_writing import ImportedImage, ImportedObject, ImportReport, write_coco
+from data_shards.building.source_files import (
+    IMAGE_ENDINGS,
+    Progress,
+    check_class_names,
+    check_folders,
+    read_bytes,
+    read_image_size,
+    read_lines,
+)
+from data_shards.counting import counted
+from data_shards.errors import DataError
+
+# Text files that labelling tools write beside the labels.
+_NOT_LABELS = ("classes.txt", "obj.names", "notes.txt", "readme.txt")
+
+
+def import_yolo(
+    labels: str | Path | None,
+    images: str | Path,
+    output: str | Path,
+    *,
+    names: str | Path,
+    overwrite: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> ImportReport:
+    """Turn YOLO's text files into a COCO file. An image without a text file has no objects.
+
+    Args:
+        labels: the folder of the text files, with the same subfolders as the images. None uses YOLO's rule: replace
+            `images` in the images' path by `labels`; if there is no such folder, look beside the images.
+        images: the folder of the images, which may have subfolders.
+        output: the JSON file to write.
+        names: a `data.yaml` with `names`, or a text file with a class on each line.
+        overwrite: replace the output if it exists.
+        progress: called with the number of images done and the number of all images.
+
+    Raises:
+        DataError: names the first file and line that is not a known class and four numbers from 0 to 1; or no image
+            has a text file; or the output exists.
+    """
+    image_folder, target = Path(images), Path(output)
+    folder = _label_folder(image_folder) if labels is None else Path(labels)
+    check_folders(folder, image_folder, target, overwrite)
+    class_names = _class_names(Path(names))
+    paths = sorted(path for path in image_folder.rglob("*") if path.suffix in IMAGE_ENDINGS and path.is_file())
+    if not paths:
+        raise DataError(f"there are no images in {image_folder}. Give the folder of the JPEG or PNG files.")
+    found: list[ImportedImage] = []
+    used: set[Path] = set()
+    for done, path in enumerate(paths, start=1):
+        file_name = path.relative_to(image_folder).as_posix()
+        width, height = read_image_size(path)
+        text = (folder / file_name).with_suffix(".txt")
+        objects: list[ImportedObject] = []
+        if text.is_file():
+            used.add(text)
+            objects = _read_objects(text, width, height, class_names)
+        found.append(ImportedImage(file_name, width, height, objects))
+        progress(done, len(paths))
+    # Without this check a wrong folder of labels would make a data set without a single object.
+    if not used:
+        raise DataError(
+            f"none of the {counted(len(paths), 'image')} in {image_folder} has a text file in {folder}; the first "
+            f"would be {(folder / found[0].file_name).with_suffix('.txt')}. Give the folder with --labels."
+        )
+    return write_coco(target, image_folder, class_names, found, _left_out(folder, used, len(paths)))
+
+
+def _left_out(folder: Path, used: set[Path], num_images: int) -> str:
+    stray = [path for path in folder.rglob("*.txt") if path not in used and path.name not in _NOT_LABELS]
+    parts = [
+        f"{counted(num_images - len(used), 'image')} without a text file" if num_images > len(used) else "",
+        f"{counted(len(stray), 'text file')} without an image not read, such as {min(stray).name}" if stray else "",
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def _label_folder(images: Path) -> Path:
+    """Apply YOLO's rule: the last folder named `images` in the path has a twin named `labels`."""
+    parts = list(images.parts)
+    for index in range(len(parts) - 1, -1, -1):
+        if parts[index] == "images":
+            beside = Path(*parts[:index], "labels", *parts[index + 1 :])
+            if beside.is_dir():
+                return beside
+    return images
+
+
+def _class_names(path: Path) -> list[str]:
+    names = _names_of_yaml(path) if path.suffix in (".yaml", ".yml") else read_lines(path)
+    check_class_names(names, str(path))
+    return names
+
+
+def _names_of_yaml(path: Path) -> list[str]:
+    import yaml  # only data.yaml needs it
+
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise DataError(f"cannot read {path}: {cause}. Give the data.yaml, or a text file of names.") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct it there.") from error
+    listed = document.get("names") if isinstance(document, dict) else None
+    if isinstance(listed, dict):
+        if set(listed) != set(range(len(listed))):
+            raise DataError(
+                f"{path}: the keys of 'names' are {list(listed)[:8]}; they must count the classes from 0. "
+                "Renumber them."
+            )
+        listed = [listed[index] for index in range(len(listed))]
+    if not isinstance(listed, list) or not listed:
+        raise DataError(f"{path} has no list 'names' of classes. Give YOLO's data.yaml, or a text file of names.")
+    return [str(name) for name in listed]
+
+
+def _read_objects(path: Path, width: int, height: int, names: Sequence[str]) -> list[ImportedObject]:
+    lines = read_bytes(path).decode(errors="replace").splitlines()
+    return [
+        _read_object(f"{path}, line {number}", line, width, height, names)
+        for number, line in enumerate(lines, start=1)
+        if line.split()
+    ]
+
+
+def _read_object(where: str, line: str, width: int, height: int, names: Sequence[str]) -> ImportedObject:
+    words = line.split()
+    if len(words) != 5:
+        polygon = " It looks like a polygon: export boxes instead." if len(words) > 6 else ""
+        raise DataError(
+            f"{where} has {counted(len(words), 'value')}, but a box is class, centre x, centre y, width, height."
+            f"{polygon or ' Correct it there.'}"
+        )
+    try:
+        label, (x, y, across, down) = int(words[0]), (float(word) for word in words[1:])
+    except ValueError:
+        raise DataError(
+            f"{where} is {line.strip()!r}, but a box is a class number and four numbers. Correct it there."
+        ) from None
+    if not 0 <= label < len(names):
+        raise DataError(
+            f"{where} has class {label}, but there are {counted(len(names), 'name')}, numbered from 0. "
+            "Give the list of names that belongs to these files."
+        )
+    # Six printed digits can round a box at the border to slightly more than 1. NaN fails the comparison, too.
+    if not all(-1e-4 <= value <= 1 + 1e-4 for value in (x, y, across, down)):
+        raise DataError(
+            f"{where} is {line.strip()!r}, but centre and size are fractions of the image, from 0 to 1. "
+            "Divide pixels by the image's width and height."
+        )
+    corners = ((x - across / 2) * width, (y - down / 2) * height, (x + across / 2) * width, (y + down / 2) * height)
+    return ImportedObject(label, corners, {})
