@@ -33,7 +33,8 @@ from data_shards.format.shard_index import ShardIndex
 from data_shards.order.keyed_random import key, keys
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.reading.decode import decode_jpeg, exif_orientation, image_extension
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 
 DEFAULT_SHARD_BYTES = 80_000_000
 _MOST_SHARD_BYTES = 2_000_000_000

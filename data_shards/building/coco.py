@@ -3,7 +3,6 @@
 COCO's `x, y, width, height` boxes and its category ids with gaps live here and in the shards' JSON only.
 """
 
-import difflib
 import json
 import math
 from collections import Counter
@@ -16,6 +15,7 @@ from data_shards.building.labels import find_labels, is_calibration
 from data_shards.errors import DataError
 from data_shards.format.manifest import CocoClass, IgnoredCategory
 from data_shards.reading.decode import image_size
+from data_shards.suggestions import did_you_mean
 
 Json = dict[str, Any]
 DegenerateBoxes = Literal["drop", "refuse"]
@@ -174,9 +174,7 @@ def _roles(
     names = [item.name for item in categories]
     for name in (*ignore, *leave_out, *(name for name in ignore.values() if name != "*")):
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {_shortened(names)}."
-            raise DataError(f"{path} has no category {name!r}; {hint}")
+            raise DataError(f"{path} has no category {name!r}; {did_you_mean(name, names)}")
     classes = tuple(item for item in categories if item.name not in ignore and item.name not in leave_out)
     place = {item.name: label for label, item in enumerate(classes)} | {"*": -1}
     if not classes:

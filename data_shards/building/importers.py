@@ -12,11 +12,9 @@ Source:
     YOLO detection format (class, centre x, centre y, width, height, relative to the image).
 """
 
-import difflib
 import json
 import math
 import os
-import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,8 @@ from data_shards.building.coco import read_coco
 from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.reading.decode import image_size
+from data_shards.storage.atomic import replacing
+from data_shards.suggestions import did_you_mean
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _NOT_LABELS = ("classes.txt", "obj.names", "notes.txt", "readme.txt")
@@ -240,8 +240,7 @@ def _label(names: Sequence[str], name: str, path: Path) -> int:
     try:
         return names.index(name)
     except ValueError:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names[:12])}."
+        hint = did_you_mean(name, names)
         raise DataError(f"{path} has class {name!r}, which is not among --classes; {hint}") from None
 
 
@@ -424,17 +423,13 @@ def _write(
         "annotations": [{"id": number, **item} for number, item in enumerate(annotations, start=1)],
         "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
     }
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(document))
-        # Read as building will read it, so that nothing is found wrong later.
-        checked = read_coco(part, image_folder)
-        os.replace(part, target)
+        with replacing(target) as part:
+            part.write_text(json.dumps(document))
+            # Read as building will read it, so that nothing is found wrong later.
+            checked = read_coco(part, image_folder)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}. Choose another output.") from error
-    finally:
-        part.unlink(missing_ok=True)
     return ImportReport(
         annotations=target,
         images=image_folder,

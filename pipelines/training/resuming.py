@@ -8,7 +8,7 @@ from cluster.checkpoints.remote import RemoteCheckpoints
 from cluster.heartbeat import Standing
 from data_shards.counting import counted
 from data_shards.format.manifest import Manifest
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipes.settings import Recipe

@@ -15,7 +15,9 @@ from data_shards.errors import DataError, UnavailableError
 from data_shards.format.manifest import load_manifest
 from data_shards.reading.shards import Shards
 from data_shards.settings import ReadSettings
-from data_shards.storage.store import Sink, _FolderStore, open_store
+from data_shards.storage.folder import FolderStore
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Sink
 from pipelines.stand_ins.object_server import Fault, ObjectServer
 from tests.data_shards.reading.test_shards import flip_a_bit
 from tests.data_shards.samples import document, write_coco
@@ -77,16 +79,16 @@ def test_an_object_that_changed_in_the_bucket_never_reaches_the_folder(
 def test_bytes_that_are_damaged_on_the_way_come_again(
     built: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, damaged = _FolderStore.stream, []
+    real, damaged = FolderStore.stream, []
 
-    def once(self: _FolderStore, name: str, sink: Sink) -> None:
+    def once(self: FolderStore, name: str, sink: Sink) -> None:
         if name == "train-000000.tar" and not damaged:
             damaged.append(name)
             sink.write(b"cut")
         else:
             real(self, name, sink)
 
-    monkeypatch.setattr(_FolderStore, "stream", once)
+    monkeypatch.setattr(FolderStore, "stream", once)
     pull_shards(built.location, tmp_path / "train")
     assert damaged == ["train-000000.tar"]
     assert files(tmp_path / "train") == files(built.location)
@@ -214,7 +216,7 @@ def test_verify_reads_a_bucket(built: BuildReport, s3: str, tmp_path: Path) -> N
 def test_a_server_that_is_lost_ends_a_verification_that_can_be_gone_on_with(
     built: BuildReport, served: str, object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_shards.storage.store.ReadSettings", lambda: ReadSettings(deadline_seconds=0.5))
+    monkeypatch.setattr("data_shards.storage.open.ReadSettings", lambda: ReadSettings(deadline_seconds=0.5))
     seen: list[VerifyProgress] = []
 
     def lose(at: VerifyProgress) -> None:
