@@ -26,7 +26,8 @@ from data_shards.errors import DataError
 from data_shards.format.manifest import MANIFEST_NAME, Manifest, Source, load_manifest
 from data_shards.order.keyed_random import key, keys
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 
 DEFAULT_SHARD_BYTES = 80_000_000
 # A shard is assembled in memory, one in each process.

@@ -3,7 +3,6 @@
 COCO's `x, y, width, height` boxes and its category ids with gaps appear only here and in the JSON inside the shards.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from data_shards.building.coco_checks import (
     check_unique,
     others,
     read_document,
-    shortened,
 )
 from data_shards.building.labels import find_labels
 from data_shards.errors import DataError
 from data_shards.format.manifest import CocoClass, IgnoredCategory
+from data_shards.suggestions import did_you_mean
 
 DegenerateBoxes = Literal["drop", "refuse"]
 EmptyImages = Literal["keep", "drop"]
@@ -168,9 +167,7 @@ def _roles(
     names = [item.name for item in categories]
     for name in (*ignore, *leave_out, *(name for name in ignore.values() if name != "*")):
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {shortened(names)}."
-            raise DataError(f"{path} has no category {name!r}; {hint}")
+            raise DataError(f"{path} has no category {name!r}; {did_you_mean(name, names)}")
     classes = tuple(item for item in categories if item.name not in ignore and item.name not in leave_out)
     label_of = {item.name: label for label, item in enumerate(classes)} | {"*": -1}
     if not classes:

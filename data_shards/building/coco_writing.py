@@ -5,8 +5,6 @@ same data twice writes the same bytes.
 """
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 from data_shards.building.coco import CocoDataset, read_coco
 from data_shards.counting import counted
 from data_shards.errors import DataError
+from data_shards.storage.atomic import replacing
 
 Corners = tuple[float, float, float, float]
 """x1, y1, x2, y2 in the image frame, continuous edges."""
@@ -134,15 +133,10 @@ def _annotation(image_id: int, item: ImportedObject) -> dict[str, Any]:
 
 
 def _write_checked(target: Path, document: dict[str, Any], image_folder: Path) -> CocoDataset:
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(document))
-        # Read before the rename: a file that building would refuse never gets its final name.
-        checked = read_coco(part, image_folder)
-        os.replace(part, target)
+        with replacing(target) as part:
+            part.write_text(json.dumps(document))
+            # Read before the rename: a file that building would refuse never gets its final name.
+            return read_coco(part, image_folder)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}. Choose another --output.") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return checked

@@ -6,7 +6,6 @@ data set, and the same command resumes with the missing files.
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -18,7 +17,9 @@ import filelock
 from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
-from data_shards.storage.store import Sink, Store, open_store
+from data_shards.storage.atomic import replacing
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Sink, Store
 
 # Bytes can be damaged on the way. A file that is wrong twice is wrong at its source.
 _ATTEMPTS = 2
@@ -261,19 +262,12 @@ def _copy(source: Store, destination: Store, name: str, sha256: str) -> None:
         if (found := stored_sha256(destination, name)) != sha256:
             raise _WrongBytes(destination.location, found)
         return
-    final.parent.mkdir(parents=True, exist_ok=True)
-    part = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
-    try:
-        with _explained(part), open(part, "wb") as file:
+    with _explained(final), replacing(final) as part:
+        with open(part, "wb") as file:
             digest = _Digest(file)
             source.stream(name, digest)
-            file.flush()
-            os.fsync(file.fileno())
         if digest.hexdigest() != sha256:
             raise _WrongBytes(source.location, digest.hexdigest())
-        os.replace(part, final)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check_arrived(destination: Store, name: str, sha256: str) -> None:

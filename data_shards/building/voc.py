@@ -8,7 +8,6 @@ Source:
     Everingham et al., The PASCAL VOC Challenge 2012 Development Kit, section 4.4.
 """
 
-import difflib
 import math
 import os
 import xml.etree.ElementTree as ElementTree
@@ -28,6 +27,7 @@ from data_shards.building.source_files import (
 )
 from data_shards.counting import counted
 from data_shards.errors import DataError
+from data_shards.suggestions import did_you_mean
 
 
 def import_voc(
@@ -181,8 +181,7 @@ def _label(names: Sequence[str], name: str, path: Path) -> int:
     try:
         return names.index(name)
     except ValueError:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names[:12])}."
+        hint = did_you_mean(name, names)
         raise DataError(f"{path} has class {name!r}, which is not among --classes; {hint}") from None
 
 

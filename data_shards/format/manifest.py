@@ -16,7 +16,8 @@ from functools import cached_property
 from typing import Any
 
 from data_shards.errors import DataError
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 
 FORMAT = "aweigh-shards"
 VERSIONS = (1, 2)

@@ -15,7 +15,8 @@ from data_shards.order.plan import World
 from data_shards.reading.samples import Undecodable
 from data_shards.reading.shards import Shards
 from data_shards.settings import BoxRules
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 
 
 class EvaluationLoader(RingLoader):

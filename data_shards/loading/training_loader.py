@@ -17,7 +17,8 @@ from data_shards.order.plan import Plan, World, check_divisible
 from data_shards.reading.samples import Undecodable
 from data_shards.reading.shards import Shards
 from data_shards.settings import AugmentationSettings, BoxRules
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 
 __all__ = ["Batch", "EvaluationLoader", "TrainingLoader", "coco_ground_truth"]
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from data_shards.errors import DataError
 from data_shards.reading.shards import Shards
+from data_shards.storage.atomic import replacing
 
 _SUFFIX = ".pixels"
 _PAGE = 4096
@@ -122,10 +123,8 @@ class DecodedImages:
             if not path.exists():
                 if not self._make_room(offsets[-1]):
                     return None
-                part = path.with_suffix(".part")
-                with open(part, "wb") as file:
+                with replacing(path) as part, open(part, "wb") as file:
                     file.truncate(offsets[-1])
-                os.replace(part, path)
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             # Shared by all that use the file; `_make_room` takes away only what nobody holds.
             fcntl.flock(descriptor, fcntl.LOCK_SH)

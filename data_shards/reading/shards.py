@@ -24,7 +24,8 @@ from data_shards.order.node_schedule import NodeSchedule
 from data_shards.order.plan import Plan, World
 from data_shards.reading.prefetch import FetchAhead, Wanted
 from data_shards.storage.node_cache import NodeCache, default_cache_folder
-from data_shards.storage.store import Store, open_store, write_at
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store, write_at
 
 _FETCHES = 3
 _HURRIED_RANGES = 4

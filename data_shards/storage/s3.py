@@ -4,6 +4,8 @@ It follows the ordinary AWS settings (credentials, `AWS_REGION`, `AWS_ENDPOINT_U
 servers) and is the only module that imports boto3. How one object is read through faults is in `s3_reading.py`.
 """
 
+# ruff: noqa: D102 - the methods are described in `Store`.
+
 import functools
 import io
 import os
@@ -26,12 +28,9 @@ _WRITE_SECONDS = 60
 _MULTIPART_BYTES = 16 * 1024 * 1024
 
 
-def open_s3(bucket: str, prefix: str, reading: ReadSettings) -> Store:
-    """The store at a prefix of a bucket. Nothing is contacted yet."""
-    return _S3Store(bucket, prefix, reading)
+class S3Store(Store):
+    """The objects below a prefix of a bucket. Nothing is contacted before the first call."""
 
-
-class _S3Store(Store):
     def __init__(self, bucket: str, prefix: str, reading: ReadSettings) -> None:
         self.bucket = bucket
         self.prefix = prefix

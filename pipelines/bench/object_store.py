@@ -21,7 +21,7 @@ from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import World, make_plan
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 

@@ -11,7 +11,7 @@ from cluster.checkpoints.checkpoint import SEAL, CheckpointFolder, HarmedCheckpo
 from cluster.checkpoints.remote import RemoteCheckpoints
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 

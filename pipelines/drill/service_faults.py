@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from cluster.fake_cluster import free_port
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from pipelines import tracking
 from pipelines.drill.faults import fault
 from pipelines.drill.runs import Course, DrillError, running

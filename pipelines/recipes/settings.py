@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
 from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 from pipelines.errors import ConfigError
 
 IMAGENET = "imagenet"

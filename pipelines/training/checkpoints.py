@@ -20,7 +20,7 @@ from cluster.workers import UnrecoverableError, WorkerContext
 from data_shards.counting import counted
 from data_shards.format.manifest import Manifest
 from data_shards.order.plan import Plan
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.evaluation.evaluate import Evaluation

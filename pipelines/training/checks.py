@@ -13,7 +13,7 @@ from data_shards.loading.batch import Batch
 from data_shards.loading.batch_arrays import Slot
 from data_shards.order.plan import Plan, make_plan
 from data_shards.reading.shards import Shards
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from detectors import Detector
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict

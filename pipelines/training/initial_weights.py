@@ -21,7 +21,7 @@ import filelock
 
 from data_shards.errors import DataError
 from data_shards.storage.node_cache import default_cache_folder
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipes.settings import IMAGENET, DetectorSettings

@@ -123,7 +123,7 @@ def read_data(location: str) -> str:
         DataError: what cannot be read, and why.
     """
     from data_shards.format.manifest import load_manifest
-    from data_shards.storage.store import open_store
+    from data_shards.storage.open import open_store
 
     manifest = load_manifest(location)
     shard = manifest.shards[0].name
@@ -151,7 +151,7 @@ def write_data(location: str) -> str:
     Raises:
         DataError: why it cannot be written.
     """
-    from data_shards.storage.store import open_store
+    from data_shards.storage.open import open_store
 
     open_store(location).check_writable()
     return f"{location}, writable"

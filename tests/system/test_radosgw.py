@@ -10,7 +10,7 @@ from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import World, make_plan
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from tests.data_shards.building.test_transfer import files
 from tests.data_shards.samples import document, write_coco
 from tests.system.commands import Command

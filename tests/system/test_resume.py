@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from tests.system.commands import Command, final_weights, logged, train
 
 pytestmark = pytest.mark.slow

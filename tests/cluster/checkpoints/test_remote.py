@@ -10,7 +10,8 @@ from cluster.checkpoints.remote import RemoteCheckpoints
 from cluster.checkpoints.writer import CheckpointWriter
 from cluster.engine.engine import TrainingState
 from cluster.errors import ClusterError
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 
 
 def _state(value: float) -> TrainingState:

@@ -22,7 +22,8 @@ from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
 from data_shards.format.shard_index import ShardIndex
 from data_shards.reading.shards import Shards
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 from tests.data_shards.reading.test_shards import flip_a_bit
 from tests.data_shards.samples import document, jpeg, photo, write_coco
 

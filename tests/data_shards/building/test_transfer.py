@@ -7,7 +7,9 @@ from data_shards.building.build import BuildReport, build_shards
 from data_shards.building.transfer import pull_shards, push_shards
 from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
-from data_shards.storage.store import Sink, _FolderStore, open_store
+from data_shards.storage.folder import FolderStore
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Sink
 from tests.data_shards.reading.test_shards import flip_a_bit
 from tests.data_shards.samples import document, write_coco
 
@@ -68,16 +70,16 @@ def test_an_object_that_changed_in_the_bucket_never_reaches_the_folder(
 def test_bytes_that_are_damaged_on_the_way_are_copied_again(
     built: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, damaged = _FolderStore.stream, []
+    real, damaged = FolderStore.stream, []
 
-    def once(self: _FolderStore, name: str, sink: Sink) -> None:
+    def once(self: FolderStore, name: str, sink: Sink) -> None:
         if name == "train-000000.tar" and not damaged:
             damaged.append(name)
             sink.write(b"cut")
         else:
             real(self, name, sink)
 
-    monkeypatch.setattr(_FolderStore, "stream", once)
+    monkeypatch.setattr(FolderStore, "stream", once)
     pull_shards(built.location, tmp_path / "train")
     assert damaged == ["train-000000.tar"]
     assert files(tmp_path / "train") == files(built.location)

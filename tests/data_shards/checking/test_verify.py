@@ -100,7 +100,7 @@ def test_verify_reads_a_bucket(built: BuildReport, s3: str, tmp_path: Path) -> N
 def test_a_lost_server_ends_a_verification_that_can_resume(
     built: BuildReport, served: str, object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_shards.storage.store.ReadSettings", lambda: ReadSettings(deadline_seconds=0.5))
+    monkeypatch.setattr("data_shards.storage.open.ReadSettings", lambda: ReadSettings(deadline_seconds=0.5))
     seen: list[VerifyProgress] = []
 
     def lose(at: VerifyProgress) -> None:

@@ -267,7 +267,7 @@ def test_impossible_settings_are_refused(
 
 
 def test_shards_in_s3_give_the_same_batches(built: BuildReport, s3: str, tmp_path: Path) -> None:
-    from data_shards.storage.store import open_store
+    from data_shards.storage.open import open_store
 
     store = open_store(f"{s3}/set/train")
     for path in Path(built.location).iterdir():

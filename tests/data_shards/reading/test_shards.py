@@ -12,7 +12,8 @@ from data_shards.errors import DataError
 from data_shards.format.manifest import Manifest
 from data_shards.reading.shards import Shards
 from data_shards.storage.node_cache import default_cache_folder
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 from tests.data_shards.samples import document, write_coco
 
 

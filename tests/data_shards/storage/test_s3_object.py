@@ -10,7 +10,8 @@ from data_shards.building.build import BuildReport
 from data_shards.errors import DataError, UnavailableError
 from data_shards.reading.shards import Shards
 from data_shards.settings import ReadSettings
-from data_shards.storage.store import Stopped, Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Stopped, Store
 from pipelines.stand_ins.object_server import Fault, ObjectServer
 
 KEY = "bucket/set/object.bin"

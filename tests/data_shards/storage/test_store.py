@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.storage.store import Store, open_store
+from data_shards.storage.open import open_store
+from data_shards.storage.store import Store
 from tests.conftest import reset_auth
 
 

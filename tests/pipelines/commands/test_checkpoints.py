@@ -10,7 +10,7 @@ import torch
 from cluster.checkpoints.checkpoint import CheckpointFolder
 from cluster.checkpoints.remote import RemoteCheckpoints
 from cluster.engine.engine import TrainingState
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from pipelines.cli import main
 
 SCORES = {4: 0.5, 8: 0.5, 12: None, 16: 0.375}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import detectors
-from data_shards.storage.store import open_store
+from data_shards.storage.open import open_store
 from detectors import Detector
 from pipelines.errors import ConfigError
 from pipelines.recipes.settings import DetectorSettings

@@ -36,7 +36,7 @@ def test_weights_in_a_file_have_to_be_on_every_node(tmp_path: Path) -> None:
 
 def test_a_bucket_is_written_to_and_left_as_it_was(s3: str) -> None:
     from data_shards.errors import DataError
-    from data_shards.storage.store import open_store
+    from data_shards.storage.open import open_store
 
     assert write_data(f"{s3}/checkpoints/first") == f"{s3}/checkpoints/first, writable"
     assert open_store(s3).list_names() == []
