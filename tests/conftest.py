@@ -13,8 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-from tests import ceph
+from tests import ceph, shape_checks
+
+# Before any module of these packages is imported; the processes that tests start run without checks, as users do.
+install_import_hook(["detectors", "data_shards"], f"{shape_checks.__name__}.{shape_checks.check_shapes.__name__}")
 
 # What a script starts in the background begins with Ctrl-C ignored, and so would every process that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
