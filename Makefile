@@ -16,11 +16,11 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --durations=10
+	$(BIN)/python -m tests.phases
 
 # The tests that take seconds, for while you work.
 fast: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+	$(BIN)/python -m tests.phases both-cores
 
 # Every fault of `aweigh drill --faults`, some 40 minutes; checkpoint-disk-full needs root.
 drill: $(VENV)/installed

@@ -1,6 +1,6 @@
-"""A real S3 server for tests: Ceph's monitor, one object store in memory, and radosgw, in a folder of their own.
+"""A real S3 server for tests: Ceph's monitor, an object store in memory, and radosgw, all in one folder.
 
-It checks signatures and serves true ranges, which moto does not. Everything runs on loopback, and ends with `stop`.
+Unlike moto it checks signatures and serves byte ranges as S3 does. Everything runs on loopback and ends with `stop`.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ rgw enable usage log = false
 
 
 def why_not() -> str:
-    """Why the server cannot run here; empty where it can."""
+    """Explain why the server cannot run on this machine; empty if it can."""
     if not sys.platform.startswith("linux"):
         return "radosgw runs on Linux only"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -76,13 +76,13 @@ def why_not() -> str:
 
 
 class RadosGateway:
-    """The three daemons, running when it is made.
+    """The three daemons, started on construction.
 
     Args:
-        folder: empty, and of a short path: it holds Unix sockets.
+        folder: an empty folder with a short path, because it holds Unix sockets.
 
     Raises:
-        RuntimeError: something does not start; says what the daemon wrote.
+        RuntimeError: a daemon did not start; the message holds what it wrote.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -104,14 +104,14 @@ class RadosGateway:
             raise
 
     def stop(self) -> None:
-        """End the daemons, gateway first, and wait until they are gone."""
+        """Stop the daemons, the gateway first, and wait until they are gone."""
         for daemon in reversed(self._daemons):
             with contextlib.suppress(ProcessLookupError):
                 daemon.send_signal(signal.SIGTERM)
             try:
                 daemon.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                # Nothing of it is kept.
+                # Its data is thrown away, so that killing it loses nothing.
                 daemon.kill()
                 daemon.wait()
 
@@ -130,7 +130,7 @@ class RadosGateway:
         self._run("ceph-osd", *self._conf, "-i", "0", "--mkfs", "--osd-uuid", osd)
         self._daemon("ceph-osd", "-i", "0")
         self._daemon("radosgw", "-n", "client.rgw.a")
-        self._wait_until_it_answers()
+        self._wait_until_listening()
         user = ["user", "create", "--uid=test", "--display-name=test"]
         keys = [f"--access-key={ACCESS_KEY}", f"--secret={SECRET_KEY}"]
         self._run("radosgw-admin", *self._conf, "-n", "client.rgw.a", *user, *keys)
@@ -146,14 +146,14 @@ class RadosGateway:
             raise RuntimeError(f"{' '.join(words)} failed ({done.returncode}): {done.stderr[-2000:]}")
 
     def _daemon(self, program: str, *arguments: str) -> None:
-        # In the foreground: a child of ours, so that it cannot outlive us unseen.
+        # In the foreground: it stays a child of this process and cannot outlive it unnoticed.
         with open(self.folder / "log" / f"{program}.out", "wb") as output:
             command = [program, *self._conf, *arguments, "-f"]
             self._daemons.append(
                 subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
             )
 
-    def _wait_until_it_answers(self) -> None:
+    def _wait_until_listening(self) -> None:
         port = int(self.endpoint.rpartition(":")[2])
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
@@ -168,7 +168,7 @@ class RadosGateway:
 
 
 def _end_with_parent() -> None:
-    """Asks the kernel to kill this process when the tests are gone, even if they are killed."""
+    """Have the kernel kill this process when the tests end, even if they are killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

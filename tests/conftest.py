@@ -1,4 +1,4 @@
-"""S3 servers: moto over HTTP for every test that reads or writes a bucket, and Ceph's radosgw for the whole story."""
+"""Shape checks for every test, and S3 servers: moto for tests that use a bucket, Ceph's radosgw for whole runs."""
 
 import os
 import signal
@@ -13,16 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-from tests import ceph
+from tests import ceph, shape_checks
 
-# What a script starts in the background begins with Ctrl-C ignored, and so would every process that tests start.
+# Before any module of these packages is imported; the processes that tests start run without checks, as users do.
+install_import_hook(["detectors", "data_shards"], f"{shape_checks.__name__}.{shape_checks.check_shapes.__name__}")
+
+# A script's background jobs ignore Ctrl-C, and so would every process that the tests start; this holds for
+# pytest-xdist's workers too, which import this file.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The address of a moto server of our own; it enforces credentials only where a test asks for it."""
+    """Address of a moto server, one for each worker of pytest-xdist: tests empty it and make it check credentials."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,7 +41,7 @@ def s3_endpoint() -> Iterator[str]:
     )
     assert server.stderr is not None
     try:
-        # It says where it runs when it listens; what it says later is read so that it never has to wait.
+        # moto logs its address once it listens. Its log is read to the end, or a full pipe would block it.
         assert any("Running on" in line for line in server.stderr), "moto server ended"
         reader = threading.Thread(target=server.stderr.read)
         reader.start()
@@ -50,7 +55,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket on the server, with the environment set to reach it; gives `s3://bucket`."""
+    """Location of an empty bucket on the moto server, `s3://bucket`, with the environment set to reach it."""
     import boto3
 
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
@@ -68,10 +73,10 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def radosgw_endpoint() -> Iterator[str]:
-    """The address of a radosgw of our own; skips where Ceph is not installed."""
+    """Address of a radosgw that runs for this session; tests are skipped where Ceph is not installed."""
     if reason := ceph.why_not():
         pytest.skip(reason)
-    # Unix sockets lie in it, whose paths must be short.
+    # It holds Unix sockets, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="rgw-") as folder:
         server = ceph.RadosGateway(Path(folder))
         try:
@@ -82,7 +87,7 @@ def radosgw_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def radosgw(radosgw_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket on radosgw, with the environment set to reach it; gives `s3://bucket`."""
+    """Location of a new bucket on radosgw, `s3://bucket`, with the environment set to reach it."""
     import boto3
 
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
@@ -98,7 +103,7 @@ def radosgw(radosgw_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def reset_auth(endpoint: str, free_actions: str) -> None:
-    """From so many requests on, the server checks credentials."""
+    """Make the moto server check credentials after this many requests."""
     request = urllib.request.Request(
         f"{endpoint}/moto-api/reset-auth",
         data=free_actions.encode(),

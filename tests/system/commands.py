@@ -1,4 +1,4 @@
-"""Run `aweigh` as a user does, in a process of its own, and end its processes as a bad day does."""
+"""Run `aweigh` as a user does, in a separate process, and kill or interrupt its processes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Command:
         raise AssertionError(f"{text!r} was never printed:\n" + "".join(self.lines))
 
     def finish(self, status: int = 0) -> str:
-        """Read to the end and return stdout; the exit status has to be `status`."""
+        """Read to the end and return stdout; assert the exit status."""
         out, rest = self.process.communicate(timeout=300)
         self.lines += rest.splitlines(keepends=True)
         assert self.process.returncode == status, "".join(self.lines)
@@ -53,7 +53,7 @@ class Command:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def kill_worker(self) -> None:
-        """kill -9 of one training worker."""
+        """End one training worker with SIGKILL."""
         for process in self.descendants():
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 process.kill()
@@ -61,19 +61,19 @@ class Command:
         raise AssertionError("no worker was found")
 
     def kill_driver(self) -> None:
-        """kill -9 of the command itself; what it started is on its own."""
+        """End the command itself with SIGKILL, and wait until the processes it started have ended too."""
         started = self.descendants()
         agents = [process for process in started if "Agent" in " ".join(process.cmdline())]
         self.process.kill()
         self.process.communicate()
-        # Workers, raylet and the rest end within seconds of their driver; two agents would take a minute.
+        # Workers, raylet and the rest end within seconds of their driver; two of Ray's agents would take a minute.
         for process in agents:
             process.kill()
         _, left = psutil.wait_procs(started, timeout=60)
         assert left == [], "a killed driver leaves nothing running"
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
+        """Send what Ctrl-C sends."""
         self.process.send_signal(signal.SIGINT)
 
 
@@ -87,7 +87,7 @@ def train(shards: Path | str, runs: Path, name: str, *flags: object, **environme
 
 
 def final_weights(runs: Path, name: str) -> dict[str, Any]:
-    """The newest checkpoint's tensors of a run."""
+    """Tensors of a run's newest checkpoint."""
     from safetensors.torch import load_file
 
     newest = sorted((runs / name / "checkpoints").glob("step-*"))[-1]
@@ -99,7 +99,7 @@ def final_weights(runs: Path, name: str) -> dict[str, Any]:
 
 
 def logged(runs: Path, name: str) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of the one MLflow run of that name, as (step, value) in the order of logging."""
+    """Metrics of the one MLflow run of that name: (step, value) pairs in the order they were logged."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")

@@ -1,4 +1,4 @@
-"""A small demo set, and one whole run on it that other runs are held against."""
+"""A small demo set, and one uninterrupted run on it that other runs are compared with; each is made once a session."""
 
 from pathlib import Path
 
@@ -25,6 +25,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(shards: Path, runs: Path) -> Path:
-    """A run that nothing interrupts: 40 images in batches of 8, 8 epochs, 40 steps."""
+    """Folder with the uninterrupted run `whole`: 40 images in batches of 8, 8 epochs, 40 steps."""
     train(shards, runs, "whole").finish()
     return runs

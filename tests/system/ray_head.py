@@ -1,4 +1,7 @@
-"""A Ray cluster of our own on this machine, as `ray start` makes one; ended by its process ids alone."""
+"""A Ray cluster on this machine, started by `ray start` and ended by its process ids alone.
+
+Never by `ray stop`, which would end every other Ray on the machine.
+"""
 
 import os
 import shlex
@@ -24,9 +27,9 @@ class Head:
     address: str
     """For RAY_ADDRESS."""
     dashboard: str
-    """For --address; nobody answers there without a dashboard."""
+    """For --address; answers only if the head has a dashboard."""
     environment: dict[str, str]
-    """What a client needs."""
+    """Variables that a client needs."""
 
 
 @contextmanager
@@ -38,9 +41,15 @@ def ray_head(
     prepare: Callable[[str], None] = lambda address: None,
     **environment: str,
 ) -> Iterator[Head]:
-    """Start a head that asks for a token; `folder` is short, for Ray's sockets lie below it.
+    """Start a head that requires a token.
 
-    `prepare` is told the address before the head starts.
+    Args:
+        folder: a folder with a short path, because it holds Ray's Unix sockets.
+        flags: further flags of `ray start`.
+        cpus: CPUs of the head itself.
+        dashboard: whether to start the dashboard, and with it the job server.
+        prepare: called with the address before the head starts.
+        environment: further variables of the head's processes.
     """
     port, web = free_port(), free_port()
     prepare(f"127.0.0.1:{port}")
@@ -58,13 +67,13 @@ def ray_head(
 
 @contextmanager
 def ray_node(head: Head, *, cpus: int, private: Path | None = None) -> Iterator[None]:
-    """Join a second node; it sees an empty folder of its own at `private`, as another machine would."""
+    """Join a second node. At `private` it sees an empty folder of its own, as another machine would."""
     with _ray_start(["--address", head.address, "--num-cpus", str(cpus)], head.environment, private):
         yield
 
 
 def private_folders_work() -> bool:
-    """Whether a process here may have a file system of its own."""
+    """Check that a process may mount a file system that only it sees."""
     return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""`aweigh drill`: the faults that take least time; `make drill` goes through all of them."""
+"""`aweigh drill` with the two fastest faults; `make drill` runs all of them."""
 
 import json
 from pathlib import Path

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def build(folder: Path, output: str) -> str:
-    """Shards of 60 images, built by the command; what it prints."""
+    """Build shards of 60 images by the command; return what it prints."""
     annotations, images = write_coco(folder, document(60))
     return Command(
         *("shards", "build", "--annotations", annotations, "--images", images, "--output", output, "--split", "train"),
@@ -32,7 +32,7 @@ def test_shards_are_built_pushed_pulled_streamed_and_resumed(radosgw: str, tmp_p
     assert "60 images" in printed
     assert build(tmp_path, str(tmp_path / "folder")).splitlines()[0].split()[1:] == printed.splitlines()[0].split()[1:]
 
-    # The same bytes lie in the bucket, a pull brings them back, and a push elsewhere takes them there.
+    # The bucket holds the same bytes, a pull brings them back, and a push copies them to another place.
     report = Command("shards", "pull", f"{radosgw}/built/train", tmp_path / "pulled").finish()
     assert "every byte compared" in report
     here = files(tmp_path / "folder" / "train")

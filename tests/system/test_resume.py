@@ -1,6 +1,6 @@
-"""A run that is killed and started again equals, bit for bit, the run that never was.
+"""A run that is killed and resumed equals, bit for bit, a run that was never interrupted.
 
-Real processes all the way: the command, Ray, its workers, DeepSpeed, MLflow on SQLite.
+Everything is real: the command, Ray, its workers, DeepSpeed, MLflow on SQLite.
 """
 
 import json
@@ -28,7 +28,7 @@ def _same_as_whole(runs: Path, name: str) -> None:
             assert metrics[key] == points, key
 
 
-def test_an_undisturbed_run_leaves_everything_to_be_looked_at(whole: Path) -> None:
+def test_an_undisturbed_run_leaves_its_evaluation_and_metrics(whole: Path) -> None:
     import mlflow
 
     run = whole / "whole"
@@ -59,7 +59,7 @@ def test_a_worker_killed_with_9_is_replaced_and_nothing_is_lost(shards: Path, wh
     _same_as_whole(whole, "worker")
 
 
-def test_a_driver_killed_with_9_goes_on_with_the_same_command(shards: Path, whole: Path) -> None:
+def test_a_driver_killed_with_9_resumes_by_the_same_command(shards: Path, whole: Path) -> None:
     command = train(shards, whole, "driver")
     command.wait_for("step 10/40")
     command.kill_driver()
@@ -69,7 +69,7 @@ def test_a_driver_killed_with_9_goes_on_with_the_same_command(shards: Path, whol
     _same_as_whole(whole, "driver")
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on_with_one_worker(shards: Path, whole: Path) -> None:
+def test_ctrl_c_says_how_to_resume_and_the_run_resumes_with_one_worker(shards: Path, whole: Path) -> None:
     command = train(shards, whole, "interrupted")
     command.wait_for("step 14/40")
     command.interrupt()
@@ -81,7 +81,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on_with_one_worker(shards: Pa
     steps = [step for step, _ in logged(whole, "interrupted")["train/loss"]]
     assert steps == list(range(1, 41))
     expected, found = final_weights(whole, "whole"), final_weights(whole, "interrupted")
-    # The same samples in another split over ranks: BatchNorm sees other batches, so equality is not asked for.
+    # The same samples, split over ranks differently: BatchNorm sees other batches, so the weights differ.
     assert {key for key in expected if key.startswith("weights/")} == {
         key for key in found if key.startswith("weights/")
     }

@@ -1,4 +1,4 @@
-"""FCOS through the whole command: a schedule in steps that ends inside an epoch, and its weights out again."""
+"""FCOS through the command: a schedule in steps that ends inside an epoch, and its weights exported."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 LAYOUT = Path(__file__).parents[1] / "detectors" / "layouts" / "fcos_r50_tianzhi.json"
 
 
-def test_fcos_trains_by_steps_and_its_weights_go_back_to_the_authors(shards: Path, tmp_path: Path) -> None:
+def test_fcos_trains_by_steps_and_exports_its_weights_as_the_authors_file(shards: Path, tmp_path: Path) -> None:
     train = [
         *("train", "fcos_resnet50_1x", "--data.train", shards / "train", "--data.validation", shards / "val"),
         *("--run.folder", tmp_path, "--run.name", "steps", "--detector.weights", "none", "--batch.global_size", "8"),

@@ -1,4 +1,7 @@
-"""Training on a cluster of two nodes, started through its job server as from somebody's laptop."""
+"""Training on a Ray cluster of two nodes that is already running: joined at RAY_ADDRESS, or through its job server.
+
+One cluster serves all tests here, protected by a token as Ray 2.60 protects every cluster.
+"""
 
 import json
 import os
@@ -9,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.commands import TINY, Command
+from cluster.fake_cluster import free_port
+from tests.system.commands import TINY, Command, train
 from tests.system.ray_head import SCRIPTS, Head, private_folders_work, ray_head, ray_node
 
 pytestmark = pytest.mark.slow
@@ -18,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is another one on the second node."""
+    """A folder whose content differs on the second node."""
     return tmp_path_factory.mktemp("private")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, private: Path) -> Iterator[Head]:
-    """Two nodes of one core each, so that two workers always stand on both."""
+    """Two nodes of one core each, so that two workers always use both."""
     with (
         ray_head(tmp_path_factory.mktemp("r"), cpus=1) as head,
         ray_node(head, cpus=1, private=private if private_folders_work() else None),
@@ -51,6 +55,20 @@ def _output_until(command: Command, text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"{text!r} was never printed:\n" + "".join(said))
+
+
+def test_a_run_joins_the_cluster_at_ray_address(shards: Path, tmp_path: Path, cluster: Head) -> None:
+    command = train(shards, tmp_path, "joined", RAY_ADDRESS=cluster.address, **cluster.environment)
+    assert f"2 workers on Ray, {cluster.address}" in command.wait_for("cluster   ")
+    assert "AP50" in command.finish()
+    assert (tmp_path / "joined" / "result.json").exists()
+
+
+def test_a_cluster_that_is_not_there_is_one_line(shards: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    command = train(shards, tmp_path, "nowhere", RAY_ADDRESS=address)
+    command.finish(status=2)
+    assert f"aweigh: the Ray cluster at RAY_ADDRESS={address} did not answer" in command.lines[-1]
 
 
 def test_a_submitted_run_is_left_refused_stopped_and_resumed(shards: Path, tmp_path: Path, cluster: Head) -> None:
@@ -94,7 +112,7 @@ def test_a_submitted_run_is_left_refused_stopped_and_resumed(shards: Path, tmp_p
     assert "2 ranks in" in ranks.lines[-1]
 
 
-def test_plain_ray_job_submit_trains_on_two_nodes_after_looking_at_them(
+def test_plain_ray_job_submit_trains_on_two_nodes_after_checking_them(
     shards: Path, tmp_path: Path, cluster: Head
 ) -> None:
     path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
@@ -125,7 +143,7 @@ def test_the_exit_status_of_a_job_is_that_of_the_command(tmp_path: Path, cluster
     assert "job wrong-1 failed" in command.lines[-1]
 
 
-def test_preflight_finds_a_run_folder_that_is_another_one_on_the_second_node(
+def test_preflight_finds_a_run_folder_that_differs_on_the_second_node(
     shards: Path, cluster: Head, private: Path
 ) -> None:
     if not private_folders_work():
@@ -146,11 +164,11 @@ def test_preflight_finds_a_run_folder_that_is_another_one_on_the_second_node(
     assert list(private.iterdir()) == []
 
 
-def test_a_missing_token_is_said_with_where_to_get_it(tmp_path: Path, cluster: Head) -> None:
+def test_a_missing_token_is_reported_with_where_to_get_it(tmp_path: Path, cluster: Head) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     asked = subprocess.run(
         [sys.executable, "-m", "pipelines", "jobs", "--address", cluster.dashboard],
-        env={**environment, "HOME": str(tmp_path)},  # where no token lies
+        env={**environment, "HOME": str(tmp_path)},  # without a stored token
         capture_output=True,
         text=True,
     )

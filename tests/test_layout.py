@@ -1,0 +1,39 @@
+"""A test is found by the name of its module: tests/PACKAGE/folder/test_X.py tests PACKAGE/folder/X.py."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("cluster", "data_shards", "detectors", "pipelines")
+
+WITHOUT_A_MODULE = {
+    "data_shards/reading/test_geometry.py": "geometry is half of reading/decode.py",
+    "detectors/centernet/test_decode.py": "one step of centernet.py, against an independent search",
+    "detectors/centernet/test_targets.py": "one step of centernet.py, against the published procedure",
+    "detectors/centernet/test_tasks.py": "pose.py and boxes_3d.py together",
+    "detectors/fcos/test_decode.py": "one step of fcos.py, against a loop with the published rules",
+    "detectors/fcos/test_ranks.py": "the losses of fcos.py in two processes",
+    "detectors/fcos/test_targets.py": "one step of fcos.py, against a loop over points and boxes",
+    "detectors/test_wiring.py": "every network against its publication's forward pass",
+    "detectors/weights/test_layouts.py": "the state dicts of every detector against the published keys",
+    "pipelines/bench/test_bench.py": "bench/detectors.py and bench/deformable.py through the command line",
+    "pipelines/drill/test_drill.py": "verdict.py and the list of faults",
+    "pipelines/test_documents.py": "the commands in the documents",
+    "pipelines/tracking/test_tracking.py": "the tracker, its spool and its delivery together, on real servers",
+    "pipelines/training/test_labels.py": "from shards to a detector's targets, through loading and training",
+    "pipelines/training/test_parameter_groups.py": "one function of from_recipe.py",
+}
+
+
+def test_every_test_module_mirrors_a_module() -> None:
+    lost = []
+    for path in sorted(path for package in PACKAGES for path in (ROOT / "tests" / package).rglob("test_*.py")):
+        name = path.relative_to(ROOT / "tests")
+        module = name.with_name(name.name.removeprefix("test_"))
+        if not (ROOT / module).exists() and str(name) not in WITHOUT_A_MODULE:
+            lost.append(f"tests/{name}: there is no {module}")
+    assert not lost, "Rename the test after its module, or add it to WITHOUT_A_MODULE:\n" + "\n".join(lost)
+
+
+def test_every_listed_exception_exists() -> None:
+    gone = [name for name in WITHOUT_A_MODULE if not (ROOT / "tests" / name).exists()]
+    assert not gone, f"Remove from WITHOUT_A_MODULE: {', '.join(gone)}"
