@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test fast drill lock clean
+.PHONY: demo test fast drill docs dist lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/aweigh demo
@@ -26,6 +26,14 @@ fast: $(VENV)/installed
 drill: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/aweigh drill
 
+# The site, in site/; nothing is fetched.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# A wheel and a source archive, in dist/.
+dist: $(VENV)/installed
+	$(BIN)/python -m build --no-isolation
+
 $(VENV)/installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "aweigh needs Python 3.11 or 3.12; install one, or name it: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
 	@echo "installing the pinned packages into $(VENV), about 2 GB: some minutes"
@@ -43,4 +51,4 @@ lock:
 
 # Runs stay: they hold checkpoints.
 clean:
-	rm -rf $(VENV) demo drill
+	rm -rf $(VENV) demo drill site dist build
