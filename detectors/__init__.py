@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detectors.catalogue import build, names
-    from detectors.detector import Detections, Detector, Preprocessing
+    from detectors.detections import Detections
+    from detectors.detector import Detector, Preprocessing, View
     from detectors.errors import DetectorError, nearest
     from detectors.weights import published
 
-__all__ = ["Detections", "Detector", "DetectorError", "Preprocessing", "build", "names", "nearest", "published"]
+__all__ = ["Detections", "Detector", "DetectorError", "Preprocessing", "View", "build", "names", "nearest", "published"]
 
 _MODULE_OF = {
     "build": "detectors.catalogue",
     "names": "detectors.catalogue",
-    "Detections": "detectors.detector",
+    "Detections": "detectors.detections",
     "Detector": "detectors.detector",
     "Preprocessing": "detectors.detector",
+    "View": "detectors.detector",
     "DetectorError": "detectors.errors",
     "nearest": "detectors.errors",
     "published": "detectors.weights.published",

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet.networks import DLANetwork, DLASettings, Outputs
-from detectors.detector import Detections
+from detectors.detections import Detections
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
 from detectors.shared.losses import at_centers, penalty_reduced_focal_loss

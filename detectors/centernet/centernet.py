@@ -25,7 +25,8 @@ from detectors.centernet.networks import (
     ResNetNetwork,
     ResNetSettings,
 )
-from detectors.detector import Detections, Detector
+from detectors.detections import Detections
+from detectors.detector import MODES, Detector
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_choice, require_count, require_flag, require_fraction, require_weight
 from detectors.shared import boxes as box
@@ -37,7 +38,7 @@ from detectors.shared.losses import (
     penalty_reduced_focal_loss,
 )
 from detectors.shared.peaks import Peaks, top_peaks
-from detectors.shared.test_time_augmentation import MODES, averaged_with_mirror, merge_by_soft_nms
+from detectors.shared.test_time_augmentation import averaged_with_mirror, merge_by_soft_nms
 
 STRIDE = 4
 """Input pixels per cell of the heatmap."""

@@ -20,7 +20,7 @@ from detectors.centernet.networks import (
     HourglassSettings,
     Outputs,
 )
-from detectors.detector import Detections
+from detectors.detections import Detections
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_count, require_weight
 from detectors.shared.losses import (

@@ -6,7 +6,7 @@ row, P3 first, each level line by line.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET
-from detectors.detector import Detections, Detector
+from detectors.detections import Detections, joined
+from detectors.detector import MODES, Detector
 from detectors.errors import DetectorError
 from detectors.fcos.file_keys import AUTHORS_LAYOUTS, EXPORTS, TORCHVISION_LAYOUTS
 from detectors.fcos.network import (
@@ -33,7 +34,7 @@ from detectors.settings import configure, require_choice, require_count, require
 from detectors.shared import boxes as box
 from detectors.shared.box_losses import centerness_of, giou_loss, sigmoid_focal_loss, unitbox_iou_loss
 from detectors.shared.suppression import nms, shifting_nms
-from detectors.shared.test_time_augmentation import MODES, joined, mirror_content
+from detectors.shared.test_time_augmentation import mirror_content
 
 _LARGEST_AREA = 1e8
 
@@ -259,7 +260,7 @@ class FCOS(Detector):
         else:
             kept = nms(*found, threshold=threshold, plus_one=self.variant.pixel == 1, limit=limit, keep_ties=True)
         boxes = every.boxes + every.boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
-        return Detections(boxes[kept], every.scores[kept], every.labels[kept])
+        return replace(every, boxes=boxes).rows(kept)
 
     def _all_candidates(
         self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]
