@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detectors.detections import Detections, in_image, in_other_input
 from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
+from detectors.sizes import Multiples
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,6 @@ class Preprocessing:
     std: tuple[float, float, float]
     scale: float = 1 / 255
     """Factor on the 0 to 255 pixel before the mean is taken away."""
-    size_divisor: int = 32
-    """Input height and width have to be multiples of this."""
 
 
 TestMode = Literal["none", "flip", "multiscale"]
@@ -60,8 +59,8 @@ class Detector(nn.Module, ABC):
     name: str = "detector"
     """What `build` was asked for."""
     preprocessing: Preprocessing
-    stride_divisor: int
-    """Sides of the input have to be multiples of this."""
+    sizes: Multiples
+    """Input sizes that the network takes."""
     num_classes: int
     imagenet_weights: str = ""
     """Address of the ImageNet weights that the publication starts from; empty where it starts from none."""
@@ -90,8 +89,8 @@ class Detector(nn.Module, ABC):
         """Raw logits, as the authors' forward gives them.
 
         Args:
-            images: float `(batch, 3, height, width)`, normalised as `preprocessing` says; sides are
-                multiples of `stride_divisor`.
+            images: float `(batch, 3, height, width)`, normalised as `preprocessing` says, of a size that fits
+                `sizes`.
         """
 
     @abstractmethod
@@ -221,6 +220,32 @@ class Detector(nn.Module, ABC):
         """
         self.check_test_mode("multiscale" if len(parts) > 1 else "none", soft)
         return parts[0]
+
+    def check_input_size(self, input_size: tuple[int, int]) -> None:
+        """Refuse an input that the network does not take.
+
+        Raises:
+            DetectorError: with the sizes that it takes.
+        """
+        height, width = input_size
+        if not self.sizes.fits(height, width):
+            raise DetectorError(
+                f"the input is {height} x {width} pixels; height and width have to be {self.sizes}. Pad or resize it."
+            )
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels of classes that the detector does not have; negative ones are not classes.
+
+        Raises:
+            DetectorError: with the highest label and the number of classes.
+        """
+        highest = int(labels.max()) if labels.numel() else -1
+        if highest >= self.num_classes:
+            raise DetectorError(
+                f"an object has label {highest}, but the detector was built for {self.num_classes} classes "
+                f"(labels 0 to {self.num_classes - 1}). Build it with num_classes={highest + 1}, or check the "
+                "class list."
+            )
 
     def check_test_mode(self, mode: str, soft: bool = False) -> None:
         """Refuse what this detector was not published with.

@@ -5,7 +5,7 @@ pixels. Heads have their published names: `hm` is the heatmap, `wh` the size, `r
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -144,10 +144,10 @@ class CenterNet(Detector):
         self.num_classes = num_classes
         self.settings = settings
         self.network = network(self.head_channels())
-        self.stride_divisor = self.network.stride_divisor
+        self.sizes = self.network.sizes
         self.imagenet_weights = self.network.imagenet_weights
         self.backbone_prefix = self.network.backbone_prefix
-        self.preprocessing = replace(PREPROCESSING[settings.pixel_statistics], size_divisor=self.stride_divisor)
+        self.preprocessing = PREPROCESSING[settings.pixel_statistics]
         # The heads of an hourglass are lists with an entry per stack, of two layers each.
         self.class_layers = ("hm.2",) if self.network.stacks == 1 else ("hm.0.1", "hm.1.1")
         for name, layer in self.network.make_layers().items():
@@ -179,8 +179,7 @@ class CenterNet(Detector):
             extra: not used by a detector of boxes.
 
         Raises:
-            DetectorError: a label is not below `num_classes`, or a side of the input is no multiple of
-                `stride_divisor`.
+            DetectorError: a label is not below `num_classes`, or the input's size does not fit `sizes`.
 
         Source:
             xingyizhou/CenterNet, src/lib/datasets/sample/ctdet.py.
@@ -299,7 +298,7 @@ class CenterNet(Detector):
         self.check_input_size(input_size)
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
         labels = self.in_slots(labels, fill=-1)
-        self._check_labels(labels)
+        self.check_labels(labels)
         boxes_in_cells = box.clip(self.in_slots(boxes.float()) / STRIDE, height - 1, width - 1)
         size = box.sizes(boxes_in_cells)
         in_frame = (size > 0).all(dim=-1) & (labels != -1)
@@ -356,28 +355,6 @@ class CenterNet(Detector):
             return sizes
         of_class = 2 * labels[..., None] + torch.arange(2, device=labels.device)
         return sizes.gather(2, of_class)
-
-    def check_input_size(self, input_size: tuple[int, int]) -> None:
-        """Refuse sides that the network cannot halve and double back.
-
-        Raises:
-            DetectorError: a side is no multiple of `stride_divisor`.
-        """
-        height, width = input_size
-        if height % self.stride_divisor or width % self.stride_divisor:
-            raise DetectorError(
-                f"the input is {height} x {width} pixels; height and width have to be multiples of "
-                f"{self.stride_divisor}. Pad or resize it."
-            )
-
-    def _check_labels(self, labels: Tensor) -> None:
-        highest = int(labels.max())
-        if highest >= self.num_classes:
-            raise DetectorError(
-                f"an object has label {highest}, but the detector was built for {self.num_classes} classes "
-                f"(labels 0 to {self.num_classes - 1}). Build it with num_classes={highest + 1}, or check the "
-                "class list."
-            )
 
 
 _RESNET_DCN = ResNetSettings(deconv_channels=(256, 128, 64))

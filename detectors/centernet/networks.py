@@ -26,6 +26,7 @@ from detectors.layers.head import (
 )
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
 from detectors.settings import require_choice, require_count, require_flag
+from detectors.sizes import Multiples
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
@@ -51,7 +52,7 @@ class Network(ABC):
         head_channels: output channels of each head, under the published names and in their order.
     """
 
-    stride_divisor = 32
+    sizes = Multiples(32)
     stacks = 1
     imagenet_weights = ""
     backbone_prefix = ""
@@ -245,7 +246,7 @@ class HourglassSettings:
 class HourglassNetwork(Network):
     """Hourglass-104: two stacks that both learn, and of which the last one counts (`hourglass`)."""
 
-    stride_divisor = 128
+    sizes = Multiples(128)
     stacks = 2
 
     def __init__(self, settings: HourglassSettings, head_channels: Mapping[str, int]) -> None:

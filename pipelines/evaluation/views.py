@@ -87,7 +87,7 @@ def open_views(
                     reading.world,
                     geometry=settings.geometry,
                     input_size=reading.input_size,
-                    size_divisor=detector.preprocessing.size_divisor,
+                    size_divisor=detector.sizes.divisor,
                     shorter_side=settings.shorter_side,
                     longer_side_limit=longer_side_limit,
                     boxes=reading.boxes,

@@ -8,6 +8,7 @@ import detectors
 from detectors import Detections, View
 from detectors.detections import in_image, in_other_input, joined, points_in_image
 from detectors.shared.test_time_augmentation import merge_by_soft_nms
+from detectors.sizes import Multiples
 
 # x' = 2 x + 10, y' = 2 y - 4.
 TRANSFORM = tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -4.0]])
@@ -92,7 +93,7 @@ class TwoLooks(detectors.Detector):
     """Finds where to look in the whole image, then cuts that part out of the view and runs again."""
 
     preprocessing = detectors.Preprocessing("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    stride_divisor = 1
+    sizes = Multiples(1)
     num_classes = 1
 
     def forward(self, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from data_shards.loading.training_loader import EvaluationLoader
 from data_shards.order.plan import World
 from data_shards.settings import BoxRules
 from detectors import Detections, Detector, Preprocessing
+from detectors.sizes import Multiples
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.report import figures, tables
 from pipelines.recipes.settings import EvaluationSettings
@@ -29,7 +30,7 @@ class Oracle(Detector):
     """Knows the truth of every image of a set by its pixels; its loss is the number of objects."""
 
     preprocessing = PLAIN
-    stride_divisor = 32
+    sizes = Multiples(32)
     num_classes = 3
 
     def __init__(self, location: str, geometry: str, input_size: tuple[int, int], rules: BoxRules) -> None:
