@@ -1,15 +1,19 @@
 """The contract that every detector keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
+import torch.utils._pytree
 from torch import Tensor, nn
 
+from detectors.detections import Detections, in_image, in_other_input
 from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
+from detectors.sizes import Multiples
 
 
 @dataclass(frozen=True)
@@ -24,24 +28,29 @@ class Preprocessing:
     std: tuple[float, float, float]
     scale: float = 1 / 255
     """Factor on the 0 to 255 pixel before the mean is taken away."""
-    size_divisor: int = 32
-    """Input height and width have to be multiples of this."""
 
 
-@dataclass
-class Detections:
-    """What decoding yields for one image, best score first.
+TestMode = Literal["none", "flip", "multiscale"]
+"""What a network is shown at test time: the image; with its mirror; both at several scales."""
+MODES: tuple[TestMode, ...] = ("none", "flip", "multiscale")
 
-    `boxes` float32 `(objects, 4)` as x1, y1, x2, y2 in the input frame; `scores` float32 `(objects,)`;
-    `labels` int64 `(objects,)`, an index into the class list. `keypoints` `(objects, joints, 3)` and `box3d`
-    are there for detectors that have them.
-    """
 
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    keypoints: Tensor | None = None
-    box3d: Tensor | None = None
+@dataclass(frozen=True)
+class View:
+    """Images of a batch at one scale, as the network receives them."""
+
+    images: Tensor
+    """float `(batch, 3, height, width)`, normalised."""
+    transforms: Tensor
+    """float `(batch, 2, 3)`: the affine maps from each image's frame to the input frame."""
+    content_sizes: Tensor | None = None
+    """int64 `(batch, 2)`: rows and columns that hold the photograph where all padding is right of and below it; None
+    where the whole input counts."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input, in pixels."""
+        return self.images.shape[-2], self.images.shape[-1]
 
 
 class Detector(nn.Module, ABC):
@@ -50,8 +59,8 @@ class Detector(nn.Module, ABC):
     name: str = "detector"
     """What `build` was asked for."""
     preprocessing: Preprocessing
-    stride_divisor: int
-    """Sides of the input have to be multiples of this."""
+    sizes: Multiples
+    """Input sizes that the network takes."""
     num_classes: int
     imagenet_weights: str = ""
     """Address of the ImageNet weights that the publication starts from; empty where it starts from none."""
@@ -61,8 +70,8 @@ class Detector(nn.Module, ABC):
     """Layers whose first dimension counts classes: the ones a file for other classes does not fit."""
     needs: tuple[str, ...] = ()
     """Names of the further annotations without which `encode` has no targets."""
-    test_modes: tuple[str, ...] = ("none",)
-    """What the network may be shown at test time, of `test_time.MODES`."""
+    test_modes: tuple[TestMode, ...] = ("none",)
+    """What the network may be shown at test time."""
     soft_nms: bool = False
     """Soft-NMS is part of the publication."""
     test_scales: tuple[float, ...] = (1.0,)
@@ -80,8 +89,8 @@ class Detector(nn.Module, ABC):
         """Raw logits, as the authors' forward gives them.
 
         Args:
-            images: float `(batch, 3, height, width)`, normalised as `preprocessing` says; sides are
-                multiples of `stride_divisor`.
+            images: float `(batch, 3, height, width)`, normalised as `preprocessing` says, of a size that fits
+                `sizes`.
         """
 
     @abstractmethod
@@ -102,6 +111,66 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
         """The best `limit` detections an image, boxes in the input frame; more where the publication keeps ties."""
+
+    @torch.no_grad()
+    def detect(
+        self,
+        views: Sequence[View],
+        *,
+        mode: TestMode = "none",
+        soft: bool = False,
+        limit: int = 100,
+        watch: Callable[[int, Any], None] = lambda number, outputs: None,
+    ) -> list[Detections]:
+        """Find objects in a batch of images: run each view, decode, merge, and map back to the image frame.
+
+        A detector that looks twice, at the whole image and then at parts of it, overrides this: a view holds the
+        pixels to cut the parts from, and `transforms` say where they belong.
+
+        Args:
+            views: the images at each of `scales_shown`, on the detector's device, which is in evaluation mode.
+            mode: test-time augmentation.
+            soft: soft-NMS for a single scale, too.
+            limit: detections an image; more where the publication keeps ties.
+            watch: receives the number of each view and the outputs for its images, such as to compute losses.
+
+        Returns:
+            One for each image, in the image frame, on the CPU.
+
+        Raises:
+            DetectorError: this detector was not published with the mode, or with soft-NMS.
+        """
+        self.check_test_mode(mode, soft)
+        transforms = [view.transforms.cpu().double() for view in views]
+        parts: list[list[Detections]] = [[] for _ in views[0].images]
+        for number, view in enumerate(views):
+            outputs, mirrored = self._run(view, flip=mode != "none")
+            watch(number, outputs)
+            found = self.candidates(
+                outputs, view.input_size, limit, mirrored=mirrored, content_sizes=view.content_sizes
+            )
+            for row, one in enumerate(found):
+                here, first = transforms[number][row], transforms[0][row]
+                parts[row].append(in_other_input(one, here, first) if self.merges_in_input else in_image(one, here))
+        detections = []
+        for row, of_image in enumerate(parts):
+            merged = self.merge(of_image, limit, soft=soft)
+            detections.append(in_image(merged, transforms[0][row]) if self.merges_in_input else merged)
+        return detections
+
+    def scales_shown(self, mode: TestMode, soft: bool = False, scales: Sequence[float] = ()) -> tuple[float, ...]:
+        """Scales of the views that `detect` takes, in the order in which it merges them.
+
+        Args:
+            mode: test-time augmentation.
+            soft: soft-NMS for a single scale, too.
+            scales: of the mode "multiscale", instead of the published ones.
+
+        Raises:
+            DetectorError: this detector was not published with the mode, or with soft-NMS.
+        """
+        self.check_test_mode(mode, soft)
+        return (tuple(scales) or self.test_scales) if mode == "multiscale" else (1.0,)
 
     def mirror(self, images: Tensor, content_widths: Tensor) -> Tensor:
         """The images `(batch, 3, height, width)` as the mirror shows them; `candidates` turns what comes of it back.
@@ -152,6 +221,32 @@ class Detector(nn.Module, ABC):
         self.check_test_mode("multiscale" if len(parts) > 1 else "none", soft)
         return parts[0]
 
+    def check_input_size(self, input_size: tuple[int, int]) -> None:
+        """Refuse an input that the network does not take.
+
+        Raises:
+            DetectorError: with the sizes that it takes.
+        """
+        height, width = input_size
+        if not self.sizes.fits(height, width):
+            raise DetectorError(
+                f"the input is {height} x {width} pixels; height and width have to be {self.sizes}. Pad or resize it."
+            )
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels of classes that the detector does not have; negative ones are not classes.
+
+        Raises:
+            DetectorError: with the highest label and the number of classes.
+        """
+        highest = int(labels.max()) if labels.numel() else -1
+        if highest >= self.num_classes:
+            raise DetectorError(
+                f"an object has label {highest}, but the detector was built for {self.num_classes} classes "
+                f"(labels 0 to {self.num_classes - 1}). Build it with num_classes={highest + 1}, or check the "
+                "class list."
+            )
+
     def check_test_mode(self, mode: str, soft: bool = False) -> None:
         """Refuse what this detector was not published with.
 
@@ -165,3 +260,16 @@ class Detector(nn.Module, ABC):
                 f"{self.name} has no test mode {mode!r}, only {', '.join(self.test_modes)}: its authors publish no "
                 "other."
             )
+
+    def _run(self, view: View, *, flip: bool) -> tuple[Any, Any]:
+        """Outputs for the images and, with `flip`, for their mirrors, from one batch of both."""
+        images, content = view.images, view.content_sizes
+        if not flip:
+            return self(images), None
+        widths = (
+            torch.full((len(images),), images.shape[-1], device=images.device) if content is None else content[:, 1]
+        )
+        both = self(torch.cat((images, self.mirror(images, widths))))
+        half = len(images)
+        tree_map = torch.utils._pytree.tree_map
+        return tree_map(lambda maps: maps[:half], both), tree_map(lambda maps: maps[half:], both)

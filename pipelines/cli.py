@@ -81,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("aweigh").setLevel(logging.INFO)
     from cluster.errors import ClusterError, StoppedError, WorkersFailedError
     from data_shards.errors import DataError
+    from detectors.errors import DetectorError
     from pipelines.errors import ConfigError
 
-    mistakes: tuple[type[Exception], ...] = (ConfigError, DataError, ClusterError)
+    mistakes: tuple[type[Exception], ...] = (ConfigError, DataError, DetectorError, ClusterError)
     try:
         known.run(known)
     except KeyboardInterrupt:
@@ -96,11 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except WorkersFailedError as error:
         fail(str(error), 1)
     except mistakes as error:
-        fail(str(error))
-    except ValueError as error:
-        # detectors is imported only by commands that build one, so its error is known by name.
-        if type(error).__name__ != "DetectorError":
-            raise
         fail(str(error))
 
 

@@ -4,13 +4,36 @@ There is no pooling, batch norm follows every convolution, and each stack gives 
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.layers.recomputation import recomputed
+
+
+class HourglassLayers(Protocol):
+    """Owner of an hourglass's layers under their published names: a trunk, or a detector that has them as its own."""
+
+    pre: nn.Sequential
+    kps: nn.ModuleList
+    cnvs: nn.ModuleList
+    inters: nn.ModuleList
+    inters_: nn.ModuleList
+    cnvs_: nn.ModuleList
+
+
+def run_stacks(layers: HourglassLayers, images: Tensor) -> list[Tensor]:
+    """Features `(batch, width, height / 4, width / 4)` of each stack."""
+    features = layers.pre(images)
+    of_stacks: list[Tensor] = []
+    for stack, (hourglass, convolution) in enumerate(zip(layers.kps, layers.cnvs, strict=True)):
+        of_stacks.append(convolution(hourglass(features)))
+        if stack < len(layers.inters):
+            merged = layers.inters_[stack](features) + layers.cnvs_[stack](of_stacks[-1])
+            features = layers.inters[stack](torch.relu(merged))
+    return of_stacks
 
 
 class Hourglass(nn.Module):
@@ -46,14 +69,7 @@ class Hourglass(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features `(batch, width, height / 4, width / 4)` of each stack."""
-        features = self.pre(images)
-        of_stacks: list[Tensor] = []
-        for stack, (hourglass, convolution) in enumerate(zip(self.kps, self.cnvs, strict=True)):
-            of_stacks.append(convolution(hourglass(features)))
-            if stack < len(self.inters):
-                merged = self.inters_[stack](features) + self.cnvs_[stack](of_stacks[-1])
-                features = self.inters[stack](torch.relu(merged))
-        return of_stacks
+        return run_stacks(self, images)
 
 
 class HourglassLevel(nn.Module):

@@ -7,7 +7,7 @@ The stride of a bottleneck sits in its 3x3 convolution (as in torchvision, not a
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -46,6 +46,27 @@ CAFFE_IMAGENET = {
 
 Norm = Callable[[int], nn.Module]
 """Makes the normalisation of so many channels."""
+
+
+class ResNetLayers(Protocol):
+    """Owner of a ResNet's layers under their published names: a trunk, or a detector that has them as its own."""
+
+    conv1: nn.Conv2d
+    bn1: nn.Module
+    relu: nn.ReLU
+    maxpool: nn.MaxPool2d
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+
+def run_stages(layers: ResNetLayers, after_stem: Tensor) -> list[Tensor]:
+    """Features of the four stages, from what the first convolution and its normalisation return."""
+    stage1 = layers.layer1(layers.maxpool(layers.relu(after_stem)))
+    stage2 = layers.layer2(stage1)
+    stage3 = layers.layer3(stage2)
+    return [stage1, stage2, stage3, layers.layer4(stage3)]
 
 
 class ResNet(nn.Module):
@@ -95,7 +116,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features `(batch, channels[i], height / stride, width / stride)` at strides 4, 8, 16 and 32."""
-        return _run_stages(self, self.bn1(self.conv1(images)))
+        return run_stages(self, self.bn1(self.conv1(images)))
 
     def add_stem(self, width: int, norm: Norm) -> None:
         """Register the first convolution and its normalisation."""
@@ -136,7 +157,7 @@ class CaffeResNet(ResNet):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features `(batch, channels[i], height / stride, width / stride)` at strides 4, 8, 16 and 32."""
-        return _run_stages(self, self.stem["bn1"](self.stem["conv1"](images)))
+        return run_stages(self, self.stem["bn1"](self.stem["conv1"](images)))
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the first convolution and its normalisation."""
@@ -226,14 +247,6 @@ def _stage(
         downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), norm(channels))
     first = block(in_channels, channels, stride, downsample)
     return nn.Sequential(first, *(block(channels, channels, 1, None) for _ in range(blocks - 1)))
-
-
-def _run_stages(trunk: ResNet, first: Tensor) -> list[Tensor]:
-    """The four stages on what the stem gives; `trunk` may be a detector that took a trunk's parts for its own."""
-    stage1 = trunk.layer1(trunk.maxpool(trunk.relu(first)))
-    stage2 = trunk.layer2(stage1)
-    stage3 = trunk.layer3(stage2)
-    return [stage1, stage2, stage3, trunk.layer4(stage3)]
 
 
 def _conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:

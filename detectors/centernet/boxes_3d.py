@@ -8,6 +8,7 @@ box losses are means over all slots, empty ones included, so they shrink where o
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet.networks import DLANetwork, DLASettings, Outputs
-from detectors.detector import Detections
+from detectors.detections import Detections
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
 from detectors.shared.losses import at_centers, penalty_reduced_focal_loss
@@ -319,11 +320,7 @@ def place_in_camera(
     return torch.stack((x, y + dimensions[:, 0] / 2, z), dim=-1), rotation
 
 
-class CenterNetDLA34In3D(DLANetwork, CenterNet3D):
-    """3D on DLA-34."""
-
-
 def centernet_dla34_3d(num_classes: int = 3, **settings: Any) -> CenterNet3D:
     """DLA-34 for KITTI's pedestrians, cars and cyclists in 3D: 20.6 M parameters."""
     network, chosen = configure("centernet_dla34_3d", settings, DLASettings(), CenterNet3DSettings())
-    return CenterNetDLA34In3D(num_classes, network, chosen)
+    return CenterNet3D(num_classes, partial(DLANetwork, network), chosen)

@@ -4,8 +4,9 @@ Everything is at a quarter of the input's resolution: the networks' output strid
 pixels. Heads have their published names: `hm` is the heatmap, `wh` the size, `reg` the offset.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,17 +15,18 @@ from torch.nn import functional
 
 from detectors.centernet.networks import (
     PREPROCESSING,
-    CenterNetNetwork,
     DLANetwork,
     DLASettings,
     HourglassNetwork,
     HourglassSettings,
+    Network,
     Outputs,
     ResNetDCNNetwork,
     ResNetNetwork,
     ResNetSettings,
 )
-from detectors.detector import Detections
+from detectors.detections import Detections
+from detectors.detector import MODES, Detector
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_choice, require_count, require_flag, require_fraction, require_weight
 from detectors.shared import boxes as box
@@ -36,7 +38,7 @@ from detectors.shared.losses import (
     penalty_reduced_focal_loss,
 )
 from detectors.shared.peaks import Peaks, top_peaks
-from detectors.shared.test_time_augmentation import MODES, averaged_with_mirror, merge_by_soft_nms
+from detectors.shared.test_time_augmentation import averaged_with_mirror, merge_by_soft_nms
 
 STRIDE = 4
 """Input pixels per cell of the heatmap."""
@@ -121,27 +123,45 @@ class CenterNetPoints:
     boxes: Tensor
 
 
-class CenterNet(CenterNetNetwork):
-    """Boxes as points: the heads, their targets and losses, and the way back to boxes."""
+class CenterNet(Detector):
+    """Boxes as points: the heads, their targets and losses, and the way back to boxes.
+
+    Args:
+        num_classes: classes to tell apart.
+        network: makes the network for the heads that it is passed.
+        settings: of the task.
+    """
 
     test_modes = MODES
     soft_nms = True
     test_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
 
-    def __init__(self, num_classes: int, network: Any, settings: CenterNetSettings) -> None:
+    def __init__(
+        self, num_classes: int, network: Callable[[Mapping[str, int]], Network], settings: CenterNetSettings
+    ) -> None:
         super().__init__()
         require_count("num_classes", num_classes)
         self.num_classes = num_classes
         self.settings = settings
-        self.preprocessing = replace(PREPROCESSING[settings.pixel_statistics], size_divisor=self.stride_divisor)
+        self.network = network(self.head_channels())
+        self.sizes = self.network.sizes
+        self.imagenet_weights = self.network.imagenet_weights
+        self.backbone_prefix = self.network.backbone_prefix
+        self.preprocessing = PREPROCESSING[settings.pixel_statistics]
         # The heads of an hourglass are lists with an entry per stack, of two layers each.
-        self.class_layers = ("hm.2",) if self.stacks == 1 else ("hm.0.1", "hm.1.1")
-        self.assemble(network)
+        self.class_layers = ("hm.2",) if self.network.stacks == 1 else ("hm.0.1", "hm.1.1")
+        for name, layer in self.network.make_layers().items():
+            self.add_module(name, layer)
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
         sizes = self.num_classes if self.settings.class_specific_size else 1
         return {"hm": self.num_classes, "wh": 2 * sizes, "reg": 2}
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Raw maps of each stack, from normalised images `(batch, 3, height, width)`."""
+        self.check_input_size((images.shape[-2], images.shape[-1]))
+        return self.network.run(self, images)
 
     @torch.no_grad()
     def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> CenterNetTargets:
@@ -159,8 +179,7 @@ class CenterNet(CenterNetNetwork):
             extra: not used by a detector of boxes.
 
         Raises:
-            DetectorError: a label is not below `num_classes`, or a side of the input is no multiple of
-                `stride_divisor`.
+            DetectorError: a label is not below `num_classes`, or the input's size does not fit `sizes`.
 
         Source:
             xingyizhou/CenterNet, src/lib/datasets/sample/ctdet.py.
@@ -279,7 +298,7 @@ class CenterNet(CenterNetNetwork):
         self.check_input_size(input_size)
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
         labels = self.in_slots(labels, fill=-1)
-        self._check_labels(labels)
+        self.check_labels(labels)
         boxes_in_cells = box.clip(self.in_slots(boxes.float()) / STRIDE, height - 1, width - 1)
         size = box.sizes(boxes_in_cells)
         in_frame = (size > 0).all(dim=-1) & (labels != -1)
@@ -337,47 +356,6 @@ class CenterNet(CenterNetNetwork):
         of_class = 2 * labels[..., None] + torch.arange(2, device=labels.device)
         return sizes.gather(2, of_class)
 
-    def _check_labels(self, labels: Tensor) -> None:
-        highest = int(labels.max())
-        if highest >= self.num_classes:
-            raise DetectorError(
-                f"an object has label {highest}, but the detector was built for {self.num_classes} classes "
-                f"(labels 0 to {self.num_classes - 1}). Build it with num_classes={highest + 1}, or check the "
-                "class list."
-            )
-
-
-class CenterNetResNet18(ResNetNetwork, CenterNet):
-    """CenterNet on the plain ResNet-18."""
-
-    depth = 18
-
-
-class CenterNetResNet101(ResNetNetwork, CenterNet):
-    """CenterNet on the plain ResNet-101."""
-
-    depth = 101
-
-
-class CenterNetResNetDCN18(ResNetDCNNetwork, CenterNet):
-    """CenterNet on the deformable ResNet-18."""
-
-    depth = 18
-
-
-class CenterNetResNetDCN101(ResNetDCNNetwork, CenterNet):
-    """CenterNet on the deformable ResNet-101."""
-
-    depth = 101
-
-
-class CenterNetDLA34(DLANetwork, CenterNet):
-    """CenterNet on DLA-34."""
-
-
-class CenterNetHourglass104(HourglassNetwork, CenterNet):
-    """CenterNet on Hourglass-104."""
-
 
 _RESNET_DCN = ResNetSettings(deconv_channels=(256, 128, 64))
 
@@ -385,34 +363,34 @@ _RESNET_DCN = ResNetSettings(deconv_channels=(256, 128, 64))
 def centernet_resnet18(num_classes: int = 80, **settings: Any) -> CenterNet:
     """ResNet-18 with plain transposed convolutions: 15.8 M parameters, no deformable layer; no published AP."""
     network, chosen = configure("centernet_resnet18", settings, ResNetSettings(), CenterNetSettings())
-    return CenterNetResNet18(num_classes, network, chosen)
+    return CenterNet(num_classes, partial(ResNetNetwork, 18, network), chosen)
 
 
 def centernet_resnet101(num_classes: int = 80, **settings: Any) -> CenterNet:
     """ResNet-101 with plain transposed convolutions; no published AP."""
     network, chosen = configure("centernet_resnet101", settings, ResNetSettings(), CenterNetSettings())
-    return CenterNetResNet101(num_classes, network, chosen)
+    return CenterNet(num_classes, partial(ResNetNetwork, 101, network), chosen)
 
 
 def centernet_resdcn18(num_classes: int = 80, **settings: Any) -> CenterNet:
     """The paper's ResNet-18: 14.4 M parameters, 28.1 AP on COCO val2017."""
     network, chosen = configure("centernet_resdcn18", settings, _RESNET_DCN, CenterNetSettings())
-    return CenterNetResNetDCN18(num_classes, network, chosen)
+    return CenterNet(num_classes, partial(ResNetDCNNetwork, 18, network), chosen)
 
 
 def centernet_resdcn101(num_classes: int = 80, **settings: Any) -> CenterNet:
     """The paper's ResNet-101: 49.7 M parameters, 34.6 AP on COCO val2017."""
     network, chosen = configure("centernet_resdcn101", settings, _RESNET_DCN, CenterNetSettings())
-    return CenterNetResNetDCN101(num_classes, network, chosen)
+    return CenterNet(num_classes, partial(ResNetDCNNetwork, 101, network), chosen)
 
 
 def centernet_dla34(num_classes: int = 80, **settings: Any) -> CenterNet:
     """DLA-34: 20.2 M parameters, 37.4 AP on COCO val2017 after 230 epochs."""
     network, chosen = configure("centernet_dla34", settings, DLASettings(), CenterNetSettings())
-    return CenterNetDLA34(num_classes, network, chosen)
+    return CenterNet(num_classes, partial(DLANetwork, network), chosen)
 
 
 def centernet_hourglass104(num_classes: int = 80, **settings: Any) -> CenterNet:
     """Hourglass-104: 191.3 M parameters, 40.3 AP on COCO val2017."""
     network, chosen = configure("centernet_hourglass104", settings, HourglassSettings(), CenterNetSettings())
-    return CenterNetHourglass104(num_classes, network, chosen)
+    return CenterNet(num_classes, partial(HourglassNetwork, network), chosen)

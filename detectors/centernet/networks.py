@@ -1,20 +1,20 @@
 """The networks that CenterNet was published with: ResNets plain and deformable, DLA-34, Hourglass-104.
 
-Each is a class without a task: a detector inherits from one of them, and from the class that says which heads
-there are and what they mean. State-dict keys are the published ones, without a prefix for the trunk, which is why
-a trunk's children become the detector's own.
+A network is a part of a detector that knows nothing of its task: it makes the layers for any set of heads, and runs
+them. The layers themselves belong to the detector, because published state-dict keys have no prefix for the network.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from detectors.backbones.dla import DLA34, DLA34_IMAGENET, HierarchicalAggregation, IterativeAggregation
-from detectors.backbones.hourglass import ConvolutionBlock, Hourglass
-from detectors.backbones.resnet import IMAGENET, ResNet
-from detectors.detector import Detector, Preprocessing
+from detectors.backbones.hourglass import ConvolutionBlock, Hourglass, HourglassLayers, run_stacks
+from detectors.backbones.resnet import IMAGENET, ResNet, ResNetLayers, run_stages
+from detectors.detector import Preprocessing
 from detectors.errors import DetectorError
 from detectors.layers.head import (
     Head,
@@ -26,6 +26,7 @@ from detectors.layers.head import (
 )
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
 from detectors.settings import require_choice, require_count, require_flag
+from detectors.sizes import Multiples
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
@@ -44,36 +45,40 @@ PREPROCESSING = {
 TRUNK_STARTS = ("pytorch", "he")
 
 
-class CenterNetNetwork(Detector):
-    """What the networks share: heads by their published names, and a check of the input's sides."""
+class Network(ABC):
+    """One of the networks, without weights of its own; see the module's docstring.
 
-    stride_divisor = 32
-    stacks: ClassVar[int] = 1
+    Args:
+        head_channels: output channels of each head, under the published names and in their order.
+    """
+
+    sizes = Multiples(32)
+    stacks = 1
+    imagenet_weights = ""
+    backbone_prefix = ""
+
+    def __init__(self, head_channels: Mapping[str, int]) -> None:
+        self.head_channels = head_channels
 
     @abstractmethod
-    def head_channels(self) -> dict[str, int]:
-        """Output channels of each head, under the published names and in their order."""
+    def make_layers(self) -> dict[str, nn.Module]:
+        """Make all layers, in the published order and with their published start."""
 
     @abstractmethod
-    def assemble(self, settings: Any) -> None:
-        """Register the layers, in the published order, and give them their published start."""
+    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+        """Run the layers, which are now children of `detector`.
 
-    def run_heads(self, features: Tensor) -> dict[str, Tensor]:
-        """Raw maps by head, float32, from features `(batch, channels, height / 4, width / 4)`."""
-        return {name: getattr(self, name)(features) for name in self.head_channels()}
+        Args:
+            detector: has what `make_layers` returned as its children.
+            images: normalised, `(batch, 3, height, width)`.
 
-    def check_input_size(self, input_size: tuple[int, int]) -> None:
-        """Refuse sides that the network cannot halve and double back.
-
-        Raises:
-            DetectorError: a side is no multiple of `stride_divisor`.
+        Returns:
+            Raw maps of each stack.
         """
-        height, width = input_size
-        if height % self.stride_divisor or width % self.stride_divisor:
-            raise DetectorError(
-                f"the input is {height} x {width} pixels; height and width have to be multiples of "
-                f"{self.stride_divisor}. Pad or resize it."
-            )
+
+    def run_heads(self, detector: nn.Module, features: Tensor) -> dict[str, Tensor]:
+        """Raw maps by head, float32, from features `(batch, channels, height / 4, width / 4)`."""
+        return {name: getattr(detector, name)(features) for name in self.head_channels}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,44 +108,49 @@ class ResNetSettings:
             )
 
 
-class ResNetNetwork(CenterNetNetwork):
+class ResNetNetwork(Network):
     """ResNet, three transposed convolutions, heads: the plain network of the published code (`res_18` ...)."""
 
-    depth: ClassVar[int]
     upsampling = staticmethod(transposed_upsampling)
 
-    def assemble(self, settings: ResNetSettings) -> None:
-        """Register the layers, in the published order, and give them their published start."""
-        self.imagenet_weights = IMAGENET[self.depth]
+    def __init__(self, depth: int, settings: ResNetSettings, head_channels: Mapping[str, int]) -> None:
+        super().__init__(head_channels)
+        self.depth, self.settings = depth, settings
+        self.imagenet_weights = IMAGENET[depth]
+
+    def make_layers(self) -> dict[str, nn.Module]:
+        """Make all layers, in the published order and with their published start."""
+        settings = self.settings
         trunk = ResNet(self.depth, settings.width, starts_as_pytorch=settings.trunk_start == "pytorch")
-        _adopt(self, trunk)
-        self.deconv_layers = self.upsampling(trunk.channels[-1], settings.deconv_channels)
+        layers: dict[str, nn.Module] = dict(trunk.named_children())
+        layers["deconv_layers"] = self.upsampling(trunk.channels[-1], settings.deconv_channels)
         for name in self.head_order():
-            head = convolutional_head(settings.deconv_channels[-1], settings.head_channels, self.head_channels()[name])
+            head = convolutional_head(settings.deconv_channels[-1], settings.head_channels, self.head_channels[name])
             self.start_head(name, head)
-            self.add_module(name, head)
+            layers[name] = head
+        return layers
 
     def head_order(self) -> list[str]:
         """Order in which the published code registers heads."""
-        return sorted(self.head_channels())
+        return sorted(self.head_channels)
 
     def start_head(self, name: str, head: Head) -> None:
-        """Small weights, or the bias of a heatmap, in every convolution with as many outputs as the head has.
+        """Give small weights, or the bias of a heatmap, to every convolution with as many outputs as the head has.
 
-        Which is the last one, and the first as well where it happens to have as many: a heatmap of 64 classes.
+        This is the last one, and also the first where it happens to have as many: a heatmap of 64 classes.
         """
         for layer in head:
-            if isinstance(layer, nn.Conv2d) and layer.out_channels == self.head_channels()[name]:
+            if isinstance(layer, nn.Conv2d) and layer.out_channels == self.head_channels[name]:
                 if "hm" in name:
                     start_at_low_probability(layer)
                 else:
                     start_small(layer)
 
-    def forward(self, images: Tensor) -> Outputs:
-        """Raw maps of one stack, from normalised images `(batch, 3, height, width)`."""
-        self.check_input_size((images.shape[-2], images.shape[-1]))
-        stages = ResNet.forward(cast(ResNet, self), images)
-        return [self.run_heads(self.deconv_layers(stages[-1]))]
+    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+        """Raw maps of the one stack; see `Network.run`."""
+        trunk = cast(ResNetLayers, detector)
+        stages = run_stages(trunk, trunk.bn1(trunk.conv1(images)))
+        return [self.run_heads(detector, cast(nn.Module, detector.deconv_layers)(stages[-1]))]
 
 
 class ResNetDCNNetwork(ResNetNetwork):
@@ -150,10 +160,10 @@ class ResNetDCNNetwork(ResNetNetwork):
 
     def head_order(self) -> list[str]:
         """Order in which the published code registers heads."""
-        return list(self.head_channels())
+        return list(self.head_channels)
 
     def start_head(self, name: str, head: Head) -> None:
-        """Small weights in both convolutions; heatmaps keep PyTorch's."""
+        """Give small weights to both convolutions; heatmaps keep PyTorch's."""
         if "hm" in name:
             start_heatmap(head)
         else:
@@ -179,32 +189,41 @@ class DLASettings:
         require_choice("trunk_start", self.trunk_start, TRUNK_STARTS)
 
 
-class DLANetwork(CenterNetNetwork):
+class DLANetwork(Network):
     """DLA-34 with deformable convolutions wherever levels meet: the paper's network of choice (`dla_34`)."""
 
     backbone_prefix = "base."
     imagenet_weights = DLA34_IMAGENET
 
-    def assemble(self, settings: DLASettings) -> None:
-        """Register the layers, in the published order, and give them their published start."""
-        self.base = DLA34(settings.width, starts_as_pytorch=settings.trunk_start == "pytorch")
-        channels = self.base.channels[2:]
-        self.dla_up = HierarchicalAggregation(channels)
-        self.ida_up = IterativeAggregation(channels[0], channels[:3], factors=(2, 4))
-        for name, out_channels in self.head_channels().items():
+    def __init__(self, settings: DLASettings, head_channels: Mapping[str, int]) -> None:
+        super().__init__(head_channels)
+        self.settings = settings
+
+    def make_layers(self) -> dict[str, nn.Module]:
+        """Make all layers, in the published order and with their published start."""
+        settings = self.settings
+        base = DLA34(settings.width, starts_as_pytorch=settings.trunk_start == "pytorch")
+        channels = base.channels[2:]
+        layers: dict[str, nn.Module] = {
+            "base": base,
+            "dla_up": HierarchicalAggregation(channels),
+            "ida_up": IterativeAggregation(channels[0], channels[:3], factors=(2, 4)),
+        }
+        for name, out_channels in self.head_channels.items():
             head = convolutional_head(channels[0], settings.head_channels, out_channels)
             if "hm" in name:
                 start_heatmap(head)
             else:
                 start_without_bias(cast(nn.Conv2d, head[0]))
                 start_without_bias(head.last)
-            self.add_module(name, head)
+            layers[name] = head
+        return layers
 
-    def forward(self, images: Tensor) -> Outputs:
-        """Raw maps of one stack, from normalised images `(batch, 3, height, width)`."""
-        self.check_input_size((images.shape[-2], images.shape[-1]))
-        levels = self.dla_up(self.base(images)[2:])
-        return [self.run_heads(self.ida_up(levels[:3])[-1])]
+    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+        """Raw maps of the one stack; see `Network.run`."""
+        base, dla_up, ida_up = (getattr(detector, name) for name in ("base", "dla_up", "ida_up"))
+        levels = dla_up(base(images)[2:])
+        return [self.run_heads(detector, ida_up(levels[:3])[-1])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,34 +243,36 @@ class HourglassSettings:
             raise DetectorError(f"width is {self.width}; an hourglass has levels of half and 1.5 times as many.")
 
 
-class HourglassNetwork(CenterNetNetwork):
+class HourglassNetwork(Network):
     """Hourglass-104: two stacks that both learn, and of which the last one counts (`hourglass`)."""
 
-    stride_divisor = 128
+    sizes = Multiples(128)
     stacks = 2
 
-    def assemble(self, settings: HourglassSettings) -> None:
-        """Register the layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""
-        _adopt(self, Hourglass(settings.width, self.stacks, settings.activation_checkpointing))
-        for name, out_channels in self.head_channels().items():
+    def __init__(self, settings: HourglassSettings, head_channels: Mapping[str, int]) -> None:
+        super().__init__(head_channels)
+        self.settings = settings
+
+    def make_layers(self) -> dict[str, nn.Module]:
+        """Make all layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""
+        settings = self.settings
+        trunk = Hourglass(settings.width, self.stacks, settings.activation_checkpointing)
+        layers: dict[str, nn.Module] = dict(trunk.named_children())
+        for name, out_channels in self.head_channels.items():
             heads = [_hourglass_head(settings.width, out_channels) for _ in range(self.stacks)]
             if "hm" in name:
                 for head in heads:
                     start_heatmap(head)
-            self.add_module(name, nn.ModuleList(heads))
+            layers[name] = nn.ModuleList(heads)
+        return layers
 
-    def forward(self, images: Tensor) -> Outputs:
-        """Raw maps of both stacks, from normalised images `(batch, 3, height, width)`."""
-        self.check_input_size((images.shape[-2], images.shape[-1]))
-        stacks = Hourglass.forward(cast(Hourglass, self), images)
-        names = list(self.head_channels())
-        return [{name: getattr(self, name)[stack](features) for name in names} for stack, features in enumerate(stacks)]
-
-
-def _adopt(detector: nn.Module, trunk: nn.Module) -> None:
-    """Make the parts of `trunk` parts of `detector`, so that their keys have no prefix."""
-    for name, part in trunk.named_children():
-        detector.add_module(name, part)
+    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+        """Raw maps of both stacks; see `Network.run`."""
+        of_stacks = run_stacks(cast(HourglassLayers, detector), images)
+        return [
+            {name: getattr(detector, name)[stack](features) for name in self.head_channels}
+            for stack, features in enumerate(of_stacks)
+        ]
 
 
 def _hourglass_head(channels: int, out_channels: int) -> Head:

@@ -6,6 +6,7 @@ joint; `hp_offset` a joint's place inside its cell (Objects as Points, section 5
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from detectors.centernet.networks import (
     HourglassSettings,
     Outputs,
 )
-from detectors.detector import Detections
+from detectors.detections import Detections
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_count, require_weight
 from detectors.shared.losses import (
@@ -266,21 +267,13 @@ def move_to_peaks(regressed: Tensor, boxes: Tensor, peaks: Tensor, scores: Tenso
     )
 
 
-class CenterNetDLA34Pose(DLANetwork, CenterNetPose):
-    """Pose on DLA-34."""
-
-
-class CenterNetHourglass104Pose(HourglassNetwork, CenterNetPose):
-    """Pose on Hourglass-104."""
-
-
 def centernet_dla34_pose(num_classes: int = 1, **settings: Any) -> CenterNetPose:
     """DLA-34 for human pose: 20.6 M parameters, 58.9 keypoint AP on COCO val2017 after 320 epochs."""
     network, chosen = configure("centernet_dla34_pose", settings, DLASettings(), CenterNetPoseSettings())
-    return CenterNetDLA34Pose(num_classes, network, chosen)
+    return CenterNetPose(num_classes, partial(DLANetwork, network), chosen)
 
 
 def centernet_hourglass104_pose(num_classes: int = 1, **settings: Any) -> CenterNetPose:
     """Hourglass-104 for human pose: 64.0 keypoint AP on COCO val2017 after 150 epochs."""
     network, chosen = configure("centernet_hourglass104_pose", settings, HourglassSettings(), CenterNetPoseSettings())
-    return CenterNetHourglass104Pose(num_classes, network, chosen)
+    return CenterNetPose(num_classes, partial(HourglassNetwork, network), chosen)

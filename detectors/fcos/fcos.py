@@ -6,7 +6,7 @@ row, P3 first, each level line by line.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET
-from detectors.detector import Detections, Detector
+from detectors.detections import Detections, joined
+from detectors.detector import MODES, Detector
 from detectors.errors import DetectorError
 from detectors.fcos.file_keys import AUTHORS_LAYOUTS, EXPORTS, TORCHVISION_LAYOUTS
 from detectors.fcos.network import (
@@ -33,7 +34,8 @@ from detectors.settings import configure, require_choice, require_count, require
 from detectors.shared import boxes as box
 from detectors.shared.box_losses import centerness_of, giou_loss, sigmoid_focal_loss, unitbox_iou_loss
 from detectors.shared.suppression import nms, shifting_nms
-from detectors.shared.test_time_augmentation import MODES, joined, mirror_content
+from detectors.shared.test_time_augmentation import mirror_content
+from detectors.sizes import Multiples
 
 _LARGEST_AREA = 1e8
 
@@ -87,7 +89,7 @@ class FCOSTargets:
 class FCOS(Detector):
     """A point per cell of five levels, the box it lies in, and how central it is in it."""
 
-    stride_divisor = 32
+    sizes = Multiples(32)
     backbone_prefix = "backbone.body."
     test_modes = MODES
     # The image at its test size, then shorter sides of 400 to 1200 pixels where that one is 800.
@@ -138,13 +140,13 @@ class FCOS(Detector):
             extra: not used by a detector of boxes.
 
         Raises:
-            DetectorError: a label is not below `num_classes`, or a side of the input is no multiple of
-                `stride_divisor`.
+            DetectorError: a label is not below `num_classes`, or the input's size does not fit `sizes`.
 
         Source:
             tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/loss.py; torchvision/models/detection/fcos.py.
         """
-        self._check(labels, input_size)
+        self.check_input_size(input_size)
+        self.check_labels(labels)
         # A row of padding gives images without any row something to choose from.
         boxes, labels = functional.pad(boxes.float(), (0, 0, 0, 1)), functional.pad(labels, (0, 1), value=-1)
         boxes = boxes - boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
@@ -259,7 +261,7 @@ class FCOS(Detector):
         else:
             kept = nms(*found, threshold=threshold, plus_one=self.variant.pixel == 1, limit=limit, keep_ties=True)
         boxes = every.boxes + every.boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
-        return Detections(boxes[kept], every.scores[kept], every.labels[kept])
+        return replace(every, boxes=boxes).rows(kept)
 
     def _all_candidates(
         self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]
@@ -358,21 +360,6 @@ class FCOS(Detector):
         boxes = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=-1)
         boxes = box.clip(boxes, content_size[0] - variant.pixel, content_size[1] - variant.pixel)
         return boxes, scores.sqrt(), labels
-
-    def _check(self, labels: Tensor, input_size: tuple[int, int]) -> None:
-        height, width = input_size
-        if height % self.stride_divisor or width % self.stride_divisor:
-            raise DetectorError(
-                f"the input is {height} x {width} pixels; height and width have to be multiples of "
-                f"{self.stride_divisor}. Pad or resize it."
-            )
-        highest = int(labels.max()) if labels.numel() else -1
-        if highest >= self.num_classes:
-            raise DetectorError(
-                f"an object has label {highest}, but the detector was built for {self.num_classes} classes "
-                f"(labels 0 to {self.num_classes - 1}). Build it with num_classes={highest + 1}, or check the "
-                "class list."
-            )
 
 
 def grid_sizes(input_size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -5,17 +5,13 @@ choose. The modes are those of the papers' tables: "none", "flip", and "multisca
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from detectors.detector import Detections
+from detectors.detections import Detections, joined
 from detectors.shared.suppression import soft_nms
-
-TestMode = Literal["none", "flip", "multiscale"]
-"""What a network is shown at test time: the image; with its mirror; both at several scales."""
-MODES: tuple[TestMode, ...] = ("none", "flip", "multiscale")
 
 COCO_JOINT_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
 """COCO's joints that a mirror exchanges: eyes, ears, shoulders, elbows, wrists, hips, knees, ankles."""
@@ -63,19 +59,6 @@ def mirror_content(images: Tensor, widths: Tensor) -> Tensor:
     return images.gather(-1, source[:, None, None].expand_as(images))
 
 
-def joined(parts: Sequence[Detections]) -> Detections:
-    """One list of all detections, one part behind the other."""
-    if len(parts) == 1:
-        return parts[0]
-    keypoints = [part.keypoints for part in parts if part.keypoints is not None]
-    return Detections(
-        boxes=torch.cat([part.boxes for part in parts]),
-        scores=torch.cat([part.scores for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        keypoints=torch.cat(keypoints) if keypoints else None,
-    )
-
-
 def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
     """CenterNet's merging: Gaussian soft-NMS class by class, then all that score no less than the `limit`-th best.
 
@@ -93,16 +76,13 @@ def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
     Source:
         xingyizhou/CenterNet, src/lib/detectors/ctdet.py and multi_pose.py, `merge_outputs`.
     """
-    every = joined(parts)
-    places = soft_nms(every.boxes.cpu(), every.scores.cpu(), every.labels.cpu())
+    every = joined(parts).cpu()
+    places = soft_nms(every.boxes, every.scores, every.labels)
     order = places.scores.argsort(descending=True, stable=True)
     if len(order) > limit:
         ranked = places.scores[order]
         order = order[ranked >= ranked[limit - 1]]
-    rows = places.rows[order]
-    return Detections(
-        boxes=every.boxes.cpu()[rows],
-        scores=places.scores[order],
-        labels=every.labels.cpu()[rows],
-        keypoints=None if every.keypoints is None else every.keypoints.cpu()[places.joints[order]],
-    )
+    merged = every.rows(places.rows[order])
+    # The published code swaps keypoints where it copies boxes, so behind the end of its list they part.
+    keypoints = None if every.keypoints is None else every.keypoints[places.joints[order]]
+    return replace(merged, scores=places.scores[order], keypoints=keypoints)

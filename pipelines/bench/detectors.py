@@ -110,7 +110,7 @@ def _time(
 ) -> DetectorTime:
     detector = _built(name).eval().to(device)
     # A size of one's own fits any network; a published one fits its own.
-    height, width = (-(-side // detector.stride_divisor) * detector.stride_divisor for side in size)
+    height, width = detector.sizes.padded(*size)
     images = torch.randn(1, 3, height, width, device=device)
     if channels_last:
         # mypy does not know this keyword of Module.to.

@@ -13,7 +13,7 @@ from cluster.checkpoints.checkpoint import Checkpoint, CheckpointFolder, open_ch
 from data_shards.format.manifest import Manifest, load_manifest
 from data_shards.order.plan import World
 from detectors import Detector
-from detectors.shared.test_time_augmentation import TestMode
+from detectors.detector import TestMode
 from pipelines import console, tracking
 from pipelines.errors import ConfigError
 from pipelines.evaluation.evaluate import Evaluation, evaluate

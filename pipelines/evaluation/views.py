@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.utils._pytree
-from torch import Tensor
 
 from data_shards.loading.augment import augment
 from data_shards.loading.training_loader import Batch, EvaluationLoader
@@ -20,7 +18,7 @@ from data_shards.order.plan import World
 from data_shards.reading.samples import Undecodable
 from data_shards.settings import BoxRules
 from data_shards.storage.store import Store
-from detectors import Detections, Detector
+from detectors import Detections, Detector, View
 from pipelines.recipes.settings import EvaluationSettings
 
 
@@ -61,13 +59,8 @@ class Found:
 
 
 def scales_shown(detector: Detector, settings: EvaluationSettings) -> tuple[float, ...]:
-    """Scales of the views, in the order in which their detections are merged.
-
-    Raises:
-        DetectorError: the detector was not published with the mode, or with soft-NMS.
-    """
-    detector.check_test_mode(settings.tta, settings.soft_nms)
-    return (settings.scales or detector.test_scales) if settings.tta == "multiscale" else (1.0,)
+    """Scales of the views; see `Detector.scales_shown`."""
+    return detector.scales_shown(settings.tta, settings.soft_nms, settings.scales)
 
 
 @contextmanager
@@ -94,7 +87,7 @@ def open_views(
                     reading.world,
                     geometry=settings.geometry,
                     input_size=reading.input_size,
-                    size_divisor=detector.preprocessing.size_divisor,
+                    size_divisor=detector.sizes.divisor,
                     shorter_side=settings.shorter_side,
                     longer_side_limit=longer_side_limit,
                     boxes=reading.boxes,
@@ -114,38 +107,32 @@ def open_views(
         yield (list(views) for views in zip(*loaders, strict=True))
 
 
-@torch.no_grad()
 def detect(detector: Detector, views: Sequence[Batch], settings: EvaluationSettings) -> Found:
     """Find objects on one batch of images.
 
     Args:
         detector: in evaluation mode, on the device of `views`.
-        views: as `open_views` gives them, moved to the device.
+        views: from `open_views`, moved to the device.
         settings: mode, number of detections, soft-NMS.
     """
     scales = scales_shown(detector, settings)
     shown = scales.index(1.0) if 1.0 in scales else 0
-    pixels = [augment(view, detector.preprocessing) for view in views]
-    transforms = [view.transforms.cpu().double() for view in views]
-    synchronize(pixels[0].device)
-    start = time.perf_counter()
-    parts: list[list[Detections]] = [[] for _ in views[0].image_ids]
-    kept: Any = None
-    for number, (view, images) in enumerate(zip(views, pixels, strict=True)):
-        content = view.content_sizes
-        outputs, mirrored = _run(detector, images, content, flip=settings.tta != "none")
+    outputs_shown: Any = None
+
+    def keep(number: int, outputs: Any) -> None:
+        nonlocal outputs_shown
         if number == shown:
-            kept = outputs
-        found = detector.candidates(outputs, view.input_size, settings.limit, mirrored=mirrored, content_sizes=content)
-        for row, one in enumerate(found):
-            moving = transforms[number][row], transforms[0][row]
-            parts[row].append(_in_first_input(one, *moving) if detector.merges_in_input else in_image(one, moving[0]))
-    detections = []
-    for row, of_image in enumerate(parts):
-        merged = detector.merge(of_image, settings.limit, soft=settings.soft_nms)
-        detections.append(in_image(merged, transforms[0][row]) if detector.merges_in_input else merged)
-    synchronize(pixels[0].device)
-    return Found(views[shown], kept, detections, time.perf_counter() - start)
+            outputs_shown = outputs
+
+    received = [
+        View(augment(view, detector.preprocessing), view.transforms.cpu(), view.content_sizes) for view in views
+    ]
+    # Normalising is part of reading, so the clock starts after it.
+    synchronize(received[0].images.device)
+    start = time.perf_counter()
+    detections = detector.detect(received, mode=settings.tta, soft=settings.soft_nms, limit=settings.limit, watch=keep)
+    synchronize(received[0].images.device)
+    return Found(views[shown], outputs_shown, detections, time.perf_counter() - start)
 
 
 def milliseconds_one_by_one(
@@ -175,59 +162,7 @@ def milliseconds_one_by_one(
     return 1000 * sum(timed) / len(timed)
 
 
-def in_image(detections: Detections, transform: Tensor) -> Detections:
-    """Detections on the CPU, taken from the input frame to the image's by a `transform` image to input `(2, 3)`."""
-    keypoints = detections.keypoints
-    if keypoints is not None:
-        places = points_in_image(keypoints[..., :2].cpu(), transform)
-        keypoints = torch.cat((places, keypoints[..., 2:].cpu()), dim=-1)
-    return Detections(
-        boxes=points_in_image(detections.boxes.cpu().reshape(-1, 2, 2), transform).reshape(-1, 4),
-        scores=detections.scores.cpu(),
-        labels=detections.labels.cpu(),
-        keypoints=keypoints,
-    )
-
-
-def points_in_image(points_in_input: Tensor, transform: Tensor) -> Tensor:
-    """Take points from the input frame back to the image frame.
-
-    Args:
-        points_in_input: float `(..., 2)` as x, y.
-        transform: float `(2, 3)`, the affine map from image to input.
-
-    Returns:
-        float32, same shape.
-    """
-    linear, shift = transform[:, :2].double(), transform[:, 2].double()
-    points = (points_in_input.double() - shift).reshape(-1, 2)
-    return torch.linalg.solve(linear, points.T).T.reshape(points_in_input.shape).float()
-
-
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _run(detector: Detector, images: Tensor, content: Tensor | None, *, flip: bool) -> tuple[Any, Any]:
-    """Outputs for the images and, with `flip`, for their mirrors, from one batch of both."""
-    if not flip:
-        return detector(images), None
-    widths = torch.full((len(images),), images.shape[-1], device=images.device) if content is None else content[:, 1]
-    both = detector(torch.cat((images, detector.mirror(images, widths))))
-    half = len(images)
-    tree_map = torch.utils._pytree.tree_map
-    return tree_map(lambda maps: maps[:half], both), tree_map(lambda maps: maps[half:], both)
-
-
-def _in_first_input(detections: Detections, transform: Tensor, first: Tensor) -> Detections:
-    """Boxes of one view in the input frame of the first; those of the first stay to the bit as they are."""
-    if torch.equal(transform, first):
-        return detections
-    linear = first[:, :2] @ torch.linalg.inv(transform[:, :2])
-    shift = first[:, 2] - linear @ transform[:, 2]
-    boxes = detections.boxes
-    # No rotation, no skew: a factor and a shift for each axis.
-    factor, offset = (part.to(boxes).repeat(2) for part in (linear.diagonal(), shift))
-    return replace(detections, boxes=boxes * factor + offset)

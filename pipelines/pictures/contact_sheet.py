@@ -146,8 +146,8 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     draws = draw(recipe.augmentation, recipe.seed, epoch, sample_ids, sizes)
     with torch.random.fork_rng(devices=[]):
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
-    whole = recipe.augmentation.geometry == "shorter_side"
-    divisor = detector.preprocessing.size_divisor
+    whole = bool(draws.content_sizes.any())
+    divisor = detector.sizes.divisor
     input_size = padded_size(draws.content_sizes, divisor) if whole else recipe.data.input_size
     slot = Slot.empty(
         sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole

@@ -92,12 +92,11 @@ def check_input_size(recipe: Recipe, detector: Detector) -> None:
     Raises:
         ConfigError: with the nearest size that it can.
     """
-    divisor = detector.stride_divisor
-    for name, size in (("data", recipe.data.input_size), ("evaluation", recipe.evaluation.input_size or ())):
-        if any(side % divisor for side in size):
-            height, width = (max(divisor, round(side / divisor) * divisor) for side in size)
+    for name, size in (("data", recipe.data.input_size), ("evaluation", recipe.evaluation.input_size)):
+        if size and not detector.sizes.fits(*size):
+            height, width = detector.sizes.nearest(*size)
             raise ConfigError(
-                f"{name}.input_size is {list(size)}; {recipe.detector.name} needs multiples of {divisor}, such as "
+                f"{name}.input_size is {list(size)}; {recipe.detector.name} needs {detector.sizes}, such as "
                 f"{height} {width}."
             )
 

@@ -260,7 +260,7 @@ class Training:
             self.recipe,
             self.plan,
             self.world,
-            size_divisor=self.detector.preprocessing.size_divisor,
+            size_divisor=self.detector.sizes.divisor,
             microbatches=self.split.accumulation_steps,
             steps=(self.step, self.last_step),
         )

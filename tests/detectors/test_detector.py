@@ -1,4 +1,7 @@
-"""The register."""
+"""The catalogue, and what the package's face imports."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,3 +47,18 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 def test_a_name_like_none_is_refused_with_all_of_them() -> None:
     with pytest.raises(detectors.DetectorError, match=r"unknown detector 'yolo'; known are .*centernet_resdcn18, "):
         detectors.build("yolo")
+
+
+def test_the_error_is_imported_without_torch_and_all_names_are_there() -> None:
+    script = (
+        "import sys, detectors; from detectors.errors import DetectorError; assert 'torch' not in sys.modules; "
+        "assert detectors.DetectorError is DetectorError; assert 'torch' not in sys.modules; "
+        "assert all(getattr(detectors, name) for name in detectors.__all__); assert 'torch' in sys.modules; "
+        "assert set(detectors.__all__) <= set(dir(detectors)); assert callable(detectors.published.load)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'detectors' has no attribute 'load'"):
+        _ = detectors.load

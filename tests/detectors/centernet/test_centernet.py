@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import detectors
 from detectors import Detector
 from detectors.centernet.centernet import CenterNet
+from detectors.sizes import Multiples
 
 NARROW: dict[str, dict[str, object]] = {
     "centernet_resnet18": {"width": 8, "deconv_channels": (16, 16, 16), "head_channels": 8},
@@ -63,7 +64,7 @@ def warmed_up(detector: Detector) -> Detector:
 def test_maps_are_float32_logits_at_a_quarter_of_the_input(name: str) -> None:
     detector = narrow(name)
     height = side_of(name)
-    width = height + detector.stride_divisor
+    width = height + detector.sizes.divisor
     outputs = detector(torch.randn(2, 3, height, width))
     assert len(outputs) == (2 if name == "centernet_hourglass104" else 1)
     for maps in outputs:
@@ -238,16 +239,18 @@ def test_preprocessing_is_the_published_one_for_coco() -> None:
     assert preprocessing.channel_order == "bgr"
     assert preprocessing.mean == (0.40789654, 0.44719302, 0.47026115)
     assert preprocessing.std == (0.28863828, 0.27408164, 0.27809835)
-    assert (preprocessing.scale, preprocessing.size_divisor) == (1 / 255, 32)
-    assert narrow("centernet_hourglass104").preprocessing.size_divisor == 128
+    assert preprocessing.scale == 1 / 255
+    assert narrow("centernet_resnet18").sizes == Multiples(32)
+    assert narrow("centernet_hourglass104").sizes == Multiples(128)
 
 
 def test_preprocessing_for_voc_is_imagenets_on_bgr() -> None:
     with torch.device("meta"):
-        preprocessing = detectors.build("centernet_hourglass104", pixel_statistics="imagenet").preprocessing
+        detector = detectors.build("centernet_hourglass104", pixel_statistics="imagenet")
+    preprocessing = detector.preprocessing
     assert (preprocessing.channel_order, preprocessing.mean) == ("bgr", (0.485, 0.456, 0.406))
     assert preprocessing.std == (0.229, 0.224, 0.225)
-    assert preprocessing.size_divisor == 128
+    assert detector.sizes == Multiples(128)
 
 
 def test_an_image_whose_sides_do_not_fit_is_refused() -> None:
@@ -296,7 +299,7 @@ def test_settings_of_other_networks_are_refused() -> None:
 def test_one_network_is_a_centernet_and_knows_its_name() -> None:
     detector = narrow("centernet_resdcn18")
     assert isinstance(detector, CenterNet)
-    assert (detector.name, detector.num_classes, detector.stride_divisor) == ("centernet_resdcn18", 3, 32)
+    assert (detector.name, detector.num_classes, detector.sizes) == ("centernet_resdcn18", 3, Multiples(32))
 
 
 def test_activation_checkpointing_changes_no_bit_of_losses_gradients_and_statistics() -> None:

@@ -17,6 +17,7 @@ from detectors.backbones.resnet import CaffeResNet, ResNet
 from detectors.fcos.fcos import FCOS, FCOSTargets
 from detectors.fcos.network import TrainingOutputs
 from detectors.layers.frozen_batch_norm import FrozenBatchNorm2d
+from detectors.sizes import Multiples
 
 VARIANTS = ("original", "improved", "torchvision")
 LAYOUTS = Path(__file__).parents[1] / "layouts"
@@ -326,12 +327,12 @@ def test_preprocessing_is_each_familys_own() -> None:
     with torch.device("meta"):
         build = functools.partial(detectors.build, "fcos_resnet50")
         authors, torchvision = build().preprocessing, build(variant="torchvision").preprocessing
+        assert build().sizes == build(variant="torchvision").sizes == Multiples(32)
         assert build(variant="torchvision").num_classes == 91
     assert (authors.channel_order, authors.scale, authors.std) == ("bgr", 1.0, (1.0, 1.0, 1.0))
     assert authors.mean == (102.9801, 115.9465, 122.7717)
     assert (torchvision.channel_order, torchvision.scale) == ("rgb", 1 / 255)
     assert torchvision.mean == (0.485, 0.456, 0.406)
-    assert authors.size_divisor == torchvision.size_divisor == 32
 
 
 def test_settings_that_cannot_be_honoured_are_refused() -> None:

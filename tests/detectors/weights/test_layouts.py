@@ -41,6 +41,15 @@ def test_keys_shapes_and_order_are_the_published_ones(name: str, layout_name: st
     assert sum(parameter.numel() for parameter in detector.parameters()) == num_parameters
 
 
+@pytest.mark.parametrize("name", detectors.names())
+def test_parameters_have_the_names_and_order_of_the_state_dict(name: str) -> None:
+    """Checkpoints are stored by the names, optimizer states by the order of `named_parameters`."""
+    with torch.device("meta"):
+        detector = detectors.build(name)
+    parameters = dict(detector.named_parameters())
+    assert list(parameters) == [key for key in detector.state_dict() if key in parameters]
+
+
 @pytest.mark.parametrize("depth", [18, 50, 101])
 def test_trunk_keys_are_torchvisions_without_the_classifier(depth: int) -> None:
     with torch.device("meta"):

@@ -237,7 +237,7 @@ def test_a_whole_module_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = saved(detector(), tmp_path / "module.pth")
     with pytest.raises(
         DetectorError,
-        match=r"\(detectors.centernet.centernet.CenterNetResNet18\).* as torch.save\(model.state_dict\(\), path\)",
+        match=r"\(detectors.centernet.centernet.CenterNet\).* as torch.save\(model.state_dict\(\), path\)",
     ):
         published.load(detector(), path)
 

@@ -36,7 +36,7 @@ def test_detectors_are_timed_beside_their_publication(capsys: pytest.CaptureFixt
 def test_every_detector_has_a_published_size_that_its_network_takes() -> None:
     for name in detectors.names():
         with torch.device("meta"):
-            divisor = detectors.build(name).stride_divisor
+            divisor = detectors.build(name).sizes.divisor
         assert name in TIMES
         assert all(side % divisor == 0 for side in TIMES[name].size), name
 

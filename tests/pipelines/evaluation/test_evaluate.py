@@ -16,9 +16,9 @@ from data_shards.loading.training_loader import EvaluationLoader
 from data_shards.order.plan import World
 from data_shards.settings import BoxRules
 from detectors import Detections, Detector, Preprocessing
+from detectors.sizes import Multiples
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.report import figures, tables
-from pipelines.evaluation.views import in_image, points_in_image
 from pipelines.recipes.settings import EvaluationSettings
 from tests.data_shards.samples import document, write_coco
 
@@ -30,7 +30,7 @@ class Oracle(Detector):
     """Knows the truth of every image of a set by its pixels; its loss is the number of objects."""
 
     preprocessing = PLAIN
-    stride_divisor = 32
+    sizes = Multiples(32)
     num_classes = 3
 
     def __init__(self, location: str, geometry: str, input_size: tuple[int, int], rules: BoxRules) -> None:
@@ -107,22 +107,6 @@ def test_a_picture_is_the_photograph_without_the_letterbox(small_shards: Path) -
     assert with_one_box.image.shape == (64, 72, 3)
     assert_close(torch.tensor(with_one_box.truth_boxes[0]), torch.tensor(with_one_box.predicted_boxes[0]))
     assert list(with_one_box.truth_crowd) == [False]
-
-
-def test_boxes_go_back_to_the_image_corner_by_corner() -> None:
-    # x' = 2 x + 10, y' = 2 y - 4, so (30, 16) is (10, 10) in the image, and (50, 36) is (20, 20).
-    transform = torch.tensor([[2.0, 0.0, 10.0], [0.0, 2.0, -4.0]])
-    assert_close(
-        points_in_image(torch.tensor([[30.0, 16.0], [50.0, 36.0]]), transform), torch.tensor([[10.0, 10], [20, 20]])
-    )
-    assert points_in_image(torch.zeros(0, 2, 2), transform).shape == (0, 2, 2)
-
-
-def test_boxes_of_a_mirrored_input_keep_their_corners() -> None:
-    # x' = 99 - x takes the left edge 20 to 79; the published code maps each corner and leaves them in order.
-    transform = torch.tensor([[-1.0, 0.0, 99.0], [0.0, 1.0, 0.0]])
-    found = Detections(torch.tensor([[79.0, 5.0, 59.0, 9.0]]), torch.ones(1), torch.zeros(1, dtype=torch.long))
-    assert_close(in_image(found, transform).boxes, torch.tensor([[20.0, 5, 40, 9]]))
 
 
 class Posed(Oracle):

@@ -12,7 +12,9 @@ from data_shards.loading.augment import augment
 from data_shards.loading.training_loader import EvaluationLoader, coco_ground_truth
 from data_shards.order.plan import World
 from detectors import Detections, Detector, DetectorError, Preprocessing
-from detectors.shared.test_time_augmentation import MODES, joined
+from detectors.detections import joined
+from detectors.detector import MODES
+from detectors.sizes import Multiples
 from pipelines.evaluation.views import Reading, detect, milliseconds_one_by_one, open_views
 from pipelines.recipes.recipe import with_flags
 from pipelines.recipes.settings import EvaluationSettings, Recipe
@@ -26,7 +28,7 @@ class Seer(Detector):
     """Knows where the objects of every view are, by its pixels, and keeps what it was shown."""
 
     preprocessing = PLAIN
-    stride_divisor = 32
+    sizes = Multiples(32)
     num_classes = 3
     test_modes = MODES
     test_scales = SCALES

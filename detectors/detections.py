@@ -1,0 +1,123 @@
+"""What detectors find, and the frames that it is in.
+
+Three frames occur: *image*, pixels of the upright original; *input*, pixels of the tensor that the network receives;
+and *cell*, units of the output stride, which nothing here is in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Detections:
+    """The objects found in one image, best score first. The frame is the producer's: input for `decode`, image for
+    `detect`.
+    """
+
+    boxes: Tensor
+    """float32 `(objects, 4)`: x1, y1, x2, y2."""
+    scores: Tensor
+    """float32 `(objects,)`."""
+    labels: Tensor
+    """int64 `(objects,)`: index into the class list."""
+    keypoints: Tensor | None = None
+    """float32 `(objects, joints, 3)`: x and y in the frame of the boxes, and a score; of detectors of joints."""
+    box3d: Tensor | None = None
+    """float32 `(objects, 7)`: x and y of the centre in the frame of the boxes; depth, height, width and length in
+    metres; observation angle in radians. Of detectors in 3D; only x and y depend on the frame."""
+
+    def rows(self, index: Tensor) -> "Detections":
+        """The objects at these rows, int64 `(rows,)`."""
+        return Detections(
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            keypoints=None if self.keypoints is None else self.keypoints[index],
+            box3d=None if self.box3d is None else self.box3d[index],
+        )
+
+    def cpu(self) -> "Detections":
+        """The same objects on the CPU."""
+        return Detections(
+            boxes=self.boxes.cpu(),
+            scores=self.scores.cpu(),
+            labels=self.labels.cpu(),
+            keypoints=None if self.keypoints is None else self.keypoints.cpu(),
+            box3d=None if self.box3d is None else self.box3d.cpu(),
+        )
+
+
+def joined(parts: Sequence[Detections]) -> Detections:
+    """One list of all detections, one part after the other; all parts come from the same detector."""
+    if len(parts) == 1:
+        return parts[0]
+    keypoints = [part.keypoints for part in parts if part.keypoints is not None]
+    boxes3d = [part.box3d for part in parts if part.box3d is not None]
+    return Detections(
+        boxes=torch.cat([part.boxes for part in parts]),
+        scores=torch.cat([part.scores for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        keypoints=torch.cat(keypoints) if keypoints else None,
+        box3d=torch.cat(boxes3d) if boxes3d else None,
+    )
+
+
+def in_image(detections: Detections, transform: Tensor) -> Detections:
+    """Move detections from the input frame to the image frame, and to the CPU.
+
+    Args:
+        detections: in the input frame.
+        transform: float `(2, 3)` on the CPU, the affine map from image to input.
+    """
+    return _moved(detections.cpu(), lambda points: points_in_image(points, transform))
+
+
+def points_in_image(points_in_input: Tensor, transform: Tensor) -> Tensor:
+    """Move points from the input frame to the image frame.
+
+    Args:
+        points_in_input: float `(..., 2)` as x, y.
+        transform: float `(2, 3)`, the affine map from image to input.
+
+    Returns:
+        float32, same shape.
+    """
+    linear, shift = transform[:, :2].double(), transform[:, 2].double()
+    points = (points_in_input.double() - shift).reshape(-1, 2)
+    return torch.linalg.solve(linear, points.T).T.reshape(points_in_input.shape).float()
+
+
+def in_other_input(detections: Detections, transform: Tensor, other: Tensor) -> Detections:
+    """Move detections from one view's input frame to another's; bit for bit the same where the frames agree.
+
+    Args:
+        detections: in the input frame of the first view.
+        transform: float64 `(2, 3)` on the CPU, from image to that input; without rotation or skew.
+        other: likewise, of the view whose frame is wanted.
+    """
+    if torch.equal(transform, other):
+        return detections
+    linear = other[:, :2] @ torch.linalg.inv(transform[:, :2])
+    shift = other[:, 2] - linear @ transform[:, 2]
+    # Without rotation and skew this is a factor and a shift for each axis.
+    factor, offset = (part.to(detections.boxes) for part in (linear.diagonal(), shift))
+    return _moved(detections, lambda points: points * factor + offset)
+
+
+def _moved(detections: Detections, move: Callable[[Tensor], Tensor]) -> Detections:
+    """Apply `move`, which takes points `(..., 2)`, to all that depends on the frame."""
+    keypoints, box3d = detections.keypoints, detections.box3d
+    return Detections(
+        boxes=move(detections.boxes.reshape(-1, 2, 2)).reshape(-1, 4),
+        scores=detections.scores,
+        labels=detections.labels,
+        keypoints=None if keypoints is None else _first_two_moved(keypoints, move),
+        box3d=None if box3d is None else _first_two_moved(box3d, move),
+    )
+
+
+def _first_two_moved(values: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.cat((move(values[..., :2]), values[..., 2:]), dim=-1)
