@@ -200,7 +200,7 @@ def row_of_panels(
     for (panel, caption), width in zip(panels, widths, strict=True):
         column = _blank(tallest + _CAPTION, width)
         column[: panel.shape[0], : panel.shape[1]] = panel
-        _write_text(column, shortened(caption, width), (0, tallest + 19), _INK, _CAPTION_SIZE)
+        _write_text(column, shortened(caption, width - 8), (0, tallest + 19), _INK, _CAPTION_SIZE)
         columns.append(column)
     return side_by_side(columns, gap)
 

@@ -168,7 +168,8 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
     if recipe.cluster.elastic:
         worlds = dividing_worlds(recipe.batch.global_size, recipe.cluster)
         console.say(
-            "elastic", f"{', '.join(map(str, worlds))} workers, as the cluster has room; each takes an equal share"
+            "elastic",
+            f"{', '.join(map(str, worlds))} workers, as many as fit; each takes an equal share",
         )
     console.say(
         "schedule",
