@@ -147,7 +147,7 @@ class Training:
         if self.step % self.recipe.tracking.every_steps == 0 or due.checkpoint:
             self.recorder.record(self.step, parts, rate, self.engine)
         elif due.wished:
-            # Recording checks the losses, too. A checkpoint is never taken before its losses were seen to be finite.
+            # As record does: no checkpoint is taken before the losses up to it are known to be finite.
             self.recorder.check_losses()
         # Evaluated first, so that the checkpoint has its score; a stop has no time, and notes that one is due.
         evaluation = self._evaluate() if due.evaluation and not due.stop else None
