@@ -43,7 +43,7 @@ def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Dete
 
 
 def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[dict[str, Any]]:
-    """What torch's optimizer is given: one group, or two where biases are trained otherwise."""
+    """Group the parameters for torch's optimizer: one group, or two if biases are trained differently."""
     own = {"momentum": optimizer.momentum} if optimizer.name == "sgd" else {"betas": optimizer.betas}
     learning = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
     biases = [parameter for name, parameter in learning.items() if name.endswith("bias")]
