@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import torch
 
@@ -59,6 +59,16 @@ class WorkerContext:
 Loop = Callable[[WorkerContext, Any], None]
 
 
+class LogStream(Protocol):
+    """Something that log lines are written to."""
+
+    def write(self, text: str, /) -> object:
+        """Write some text."""
+
+    def flush(self) -> object:
+        """Show what was written."""
+
+
 def run_workers(
     loop: Loop,
     config: Any,
@@ -67,7 +77,7 @@ def run_workers(
     folder: Path,
     settings: ClusterSettings,
     batch_size: int = 0,
-    started: Callable[[], None] = lambda: None,
+    out: LogStream | None = None,
 ) -> None:
     """Run `loop(context, config)` on every worker until it returns, replacing lost workers.
 
@@ -80,7 +90,7 @@ def run_workers(
         folder: the run's folder, seen by every node.
         settings: number and kind of workers.
         batch_size: what an elastic number of workers has to divide.
-        started: called once, from another thread, just before the first line of rank 0's log is shown.
+        out: receives the log of rank 0 in place of stderr.
 
     Raises:
         WorkersFailedError: a worker failed for good; the line names rank and cause.
@@ -93,9 +103,9 @@ def run_workers(
     failure = folder / "failure.json"
     failure.unlink(missing_ok=True)
     with (
-        _followed(logs / "rank-0.log", started=started),
         connected(settings) as ray,
         Stopping(folder, settings.grace_seconds) as stopping,
+        _followed(logs / "rank-0.log", out),
     ):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
@@ -264,25 +274,20 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(path: Path, out: TextIO | None = None, *, started: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Copy what is appended to `path` to stderr while the block runs; `started` is called before the first text."""
+def _followed(path: Path, out: LogStream | None = None) -> Iterator[None]:
+    """Copy what is appended to `path` to stderr while the block runs."""
     out = out or sys.stderr
-    shows_text = False
     position = path.stat().st_size if path.exists() else 0
     done = threading.Event()
 
     def copy_new() -> None:
-        nonlocal position, shows_text
+        nonlocal position
         if path.exists():
             with path.open() as file:
                 file.seek(position)
                 text = file.read()
                 position = file.tell()
             if text:
-                if not shows_text:
-                    # By this thread, which writes: a waiting line ends before the text, never in the middle of it.
-                    shows_text = True
-                    started()
                 out.write(text)
                 out.flush()
 

@@ -35,7 +35,11 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass
 class Panel:
-    """One photograph at its size on the page; boxes first, their labels over all of them."""
+    """One photograph at its size on the page. Labels are drawn last, over all boxes.
+
+    Args:
+        photograph: (height, width, 3) RGB.
+    """
 
     photograph: NDArray[np.uint8]
     labels: list[tuple[NDArray[np.float64], str, Color]] = field(default_factory=list)
@@ -50,16 +54,30 @@ class Panel:
         )
 
     def add(self, box: NDArray[np.floating], text: str, color: Color, hatched: bool = False) -> None:
-        """Draw a box, `(4,)` in pixels of the photograph; its label comes with `drawn`."""
+        """Draw a box, `(4,)` x1, y1, x2, y2 in pixels of the photograph; `drawn` adds its label.
+
+        Args:
+            box: may leave the photograph.
+            text: its label.
+            color: of outline and label.
+            hatched: draw the outline dashed and hatch the inside, as for a crowd.
+        """
         height, width = self.canvas.shape[:2]
         corners = np.asarray(box, dtype=np.float64) * self.scale
-        # A box that leaves the photograph is drawn along its border: its line must be seen.
+        # A box that leaves the photograph is drawn along the border, where its line can be seen.
         corners = np.clip(corners, 1, np.array([width, height, width, height]) - 2)
         self._outline(corners, color, hatched)
         self.labels.append((corners, text, color))
 
     def add_joints(self, joints: NDArray[np.floating], skeleton: Sequence[tuple[int, int]], color: Color) -> None:
-        """Draw joints, `(joints, 3)` as x, y and visibility, and the lines of a skeleton (counted from 1)."""
+        """Draw joints and the lines between them.
+
+        Args:
+            joints: (joints, 3) x, y in pixels of the photograph, and COCO's visibility: 0 not labelled, 1 hidden, 2
+                visible.
+            skeleton: pairs of joints, counted from 1 as in COCO.
+            color: of dots and lines.
+        """
         places = [(round(float(x * self.scale)), round(float(y * self.scale))) for x, y in joints[:, :2]]
         labelled = joints[:, 2] > 0
         for one, other in skeleton:
@@ -68,13 +86,13 @@ class Panel:
         for (x, y), visibility in zip(places, joints[:, 2], strict=True):
             if visibility > 0:
                 cv2.circle(self.canvas, (x, y), 3, (0, 0, 0), -1, cv2.LINE_AA)
-                # A hidden joint is labelled, too: a ring in place of a dot.
+                # A hidden joint is labelled, too: it is a white dot.
                 cv2.circle(self.canvas, (x, y), 2, color if visibility > 1 else (255, 255, 255), -1, cv2.LINE_AA)
 
     def drawn(self) -> NDArray[np.uint8]:
-        """The canvas, (height, width, 3) RGB, with the labels of all boxes."""
+        """Return the canvas, (height, width, 3) RGB, with the labels of all boxes."""
         taken: list[Rectangle] = []
-        for corners, text, color in reversed(self.labels):  # the surest choose their place first
+        for corners, text, color in reversed(self.labels):  # the last added, the highest score, chooses its place first
             taken.append(self._label(corners, text, color, taken))
         return self.canvas
 
@@ -101,7 +119,7 @@ class Panel:
         inside[:] = cv2.addWeighted(inside, 0.45, lines, 0.55, 0)
 
     def _label(self, corners: NDArray[np.float64], text: str, color: Color, taken: list[Rectangle]) -> Rectangle:
-        """Put the label where it covers the least of standing labels and of small boxes; gives its rectangle."""
+        """Draw a label where it covers the least of earlier labels and of small boxes; return its rectangle."""
         width = _text_width(text, _LABEL_SIZE, 500) + 7
         height = _LABEL_SIZE + 4
         x1, y1, x2, y2 = (round(value) for value in corners)
@@ -114,6 +132,7 @@ class Panel:
             (x1 - width, y1),
         ]
         rectangles = [self._within(left, top, width, height) for left, top in places]
+        # A label hides a small box altogether, while a large one is still seen around it.
         small = [other for other, _, _ in self.labels if min(other[2:] - other[:2]) < 3 * height]
 
         def covered(rectangle: Rectangle) -> float:
@@ -134,7 +153,7 @@ class Panel:
 
 
 def class_color(label: int) -> Color:
-    """Give a class its colour: golden-angle hues in three shades, far apart for neighbouring labels."""
+    """Return the colour of a class: golden-angle hues in three shades, far apart for neighbouring labels."""
     hue = (0.02 + label * 0.61803398875) % 1.0
     lightness, saturation = ((0.50, 0.85), (0.62, 0.80), (0.40, 0.75))[label // 5 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
@@ -200,7 +219,7 @@ def row_of_panels(
     for (panel, caption), width in zip(panels, widths, strict=True):
         column = _blank(tallest + _CAPTION, width)
         column[: panel.shape[0], : panel.shape[1]] = panel
-        _write_text(column, shortened(caption, width), (0, tallest + 19), _INK, _CAPTION_SIZE)
+        _write_text(column, shortened(caption, width - 8), (0, tallest + 19), _INK, _CAPTION_SIZE)
         columns.append(column)
     return side_by_side(columns, gap)
 
@@ -245,7 +264,7 @@ def save_image(page: NDArray[np.uint8], path: Path) -> None:
     """Write an RGB picture as a PNG or JPEG, by the suffix of `path`.
 
     Raises:
-        ConfigError: the suffix is another.
+        ConfigError: the suffix is not that of a PNG or JPEG.
         OSError: `path` cannot be written.
     """
     check_picture_path(path)

@@ -1,9 +1,8 @@
-"""MLflow, known to this folder alone: one run over all attempts, and each point in it exactly once.
+"""The only folder that knows MLflow: one run over all attempts, and each point in it exactly once.
 
-A tracking server that is slow or down never stops training. The trainer's thread only appends to a spool on
-disk (`spool`); a background thread (`tracker`) delivers it (`delivery`) to the run that the driver found or made
-(`run`) and, wherever it cannot know what arrived, asks MLflow which steps it has. Importing this does not import
-MLflow.
+A tracking server that is slow or down never stops training. The trainer's thread only appends to a spool on disk
+(`spool`); a background thread (`tracker`) delivers it (`delivery`) to the run that the driver found or created (`run`).
+When it cannot know what arrived, it asks MLflow which steps it has. Importing this package does not import MLflow.
 """
 
 from pipelines.tracking.delivery import Delivery, deliver_spool

@@ -1,4 +1,4 @@
-"""Delivery of a run's spool to MLflow, each point exactly once, by whatever process comes to it."""
+"""Delivery of a run's spool to MLflow, each point exactly once, from any process."""
 
 import logging
 import shutil
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data_shards.counting import counted
 from pipelines.files import read_json, write_json
 from pipelines.tracking.mlflow_client import (
     LONGEST_PAUSE_SECONDS,
@@ -36,9 +37,12 @@ class _Point(NamedTuple):
 class Delivery:
     """Delivers a folder's spool; one pass at a time, from any process, each point once.
 
-    Before the first point of a key, and again after any failure, MLflow is asked for the key's history. A point
-    is left out where MLflow has its step already (a crash or a lost answer after delivery), or where an earlier
-    attempt, by the time of its points, had gone further (a new attempt on another node, whose spool is new).
+    Before the first point of a key, and again after any failure, MLflow is asked for the key's history. A point is left
+    out if MLflow has its step already (a crash, or a lost answer, after delivery), or if an earlier attempt, by the
+    time of its points, went further (a new attempt on another node, whose spool starts empty).
+
+    Args:
+        folder: the spool's folder, with the run.json of `start_run`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +59,11 @@ class Delivery:
         self._images: set[str] | None = None
 
     def deliver(self, go_on: Callable[[], bool]) -> bool:
-        """Deliver what lies there while `go_on()`; False where another process is at it. Raises what MLflow raises."""
+        """Deliver the spool while `go_on()` is true; raises whatever MLflow raises.
+
+        Returns:
+            False, without a delivery, if another thread or process is delivering.
+        """
         with sole_delivery(self.folder) as free, quiet_retries():
             if not free:
                 return False
@@ -64,12 +72,13 @@ class Delivery:
                 while go_on() and (self._deliver_metrics(client) or self._deliver_artifact(client)):
                     pass
             except BaseException:
+                # Whether the last request arrived is unknown now; ask MLflow before the next point.
                 self._forget()
                 raise
         return True
 
     def deliver_status(self) -> None:
-        """Deliver an end status that `end_run` had to leave behind."""
+        """Deliver an end status that `end_run` could not."""
         record = RunRecord.load(self.folder)
         if record.status and record.run_id and self._client:
             self._client.set_terminated(record.run_id, record.status)
@@ -77,7 +86,7 @@ class Delivery:
             record.save(self.folder)
 
     def count_left(self) -> tuple[int, int]:
-        """Count the points and artifacts that are not known to be delivered."""
+        """Return the numbers of points and artifacts that are not known to be delivered."""
         points = sum(
             len(record["metrics"]) for record, _ in self._metrics.read(self.metrics_offset) if record is not None
         )
@@ -86,7 +95,7 @@ class Delivery:
     def _open(self) -> "MlflowClient":
         record = RunRecord.load(self.folder)
         if not record.uri:
-            raise RuntimeError(f"{self.folder} has no run.json: its run is not known")
+            raise RuntimeError(f"{self.folder} has no run.json, so its run is unknown")
         if record.pending:
             try:
                 open_run(record)
@@ -96,6 +105,7 @@ class Delivery:
             self._client = open_client(record.uri)
         self.uri, self.run_id = record.uri, record.run_id
         offsets = self._delivered()
+        # Another process has delivered since: what this one remembers of MLflow is out of date.
         if offsets != (self.metrics_offset, self.artifacts_offset):
             self._forget()
         self.metrics_offset, self.artifacts_offset = offsets
@@ -103,7 +113,7 @@ class Delivery:
 
     def _delivered(self) -> tuple[int, int]:
         state = read_json(self.folder / "delivered.json")
-        # Another run, as when the first was deleted or the server replaced, gets everything from the beginning.
+        # A run that replaces the first one, which was deleted or whose server was replaced, receives everything.
         same = state.get("run_id") == self.run_id
         return (state.get("metrics", 0), state.get("artifacts", 0)) if same else (0, 0)
 
@@ -122,7 +132,7 @@ class Delivery:
         end = self.metrics_offset
         for record, after in self._metrics.read(end):
             if record is None:
-                logger.warning("tracking: an unreadable line in %s is left out", self._metrics.path)
+                logger.warning("tracking: a damaged line in %s is skipped", self._metrics.path)
             elif len(points) + len(record["metrics"]) > METRICS_PER_LINE:
                 break
             else:
@@ -135,15 +145,17 @@ class Delivery:
             return False
         if new := [point for point in points if self._take(client, point)]:
             self._send(client, new)
+        # After the request: a crash in between asks MLflow again, the other order would lose the points.
         self.metrics_offset = end
         self._record()
         return True
 
     def _take(self, client: "MlflowClient", point: _Point) -> bool:
-        """Decide whether MLflow needs a point, and remember it as delivered."""
+        """Return whether MLflow needs a point, and remember it as delivered."""
         times = self._time_of_step.get(point.key)
         if times is None:
             times = self._time_of_step[point.key] = self._history(client, point.key)
+        # Computed once for each attempt, before its own points are in the history.
         attempt = (point.key, point.since_ms)
         if attempt not in self._floor:
             earlier = (step for step, time_ms in times.items() if time_ms < point.since_ms)
@@ -155,7 +167,7 @@ class Delivery:
         return True
 
     def _history(self, client: "MlflowClient", key: str) -> dict[int, int]:
-        """Ask for the times by step that MLflow has of a key; a new run's keys cost one request together."""
+        """Return MLflow's points of a key, as times in ms by step; one request serves all keys of a new run."""
         if self._keys is None:
             self._keys = set(client.get_run(self.run_id).data.metrics)
         if key not in self._keys:
@@ -169,24 +181,24 @@ class Delivery:
         if self._refused(lambda: client.log_batch(self.run_id, metrics=metrics, synchronous=True), client):
             if len(points) == 1:
                 logger.warning(
-                    "tracking: %s does not take metric %r of step %d, left out",
+                    "tracking: %s refuses metric %r of step %d, which is skipped",
                     shown(self.uri),
                     points[0].key,
                     points[0].step,
                 )
                 return
-            # One bad point would hold back all that follow: halve until it stands alone.
+            # One bad point would hold back all that follow: halve the batch until it is alone.
             self._send(client, points[: len(points) // 2])
             self._send(client, points[len(points) // 2 :])
 
     def _refused(self, request: Callable[[], object], client: "MlflowClient") -> bool:
-        """Make a request; True where MLflow will never take it. Raises where it may take it later."""
+        """Make a request and return whether MLflow will never accept it; raises if it may accept it later."""
         from mlflow.exceptions import MlflowException
 
         try:
             request()
         except MlflowException as error:
-            # A run that was moved to the bin refuses everything in the same words, and may be restored.
+            # A run that was deleted refuses everything with the same code, but it may be restored.
             active = error.error_code == "INVALID_PARAMETER_VALUE" and (
                 client.get_run(self.run_id).info.lifecycle_stage == "active"
             )
@@ -200,7 +212,7 @@ class Delivery:
         if end == self.artifacts_offset:
             return False
         if record and self._refused(lambda: self._send_artifact(client, record), client):
-            logger.warning("tracking: %s does not take artifact %s, left out", shown(self.uri), record)
+            logger.warning("tracking: %s refuses artifact %s, which is skipped", shown(self.uri), record)
         self.artifacts_offset = end
         self._record()
         if record:
@@ -231,7 +243,7 @@ class Delivery:
                 )
 
     def _has_image(self, client: "MlflowClient", key: str, step: int) -> bool:
-        # MLflow writes the preview last, so a picture whose preview is there is complete.
+        # MLflow writes the preview last, so a picture with a preview is complete.
         if self._images is None:
             names = (Path(entry.path).name for entry in client.list_artifacts(self.run_id, "images"))
             self._images = {name.partition("+timestamp+")[0] for name in names if "+compressed" in name}
@@ -242,7 +254,15 @@ class Delivery:
 
 
 def deliver_spool(folder: Path, timeout_seconds: float = 60.0) -> bool:
-    """Deliver what an earlier process left in `folder`; True where nothing is left. Never raises, warns once."""
+    """Deliver what earlier processes left in a spool; never raises, warns once.
+
+    Args:
+        folder: the spool's folder.
+        timeout_seconds: give up after this time.
+
+    Returns:
+        True if nothing is left.
+    """
     delivery = Delivery(folder)
     deadline = time.monotonic() + timeout_seconds
     pause = 1.0
@@ -262,13 +282,13 @@ def deliver_spool(folder: Path, timeout_seconds: float = 60.0) -> bool:
 
 
 def warn_of_rest(delivery: Delivery, reason: str) -> None:
-    """Say in one line what is left in the spool, and where."""
+    """Log in one line what is left in the spool, and its folder."""
     points, artifacts = delivery.count_left()
     logger.warning(
-        "tracking: %s points and %s artifacts are not delivered to %s (%s); they stay in %s and are delivered when "
-        "the run starts again",
-        f"{points:,}",
-        f"{artifacts:,}",
+        "tracking: %s and %s could not be delivered to %s (%s); they stay in %s and are delivered when the run starts "
+        "again",
+        counted(points, "point"),
+        counted(artifacts, "artifact"),
         shown(delivery.uri or RunRecord.load(delivery.folder).uri),
         reason,
         delivery.folder,

@@ -1,4 +1,4 @@
-"""What is learnt of a run after it was trained, told to its MLflow run directly: nobody waits, nothing is spooled."""
+"""Log metrics to the MLflow run of a training that has ended: directly, without a spool, since no step waits for it."""
 
 import logging
 import math
@@ -13,21 +13,21 @@ logger = logging.getLogger(__name__)
 
 
 def log_afterwards(folder: Path, step: int, metrics: Mapping[str, float], texts: Mapping[str, str]) -> bool:
-    """Add figures and texts to the run of `folder`/run.json; a figure that stands there already is left alone.
+    """Add metrics and texts to the run of `folder`/run.json; a value that the run already has is not logged again.
 
     Args:
         folder: the run's tracking folder.
-        step: of the weights that were looked at.
-        metrics: by name; NaN is left out.
-        texts: by artifact file; one of the same name is replaced.
+        step: steps done by the weights that were measured.
+        metrics: values by name; NaN is left out.
+        texts: contents by artifact file; a file of the same name is replaced.
 
     Returns:
-        False where the server cannot be reached or the run is gone, which one warning says.
+        False, after one warning, if the server cannot be reached or the run does not exist.
     """
     record = RunRecord.load(folder)
     try:
         if not record.run_id:
-            raise RuntimeError("the run was never created")
+            raise RuntimeError("the run was never created there")
         from mlflow.entities import Metric
 
         with quiet_retries():
@@ -42,6 +42,10 @@ def log_afterwards(folder: Path, step: int, metrics: Mapping[str, float], texts:
             for file, text in texts.items():
                 client.log_text(record.run_id, text, file)
     except Exception as error:
-        logger.warning("tracking: %s does not take the figures (%s)", shown(record.uri), brief(error))
+        logger.warning(
+            "tracking: the metrics could not be logged to %s (%s); run the command again when it answers",
+            shown(record.uri),
+            brief(error),
+        )
         return False
     return True

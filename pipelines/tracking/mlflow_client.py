@@ -1,4 +1,4 @@
-"""How MLflow is reached: the client and its settings, addresses, names, limits, and errors in one line."""
+"""MLflow's client: its settings, addresses, names, limits, and its errors in one line."""
 
 import logging
 import os
@@ -24,7 +24,8 @@ LONGEST_TAG = 5000
 LONGEST_NAME = 250
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 LONGEST_PAUSE_SECONDS = 60.0
-# MLflow itself would try for four minutes, send usage data, and print among our results. What the user set stays.
+# By default MLflow retries for four minutes, sends usage data, and prints among our results. Variables that the user
+# has set are kept.
 _MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -34,7 +35,7 @@ _MLFLOW_SETTINGS = {
 
 
 def open_client(uri: str) -> "MlflowClient":
-    """Open MLflow's client with short timeouts and no telemetry; imports MLflow, which takes 3 s."""
+    """Open MLflow's client with short timeouts and no telemetry; the import of MLflow takes 3 s."""
     for key, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -44,15 +45,15 @@ def open_client(uri: str) -> "MlflowClient":
 
 
 def absolute_uri(uri: str) -> str:
-    """Give the address of a tracking server or database that means the same in every process.
+    """Return the address of a tracking server or database as every process finds it, whatever its working directory.
 
     Raises:
-        ConfigError: the address is of a kind that MLflow does not serve, or its folder cannot be made.
+        ConfigError: MLflow cannot store runs at such an address, or the folder of a database cannot be created.
     """
     scheme = uri if uri == "databricks" else urlsplit(uri).scheme.partition("+")[0]
     if scheme not in _SCHEMES:
         raise ConfigError(
-            f"tracking.uri {uri!r} is no address that MLflow stores runs at. Write "
+            f"tracking.uri {uri!r} is not an address at which MLflow stores runs. Write "
             "sqlite:////FOLDER/mlflow.db or http://HOST:PORT."
         )
     if scheme != "sqlite":
@@ -65,19 +66,24 @@ def absolute_uri(uri: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"tracking.uri {uri!r}: {path.parent} cannot be made ({error.strerror}). Name a folder you may write."
+            f"tracking.uri {uri!r}: folder {path.parent} cannot be created ({error.strerror}). Name a folder that you "
+            f"can write."
         ) from error
     return f"sqlite:///{path}{question}{query}"
 
 
 def tracking_uri(recipe: "Recipe") -> str:
-    """Where MLflow is: as the recipe says, else MLFLOW_TRACKING_URI, else SQLite beside the runs."""
+    """Return MLflow's address: the recipe's, else MLFLOW_TRACKING_URI, else an SQLite file beside the runs.
+
+    Raises:
+        ConfigError: as `absolute_uri`.
+    """
     uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     return absolute_uri(uri or f"sqlite:///{Path(recipe.run.folder).resolve() / 'mlflow.db'}")
 
 
 def metric_name(text: str) -> str:
-    """Give the nearest name that MLflow takes: letters, digits and `_ - . : / space`, no empty path parts.
+    """Return the nearest name that MLflow accepts: letters, digits and `_ - . : / space`, no empty path parts.
 
     `val/AP/cat (big)` becomes `val/AP/cat _big_`.
     """
@@ -95,14 +101,14 @@ def class_metric_name(prefix: str, class_name: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """Give an address without the password in it."""
+    """Return an address without user and password."""
     return re.sub(r"://[^@/\s]+@", "://", uri)
 
 
 def brief(error: BaseException) -> str:
-    """Give an error in one line, without the password of an address.
+    """Return an error in one line, without the password of an address.
 
-    What the operating system said says it best: MLflow's own text of a refused connection fills four lines.
+    An error of the operating system behind it is preferred: MLflow's own text of a refused connection has four lines.
     """
     told, inner = error, error.__cause__ or error.__context__
     while inner is not None:
@@ -112,6 +118,7 @@ def brief(error: BaseException) -> str:
     return shown(f"{type(told).__name__}: {lines[0][:200]}" if lines else type(told).__name__)
 
 
+# Of this thread only: what the user's other threads retry is still reported.
 class _Quiet(threading.local):
     on = False
 
@@ -125,7 +132,7 @@ def _unless_quiet(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def quiet_retries() -> Iterator[None]:
-    """Keep urllib3 from warning of each retry of this thread: an outage of hours is one line, ours."""
+    """Silence urllib3's warning of each retry of this thread: an outage of hours is one line, which is ours."""
     pool = logging.getLogger("urllib3.connectionpool")
     if _unless_quiet not in pool.filters:
         pool.addFilter(_unless_quiet)
@@ -137,7 +144,7 @@ def quiet_retries() -> Iterator[None]:
 
 
 def logged_steps(uri: str, experiment_id: str, run_name: str, key: str) -> dict[str, list[int]]:
-    """Ask MLflow for the steps at which a metric was logged, in their order, by the id of each run of a name."""
+    """Return the steps at which a metric was logged, in order, by the id of each run with this name."""
     client = open_client(uri)
     runs = client.search_runs([experiment_id], filter_string=f"attributes.run_name = '{run_name}'")
     return {run.info.run_id: [point.step for point in client.get_metric_history(run.info.run_id, key)] for run in runs}

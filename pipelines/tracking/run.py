@@ -1,4 +1,4 @@
-"""One MLflow run over all attempts: found or made before training, ended after it, remembered in `run.json`."""
+"""One MLflow run over all attempts: found or created before training, ended after it, remembered in `run.json`."""
 
 import getpass
 import logging
@@ -36,39 +36,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "aweigh.run"
-"""The tag that bears the run's name."""
+"""The tag that holds the run's name."""
 
+# A name may be used again after its folder was deleted, and is another run then; an identity is drawn only once.
 _IDENTITY_TAG = "aweigh.identity"
-# A name may come back after its folder was deleted, and is then another run; this comes only once.
 
 
 @dataclass
 class RunRecord:
-    """What `run.json` holds: which run a folder belongs to, and what MLflow has yet to be told of it."""
+    """Contents of `run.json`: the run of a folder, and what MLflow has not received of it."""
 
     uri: str = ""
     experiment: str = ""
     experiment_id: str = ""
     run_name: str = ""
     identity: str = ""
-    """Drawn when the folder's first attempt began; a run that was created twice is recognised by it."""
+    """Drawn at random by the folder's first attempt; it finds the run again, and a run that was created twice."""
     run_id: str = ""
-    """Empty until the run could be created."""
+    """Empty until the run is created."""
     previous_attempts: int = 0
     attempt: int = 0
-    """1 for the first attempt; 0 until MLflow was asked."""
+    """1 for the first attempt; 0 until MLflow has answered."""
     started_ms: int = 0
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     pending: bool = False
-    """Params, tags and status of this attempt have not reached MLflow."""
+    """MLflow has not received the params, tags and status of this attempt."""
     status: str = ""
     """An end status that could not be delivered."""
 
     @classmethod
     def load(cls, folder: Path) -> "RunRecord":
-        """Read `folder`/run.json; an empty record where there is none."""
+        """Read `folder`/run.json; an empty record if it does not exist."""
         content = read_json(folder / "run.json")
+        # A field of a later version is ignored, a field that this file's version lacked takes its default.
         names = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in names})
 
@@ -87,34 +88,35 @@ def start_run(
     folder: Path,
     known_run_id: str = "",
 ) -> str:
-    """Find or create the run and tell it what is about to happen; called once an attempt, before training.
+    """Find or create the run and log its params and tags; called once an attempt, before training.
 
-    The run is the one named in `folder`/run.json, else `known_run_id`; without either it is a new one, whatever
-    runs of that name there are. Params are logged once; a value that differs in a later attempt N becomes the tag
-    `attempt.N.changed.KEY`. Where MLflow cannot be reached one warning says so, training may start, and the
-    folder's `Tracker` or `deliver_spool` makes up for it.
+    The run is the one in `folder`/run.json, else `known_run_id`; without either it is a new one, even if there are
+    runs of that name. Params are logged once; a value that differs in a later attempt N becomes the tag
+    `attempt.N.changed.KEY`. If MLflow cannot be reached, one warning says so, training may start, and the folder's
+    `Tracker` or `deliver_spool` catches up later.
 
     Args:
-        uri: MLflow's address, as `absolute_uri` gives it.
-        experiment: name of the experiment; made where missing, its artifacts beside a SQLite file.
-        run_name: name that every attempt of this run bears.
+        uri: MLflow's address, as `absolute_uri` returns it.
+        experiment: name of the experiment; created if missing, with its artifacts beside an SQLite file.
+        run_name: name of the run, the same in every attempt.
         params: the resolved recipe, flattened.
-        tags: more tags of the run, set at every attempt.
-        folder: the run's own folder on a disk that outlives the attempt.
-        known_run_id: MLflow's id of the run as a checkpoint remembers it, where the folder was lost.
+        tags: more tags of the run, set by every attempt.
+        folder: the run's own folder, on a disk that outlives the attempt.
+        known_run_id: MLflow's id of the run from a checkpoint, for a folder that was lost.
 
     Returns:
-        MLflow's run id, or "" where the run could not be created yet.
+        MLflow's run id; "" if the run could not be created yet.
 
     Raises:
-        ConfigError: the address is no MLflow address, the experiment was deleted, or the folder is another run's.
+        ConfigError: MLflow cannot store runs at the address, the experiment was deleted, or the folder belongs to
+            another run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old = RunRecord.load(folder)
     if old.run_name and (old.experiment, old.run_name) != (experiment, run_name):
         raise ConfigError(
             f"{folder} belongs to run {old.run_name!r} of experiment {old.experiment!r}, not to {run_name!r} of "
-            f"{experiment!r}. Give the run another name, or remove {folder / 'run.json'}."
+            f"{experiment!r}. Choose another --run.name, or delete {folder / 'run.json'}."
         )
     uri = absolute_uri(uri)
     record = RunRecord(
@@ -135,9 +137,9 @@ def start_run(
             open_run(record)
     except ConfigError:
         raise
-    except Exception as error:  # MLflow lets through what its HTTP client, database and stores raise
+    except Exception as error:  # MLflow passes on whatever its HTTP client, database and stores raise
         logger.warning(
-            "tracking: the run cannot be opened at %s (%s); training goes on, everything is kept in %s and "
+            "tracking: the run cannot be opened at %s (%s); training continues, and all metrics are kept in %s and "
             "delivered later",
             shown(uri),
             brief(error),
@@ -148,10 +150,14 @@ def start_run(
 
 
 def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], folder: Path | None = None) -> None:
-    """Set the run's end and status; what fails is said in one warning line, never raised.
+    """Set the run's end and status; a failure is one warning, never raised.
 
-    Where `folder` is given, a status that could not be delivered stays in its run.json for `deliver_spool`, and
-    a run that the `Tracker` created late is found although `run_id` is empty.
+    Args:
+        uri: MLflow's address, as `absolute_uri` returns it.
+        run_id: MLflow's id of the run; empty if `start_run` could not create it.
+        status: how the attempt ended.
+        folder: the folder of `start_run`. With it, a status that could not be delivered stays in run.json for
+            `deliver_spool`, and a run that the `Tracker` created later is found without its id.
     """
     record = RunRecord.load(folder) if folder else RunRecord()
     try:
@@ -160,7 +166,7 @@ def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED
             if not (run_id or record.run_id) and record.run_name and (run := find_run(client, record)):
                 record.run_id = run.info.run_id
             if not (run_id or record.run_id):
-                raise RuntimeError("the run was never created")
+                raise RuntimeError("the run was never created there")
             client.set_terminated(run_id or record.run_id, status)
     except Exception as error:
         kept = ""
@@ -168,20 +174,21 @@ def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED
             record.status = status
             with suppress(OSError):
                 record.save(folder)
-                kept = f"; it is kept in {folder / 'run.json'}"
+                kept = f"; it is kept in {folder / 'run.json'} and delivered later"
         logger.warning(
-            "tracking: %s does not take the end of the run, %s (%s)%s", shown(uri), status, brief(error), kept
+            "tracking: the end of the run, %s, could not be logged to %s (%s)%s", status, shown(uri), brief(error), kept
         )
 
 
 def open_run(record: RunRecord) -> None:
-    """Do at the server what `start_run` promises and fill in the record; raises what MLflow raises."""
+    """Do at the server what `start_run` promises, and complete the record; raises whatever MLflow raises."""
     from mlflow.entities import Param, RunTag
 
     client = open_client(record.uri)
     run = find_run(client, record) or _create_run(client, record)
     record.run_id, record.experiment_id = run.info.run_id, run.info.experiment_id
     if not record.attempt:
+        # The folder may have been lost, and the server may never have seen an attempt: the larger number counts.
         told = run.data.tags.get("attempt", "")
         record.attempt = 1 + max(record.previous_attempts, int(told) if told.isdecimal() else 0)
     known = run.data.params
@@ -203,7 +210,11 @@ def open_run(record: RunRecord) -> None:
 
 
 def find_run(client: "MlflowClient", record: RunRecord) -> "Run | None":
-    """Find the record's run by its id, else by experiment and identity; None where there is none, or it was deleted."""
+    """Find the record's run by its id, else by experiment and identity; None if it does not exist or was deleted.
+
+    Raises:
+        ConfigError: the experiment was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     if record.run_id:
@@ -221,7 +232,7 @@ def find_run(client: "MlflowClient", record: RunRecord) -> "Run | None":
     if experiment.lifecycle_stage != "active":
         raise ConfigError(
             f"experiment {record.experiment!r} was deleted at {shown(record.uri)}. Restore it with mlflow "
-            f"experiments restore --experiment-id {experiment.experiment_id}, or name another."
+            f"experiments restore --experiment-id {experiment.experiment_id}, or set tracking.experiment to another."
         )
     return next(iter(_runs_of_this_identity(client, experiment.experiment_id, record.identity)), None)
 
@@ -237,7 +248,7 @@ def _runs_of_this_identity(client: "MlflowClient", experiment_id: str, identity:
 
 
 def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
-    """Create the run; where a request that was tried twice made two, keep the first and delete the other."""
+    """Create the run; if a request that was retried created two, keep the first and delete the other."""
     experiment = client.get_experiment_by_name(record.experiment)
     experiment_id = (
         experiment.experiment_id
@@ -252,6 +263,7 @@ def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
         "mlflow.source.type": "LOCAL",
     }
     client.create_run(experiment_id, start_time=record.started_ms, tags=tags, run_name=record.run_name)
+    # MLflow's client retries a request whose answer was lost, although the server may have carried it out.
     run, *ghosts = _runs_of_this_identity(client, experiment_id, record.identity)
     for ghost in ghosts:
         if ghost.info.start_time == record.started_ms and not ghost.data.metrics:
@@ -260,7 +272,7 @@ def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
 
 
 def _artifact_location(record: RunRecord) -> str | None:
-    """Give the folder beside a SQLite file; a server decides for itself."""
+    """Return the artifact folder beside an SQLite file; None lets a server decide."""
     if not record.uri.startswith("sqlite"):
         return None
     database = Path(unquote(record.uri.partition("://")[2].removeprefix("/").partition("?")[0]))
@@ -270,5 +282,5 @@ def _artifact_location(record: RunRecord) -> str | None:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user id need not have a name
+    except (KeyError, OSError):  # a user id in a container may have no name
         return str(os.getuid())

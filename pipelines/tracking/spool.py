@@ -1,8 +1,8 @@
-"""What a run has to tell, kept on disk until the tracking server has it. Nothing here uses the network.
+"""The spool: what a run logs, on disk, until the tracking server has it. Nothing here uses the network.
 
 A folder holds two append-only files of JSON lines, `metrics.jsonl` and `artifacts.jsonl`, the copied files in
-`artifacts/`, and `delivered.json`: how many bytes of each file the server is known to have. A line is written
-with one call to the operating system, so a killed process loses at most the line it was writing.
+`artifacts/`, and `delivered.json`: how many bytes of each file the server is known to have. A line is written with one
+call to the operating system, so a killed process loses at most the line that it was writing.
 """
 
 import fcntl
@@ -16,40 +16,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-METRICS_PER_LINE = 1000  # MLflow takes no more in one request, and a line is never split over two
+METRICS_PER_LINE = 1000  # MLflow's limit for a request; a line is delivered whole, so that one offset describes it
 
 
 def now_ms() -> int:
-    """Give the time as MLflow wants it, in milliseconds since 1970."""
+    """Return the time as MLflow expects it, in milliseconds since 1970."""
     return int(time.time() * 1000)
 
 
 class JsonLines:
-    """An append-only file of JSON objects, one a line, read from byte offsets."""
+    """An append-only file of JSON objects, one a line, that is read from a byte offset."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._torn = False
+        self._cut = False
 
     def append(self, record: dict[str, Any]) -> None:
         """Hand one line to the operating system; it survives this process, not a power cut."""
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        if self._torn:  # a full disk cut the line before: end it, so that this one stands alone
+        if self._cut:  # a full disk cut the line before: end that one, so that this one is a line of its own
             line = b"\n" + line
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._torn = True
+        self._cut = True
         try:
             while line:
                 line = line[os.write(file, line) :]
         finally:
             os.close(file)
-        self._torn = False
+        self._cut = False
 
     def read(self, offset: int = 0) -> Iterator[tuple[dict[str, Any] | None, int]]:
-        """Give each whole line from `offset` on, with the offset after it.
+        """Yield each whole line from byte `offset` on, with the offset after it.
 
-        A line that is no JSON object (a machine that lost power may leave one) comes as None; a last line
-        without its newline is not given.
+        A line that is not a JSON object is None: a machine that lost power may leave one. A last line without its
+        newline is still being written, or was cut by a kill, and is not yielded.
         """
         if not self.path.exists():
             return
@@ -66,11 +66,12 @@ class JsonLines:
                 yield (record if isinstance(record, dict) else None), offset
 
     def mend(self) -> None:
-        """Cut off a last line that a killed process left unfinished."""
+        """Remove a last line that a killed process left unfinished; the next one would be appended to it."""
         if not self.path.exists():
             return
         with self.path.open("rb+") as file:
             end = file.seek(0, os.SEEK_END)
+            # Backwards in blocks, for the last newline: the file may be large, the line longer than a block.
             while end:
                 start = max(0, end - 65536)
                 file.seek(start)
@@ -87,10 +88,13 @@ class JsonLines:
 
 
 class SpoolWriter:
-    """The writing side of a run's spool: skips what was already said, appends the rest.
+    """The writing side of a run's spool: skips what is logged already, appends the rest.
 
-    A metric of a key goes only forward: a step not above the highest one in the spool is skipped, so a run
-    that resumes from a checkpoint neither doubles nor rewinds a curve. Methods may be called from any thread.
+    A key's steps only increase: a step that is not above the highest one in the spool is skipped, so a run that resumes
+    from a checkpoint neither doubles a point nor rewinds a curve. Methods may be called from any thread.
+
+    Args:
+        folder: the spool's folder; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,6 +103,7 @@ class SpoolWriter:
         self.metrics = JsonLines(folder / "metrics.jsonl")
         self.artifacts = JsonLines(folder / "artifacts.jsonl")
         self._lock = threading.Lock()
+        # The same in every line of this process: it tells a delivery which points belong to one attempt.
         self._since_ms = now_ms()
         self._highest_step: dict[str, int] = {}
         self._highest_image_step: dict[str, int] = {}
@@ -108,6 +113,7 @@ class SpoolWriter:
             step = record["step"] if record else 0
             for key in record["metrics"] if record else ():
                 self._highest_step[key] = max(step, self._highest_step.get(key, step))
+        # From folders and lines alike: a kill between the copy and its line leaves a folder without a line.
         numbers = [int(entry.name) for entry in (folder / "artifacts").iterdir() if entry.name.isdigit()]
         for record, _ in self.artifacts.read():
             if record:
@@ -117,7 +123,7 @@ class SpoolWriter:
         self._next_number = max(numbers, default=-1) + 1
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Append the metrics whose key has not reached `step`, with the time of now."""
+        """Append the metrics whose key has not reached `step`, with the current time."""
         with self._lock:
             new = {key: value for key, value in metrics.items() if step > self._highest_step.get(key, step - 1)}
             items = list(new.items())
@@ -172,7 +178,8 @@ class SpoolWriter:
         self._queue(record | {"file": path.name})
 
     def _queue(self, record: dict[str, Any]) -> None:
-        # The line comes after the copy: a file without a line is never delivered, a line without a file would be.
+        # The line comes after the copy: a kill in between leaves a file that is never delivered, rather than a line
+        # that promises a file.
         self.artifacts.append({"number": self._next_number, "time_ms": now_ms()} | record)
         self._next_number += 1
 
@@ -183,11 +190,12 @@ _in_delivery_lock = threading.Lock()
 
 @contextmanager
 def sole_delivery(folder: Path) -> Iterator[bool]:
-    """Give True where no other thread or process is delivering this folder's spool, else False.
+    """Yield True if no other thread or process is delivering this folder's spool, else False.
 
-    The kernel drops the lock with the process. It is a POSIX record lock, which children do not inherit: a
-    loader process that outlives its killed trainer must not keep the next attempt waiting.
+    The kernel drops the lock with the process. It is a POSIX record lock, which children do not inherit: a loader
+    process that outlives its killed trainer must not keep the next attempt waiting.
     """
+    # A record lock belongs to the process and does not exclude its own threads, so they are kept apart here.
     place = folder.resolve()
     with _in_delivery_lock:
         free = place not in _in_delivery
@@ -202,7 +210,7 @@ def sole_delivery(folder: Path) -> Iterator[bool]:
             except BlockingIOError:
                 free = False
             except OSError:
-                pass  # a file system without locks: better delivered unguarded than not at all
+                pass  # a file system without locks: an unguarded delivery is better than none
             yield free
     finally:
         with _in_delivery_lock:

@@ -1,4 +1,4 @@
-"""What rank 0 holds while it trains: calls that only write to disk, and the thread that delivers."""
+"""The tracker of rank 0: calls that only write to disk, and a thread that delivers."""
 
 import importlib.metadata
 import logging
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Logs metrics, files and pictures of one run; held by rank 0 only.
+    """Logs metrics, files and pictures of one run; only rank 0 has one.
 
-    Every call returns as soon as the spool on disk has it and raises nothing that disk or server bring about.
-    A thread delivers at most every `interval_seconds`, and after failures 1, 2, 4 … 60 seconds later. A metric
-    of a key goes only forward (see `SpoolWriter`).
+    Every call returns as soon as the spool on disk has the data, and no failure of the disk or the server is raised. A
+    thread delivers every `interval_seconds` at most, and after failures 1, 2, 4 … 60 seconds later. A key's steps only
+    increase (see `SpoolWriter`).
 
     Args:
-        folder: the run's folder, the one of `start_run` where both are on one disk; holds the spool.
-        uri: MLflow's address, as `absolute_uri` gives it.
-        run_id: what `start_run` returned; "" where the run has yet to be created.
+        folder: the spool's folder; the folder of `start_run` if driver and rank 0 share a disk.
+        uri: MLflow's address, as `absolute_uri` returns it.
+        run_id: the id that `start_run` returned; "" if the run was not created yet.
         run_record: text of `start_run`'s run.json, for a rank 0 that does not share the driver's disk.
         interval_seconds: longest time that a point waits while the server answers.
     """
@@ -47,7 +47,8 @@ class Tracker:
         if run_id and (record.uri, record.run_id) != (uri, run_id):
             record.uri, record.run_id = uri, run_id
             record.save(folder)
-        # A machine that lost power may have kept the mark and lost the lines; then MLflow is asked for all of them.
+        # A machine that lost power may have kept the offsets and lost lines. Without offsets everything is delivered
+        # again, and MLflow is asked for the steps that it has.
         state = read_json(folder / "delivered.json")
         sizes = (self._spool.metrics.size_bytes, self._spool.artifacts.size_bytes)
         if state and (state.get("metrics", 0) > sizes[0] or state.get("artifacts", 0) > sizes[1]):
@@ -72,20 +73,20 @@ class Tracker:
 
     @property
     def run_id(self) -> str:
-        """MLflow's run id; "" until the run could be created."""
+        """MLflow's run id; "" until the run is created."""
         return RunRecord.load(self.folder).run_id
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log figures of one step; a key that has reached `step` before is skipped."""
+        """Log metrics of one step; a key that has reached `step` already is skipped."""
         values = {metric_name(key): float(value) for key, value in metrics.items()}
         self._keep(lambda: self._spool.add_metrics(int(step), values))
 
     def log_artifact(self, path: Path, artifact_path: str = "") -> None:
-        """Log a copy of a file or folder as it is now into the run's folder `artifact_path`."""
+        """Log a copy of a file or folder, as it is now, to the run's folder `artifact_path`."""
         self._keep(lambda: self._spool.add_file(Path(path), artifact_path))
 
     def log_text(self, text: str, artifact_file: str) -> None:
-        """Log a text as the run's file `artifact_file`, which replaces an earlier one."""
+        """Log a text as the run's file `artifact_file`; it replaces an earlier one."""
         self._keep(lambda: self._spool.add_text(text, artifact_file))
 
     def log_image(self, key: str, step: int, path: Path) -> None:
@@ -99,7 +100,7 @@ class Tracker:
         self._keep(lambda: self._spool.add_tags(named))
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until all that was logged before this call is delivered; False after `timeout` seconds."""
+        """Wait until everything logged before this call is delivered; False if `timeout` seconds pass first."""
         metrics, artifacts = self._spool.metrics.size_bytes, self._spool.artifacts.size_bytes
 
         def delivered() -> bool:
@@ -111,13 +112,14 @@ class Tracker:
             return self._changed.wait_for(delivered, timeout)
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Flush, stop the thread, and say in one line what is left in the spool; False where something is."""
+        """Flush and stop the thread; if something is left in the spool, log one line and return False."""
         if self._closing:
             return not any(self._delivery.count_left())
         complete = self.flush(timeout)
         with self._changed:
             self._closing = self._urgent = True
             self._changed.notify_all()
+        # A request that hangs is abandoned: it is a daemon thread, and the spool keeps what it was sending.
         self._thread.join(1.0)
         if not complete:
             warn_of_rest(self._delivery, self._reason)
@@ -128,12 +130,13 @@ class Tracker:
             write()
         except OSError as error:
             if not self._disk_failed:
-                logger.warning("tracking: what is logged cannot be kept in %s (%s) and is lost", self.folder, error)
+                logger.warning("tracking: metrics cannot be written to %s (%s) and are lost", self.folder, error)
             self._disk_failed = True
         else:
             self._disk_failed = False
 
     def _work(self) -> None:
+        """Deliver until closed; the first failure of an outage is one warning, its end one line."""
         pause, failing = 0.0, False
         while not self._closing:
             with self._changed:
@@ -149,11 +152,11 @@ class Tracker:
                 if not mine:
                     self._reason = "another process is delivering it"
                 pause = 0.0 if mine else 1.0
-            except Exception as error:  # whatever the server, its client or the disk bring: training goes on
+            except Exception as error:  # whatever the server, its client or the disk raise: training continues
                 self._reason = brief(error)
                 if not failing:
                     logger.warning(
-                        "tracking: %s cannot be reached (%s); training goes on, points are kept in %s",
+                        "tracking: %s cannot be reached (%s); training continues, and metrics are kept in %s",
                         shown(self.uri),
                         self._reason,
                         self.folder,
@@ -165,12 +168,12 @@ class Tracker:
 
 
 def log_recipe_and_versions(tracker: Tracker, recipe_yaml: str, manifests: Mapping[str, str]) -> None:
-    """Log what makes the run repeatable: the recipe, the libraries' versions, each split's manifest digest.
+    """Log what is needed to repeat the run: the recipe, the versions of libraries, the digests of manifests.
 
     Args:
-        tracker: the run.
-        recipe_yaml: the resolved recipe; kept as recipe.yaml.
-        manifests: digest by split; kept as tags `manifest.SPLIT`.
+        tracker: the run's tracker.
+        recipe_yaml: the resolved recipe; logged as recipe.yaml.
+        manifests: digest of each split's manifest; logged as tags `manifest.SPLIT`.
     """
     tracker.log_text(recipe_yaml, "recipe.yaml")
     tags = {f"manifest.{split}": digest for split, digest in manifests.items()}
@@ -181,16 +184,19 @@ def log_recipe_and_versions(tracker: Tracker, recipe_yaml: str, manifests: Mappi
 
 
 def start_system_metrics(tracker: Tracker, interval_seconds: float = 10.0, node: str = "") -> Callable[[], None]:
-    """Log this node's processor, memory, disk, network and GPU use as `system/…`; call what is returned to stop.
+    """Log this node's CPU, memory, disk, network and GPU use as `system/…`.
 
-    MLflow's own monitor measures, but through the tracker's spool: by itself it ends at the first request that
-    fails. The step is the Unix time in seconds, which needs no memory to go only forward over attempts and
-    nodes. What fails is said in one warning line.
+    MLflow's own monitor measures, and the tracker's spool delivers: MLflow's delivery ends at the first request that
+    fails. The step is the Unix time in seconds, which increases over attempts and nodes without being remembered. A
+    failure is one warning.
 
     Args:
-        tracker: the run.
-        interval_seconds: time from one sample to the next; each is the mean since the one before.
-        node: put into the names where several nodes log, `system/NODE/…`.
+        tracker: the run's tracker.
+        interval_seconds: time between two samples; each is the mean since the one before.
+        node: part of the names if several nodes log, `system/NODE/…`.
+
+    Returns:
+        A function that logs a last sample and stops.
     """
     stopped = threading.Event()
 
@@ -212,7 +218,7 @@ def start_system_metrics(tracker: Tracker, interval_seconds: float = 10.0, node:
                 if last:
                     return
         except Exception as error:
-            logger.warning("tracking: system metrics end here (%s)", brief(error))
+            logger.warning("tracking: no more system metrics are logged (%s); training continues", brief(error))
 
     thread = threading.Thread(target=watch, name="aweigh-system-metrics", daemon=True)
     thread.start()

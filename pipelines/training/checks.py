@@ -1,4 +1,4 @@
-"""Everything that is refused before a worker starts: settings, data, detector, and the folder of the run."""
+"""Everything that is refused before a worker starts: settings, data, detector, and the run's folder."""
 
 from pathlib import Path
 
@@ -22,9 +22,19 @@ from pipelines.training.from_recipe import build_detector
 
 
 def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
-    """Everything that can be known to be wrong before a worker is started.
+    """Refuse whatever can be known to be wrong before a worker starts.
 
-    A `fresh` run starts from the recipe's initial weights, which are fetched and loaded here first.
+    Args:
+        recipe: with absolute paths.
+        fresh: also fetch and load the initial weights; a run that resumes does not need them.
+
+    Returns:
+        The manifest of the training shards, and their order.
+
+    Raises:
+        ConfigError, ClusterError: settings that contradict each other or the data.
+        DataError: shards that are missing or damaged.
+        DetectorError: a detector that cannot be built, or cannot learn from this data.
     """
     _check_settings(recipe)
     if "://" in recipe.checkpoint.location:
@@ -48,23 +58,27 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
 
 
 def _check_settings(recipe: Recipe) -> None:
-    """What the recipe alone tells."""
+    """Check what needs neither data nor a network."""
     if not recipe.data.train:
         raise ConfigError(
-            "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` made."
+            "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` wrote."
         )
     hang, deadline = recipe.cluster.hang_seconds, recipe.data.read_deadline_seconds
     if "://" in recipe.data.train and 0 < hang < deadline:
         raise ConfigError(
-            f"data.read_deadline_seconds is {deadline:g} and cluster.hang_seconds {hang:g}: waiting for S3 would be "
-            f"taken for a standstill. Raise cluster.hang_seconds to {deadline:g} or more."
+            f"data.read_deadline_seconds is {deadline:g} and cluster.hang_seconds is {hang:g}: a worker that waits for "
+            f"S3 would be taken for a hung one. Raise cluster.hang_seconds to {deadline:g} or more."
         )
     split_on_most_workers(recipe)
     check_deepspeed(recipe.engine)
 
 
 def split_on_most_workers(recipe: Recipe) -> BatchSplit:
-    """How the batch falls on the workers, the most of them where their number is elastic; refused where it cannot."""
+    """Divide the batch among the workers, the largest possible number of them if it is elastic.
+
+    Raises:
+        ClusterError: the workers cannot share the batch equally.
+    """
     cluster, batch = recipe.cluster, recipe.batch
     workers = max(dividing_worlds(batch.global_size, cluster)) if cluster.elastic else cluster.max_workers
     return split_batch(batch.global_size, workers, batch.microbatch_limit)
@@ -76,7 +90,7 @@ def _locations(recipe: Recipe, manifest: Manifest) -> list[tuple[str, Manifest]]
 
 
 def _check_shards(location: str, manifest: Manifest) -> None:
-    """Compare shards in a folder with their manifest; those of S3 are compared when a node fetches them."""
+    """Compare shards in a folder with their manifest; a node compares shards of S3 when it fetches them."""
     if open_store(location).local_path("manifest.json") is None:
         return
     Shards(location, manifest).verify()
@@ -125,24 +139,29 @@ def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> Non
 
 
 def check_before_submission(recipe: Recipe) -> None:
-    """Everything that can be known to be wrong on this machine, for a training on another one.
+    """Refuse whatever can be known here to be wrong, before a training on another machine.
 
     Raises:
-        ConfigError, DataError, DetectorError: something given cannot be used there.
+        ConfigError, ClusterError, DataError, DetectorError: as `check`; or a path that only this machine has.
     """
     _check_settings(recipe)
     check_places(recipe)
     if Path(recipe.data.train).is_dir():
-        # The cluster's file system is mounted here, too; ImageNet's weights are fetched by who trains.
+        # The cluster's file system is mounted here, too. ImageNet's weights are fetched where the training runs.
         check(recipe, fresh=recipe.detector.weights != IMAGENET)
     else:
+        # The number of classes is in the manifest, which this machine cannot read; any number will do for the checks.
         detector = detectors.build(recipe.detector.name, 80, **recipe.detector.settings)
         check_input_size(recipe, detector)
         _check_max_objects(recipe, detector)
 
 
 def check_places(recipe: Recipe) -> None:
-    """Refuse what means a place on this machine, where the training is on another one."""
+    """Refuse relative paths for a training on another machine.
+
+    Raises:
+        ConfigError: names the field.
+    """
     for field, location in (
         ("run.folder", recipe.run.folder),
         ("data.train", recipe.data.train),
@@ -153,17 +172,22 @@ def check_places(recipe: Recipe) -> None:
     ):
         if location and "://" not in location and not Path(location).is_absolute():
             raise ConfigError(
-                f"{field} {location!r} means a place on this machine, which the cluster does not see: give s3://… or "
-                f"the absolute path of a file system that every node mounts."
+                f"{field} {location!r} is relative to a folder of this machine, which the cluster does not see: give "
+                f"s3://… or the absolute path of a file system that every node mounts."
             )
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse a run's folder that cannot be written, or that Ray deletes with the job that it unpacked there."""
+    """Refuse a run's folder that cannot be written, or that Ray would delete.
+
+    Raises:
+        ConfigError: says which, and what to set.
+    """
+    # Ray unpacks a job's working directory there, and deletes it some time after the job.
     if "runtime_resources/working_dir_files/" in str(folder):
         raise ConfigError(
-            "run.folder is relative, and the working directory of a submitted job is deleted with it: give "
-            "--run.folder the absolute path of a file system that every node mounts."
+            "run.folder is relative to the working directory of a submitted job, which Ray deletes: give --run.folder "
+            "the absolute path of a file system that every node mounts."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,15 +195,21 @@ def check_run_folder(folder: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"run folder {folder} cannot be written: {error.strerror}; set --run.folder.") from error
+        raise ConfigError(
+            f"run folder {folder} cannot be written: {error.strerror}; set --run.folder to another folder."
+        ) from error
 
 
 def check_same_settings(recipe: Recipe, checkpoint: Checkpoint, name: str) -> None:
-    """Refuse to go on from a checkpoint with settings that would train something else."""
-    # Read as a recipe first: a field that came with a later aweigh takes its default.
+    """Refuse to resume from a checkpoint with settings that would train something else.
+
+    Raises:
+        ConfigError: names each field with its old and new value.
+    """
+    # Read as a recipe first: a field that the checkpoint's version did not have takes its default.
     changed = differences(to_dict(from_dict(checkpoint.facts["recipe"])), to_dict(recipe))
     if changed:
         raise ConfigError(
-            f"run {name} was started with other settings ({'; '.join(changed)}). Give the earlier ones, or another "
-            f"--run.name."
+            f"run {name} was started with other settings ({'; '.join(changed)}). Use the earlier ones, or choose "
+            f"another --run.name."
         )

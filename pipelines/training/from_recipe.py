@@ -1,4 +1,4 @@
-"""From a recipe to the parts that train: the detector, what the optimizer is given, the loader."""
+"""Build the parts of a training from its recipe: the detector, the optimizer's parameter groups, the loader."""
 
 import logging
 from typing import Any
@@ -20,8 +20,19 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch
 
 
 def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Detector:
-    """The recipe's detector for the data's classes; `initial` reads the weights to start from, too."""
-    with torch.random.fork_rng(devices=[]):  # the same weights on every rank, whatever was drawn before
+    """Build the recipe's detector for the classes of the data, on the CPU.
+
+    Args:
+        recipe: names the detector, its settings and its initial weights.
+        manifest: its classes are learnt.
+        initial: also load the initial weights; False if others are loaded anyway, as from a checkpoint.
+
+    Raises:
+        ConfigError: the initial weights cannot be fetched.
+        DetectorError: the settings are wrong, or the weights do not fit.
+    """
+    # Random weights are drawn from the recipe's seed, the same on every rank, and no other random number changes.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
     if initial and recipe.detector.weights:
@@ -32,7 +43,7 @@ def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Dete
 
 
 def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[dict[str, Any]]:
-    """What torch's optimizer is given: one group, or two where biases are trained otherwise."""
+    """Group the parameters for torch's optimizer: one group, or two if biases are trained differently."""
     own = {"momentum": optimizer.momentum} if optimizer.name == "sgd" else {"betas": optimizer.betas}
     learning = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
     biases = [parameter for name, parameter in learning.items() if name.endswith("bias")]
@@ -60,7 +71,16 @@ def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[d
 def training_loader(
     recipe: Recipe, plan: Plan, world: World, *, size_divisor: int, microbatches: int, steps: tuple[int, int]
 ) -> TrainingLoader:
-    """What gives this rank its microbatches of the steps after `steps[0]`, up to `steps[1]`."""
+    """Open the loader of this rank.
+
+    Args:
+        recipe: its data and augmentation.
+        plan: the order of samples.
+        world: this rank's place in it.
+        size_divisor: inputs of whole images are padded to multiples of it, in pixels.
+        microbatches: per step.
+        steps: steps done before, and the last step; batches are those between.
+    """
     data = recipe.data
     return TrainingLoader(
         data.store(data.train),

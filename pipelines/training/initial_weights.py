@@ -1,7 +1,7 @@
-"""Weights to start from, wherever they lie: a file, a web address or S3, fetched once for a node and checked by sha256.
+"""Fetch the weights to start from (a file, a web address or S3), once for each node, and check their sha256.
 
-Publishers put the first digits of a file's sha256 into its name (`resnet18-5c106cde.pth`); bytes that do not fit it
-are never loaded.
+Publishers put the first digits of a file's sha256 into its name (`resnet18-5c106cde.pth`); a file whose bytes do not
+match is never loaded.
 """
 
 import datetime
@@ -35,18 +35,18 @@ _BLOCK = 1 << 20
 
 
 def fetch_weights(settings: DetectorSettings, detector: "Detector", cache_folder: str = "") -> Path:
-    """The local file of `settings.weights`, fetched into the cache where it lies elsewhere.
+    """Return the local file of `settings.weights`; a remote one is fetched into the cache.
 
     Args:
-        settings: where the weights lie, and the sha256 they must have, if one is given.
-        detector: says which ImageNet weights its publication starts from.
+        settings: location of the weights, and their sha256 or its first digits, if the user set one.
+        detector: knows the ImageNet weights that its publication starts from.
         cache_folder: the node's cache; empty is AWEIGH_CACHE, or ~/.cache/aweigh.
 
     Raises:
-        ConfigError: the weights cannot be fetched, or are others than the sha256 says; nothing is kept then.
+        ConfigError: the weights cannot be fetched, or do not have the sha256; nothing is kept then.
     """
     location = settings.weights
-    assert location, "no weights were asked for"
+    assert location, "the recipe has no initial weights"
     is_imagenet = location == IMAGENET
     if is_imagenet:
         location = imagenet_location(detector)
@@ -68,10 +68,12 @@ def fetch_weights(settings: DetectorSettings, detector: "Detector", cache_folder
 
 
 def imagenet_location(detector: "Detector") -> str:
-    """Where the ImageNet weights of a detector's backbone are published; AWEIGH_WEIGHTS_URL is where a copy lies.
+    """Return the address of the ImageNet weights of a detector's backbone.
+
+    With AWEIGH_WEIGHTS_URL, it is the file of the same name below that address, for clusters without the internet.
 
     Raises:
-        ConfigError: its publication starts from none.
+        ConfigError: the detector's publication does not start from ImageNet weights.
     """
     published = detector.imagenet_weights
     if not published:
@@ -83,8 +85,8 @@ def imagenet_location(detector: "Detector") -> str:
 
 
 def _cached(location: str, expected: str, cache: Path) -> Path:
-    """The copy in the cache, which one process of the node fetches while the others wait."""
-    # Of two files of one name from two places, neither may stand for the other.
+    """Return the copy in the cache; one process of the node fetches it while the others wait for the lock."""
+    # Two addresses may end in the same file name, so each has a folder of its own.
     folder = cache / "weights" / hashlib.sha256(location.encode()).hexdigest()[:12]
     path = folder / _file_name(location)
     try:
@@ -94,12 +96,13 @@ def _cached(location: str, expected: str, cache: Path) -> Path:
                 _fetch(location, expected, path)
     except OSError as error:
         raise ConfigError(
-            f"cannot keep weights in {folder}: {error.strerror or error}. Set data.cache_folder to another folder."
+            f"weights cannot be kept in {folder}: {error.strerror or error}. Set data.cache_folder to another folder."
         ) from error
     return path
 
 
 def _fetch(location: str, expected: str, path: Path) -> None:
+    # Written beside, checked, flushed, then renamed: the cache never holds half a file, even after a power cut.
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     console.say("weights", f"fetching {location}")
     try:
@@ -118,7 +121,7 @@ def _fetch(location: str, expected: str, path: Path) -> None:
 def _from_store(location: str, path: Path) -> None:
     folder, _, name = location.rpartition("/")
     if folder.count("/") < 2 or not name:
-        raise ConfigError(f"{location} names no file; give s3://BUCKET/KEY.")
+        raise ConfigError(f"{location} names no file; give s3://BUCKET/KEY of the weights.")
     try:
         with path.open("wb") as file:
             open_store(folder).fetch(name, file.fileno(), ranges=4)
@@ -135,6 +138,7 @@ def _from_web(location: str, path: Path) -> None:
                 _copy(answer, file, int(answer.headers.get("Content-Length") or 0))
             return
         except urllib.error.HTTPError as error:
+            # A refusal will be repeated; a busy server (429) or a broken one (5xx) may recover.
             cause, lasting = f"HTTP {error.code} {error.reason}", error.code < 500 and error.code != 429
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", None) or error
@@ -162,7 +166,7 @@ def _check(path: Path, expected: str, location: str) -> None:
     if not found.startswith(expected):
         raise ConfigError(
             f"{location} has sha256 {found[: max(len(expected), 12)]}…, not {expected}: it is damaged or another file. "
-            f"Fetch it again, or set detector.weights_sha256 to what it should be."
+            f"Fetch it again, or correct detector.weights_sha256."
         )
 
 
@@ -176,13 +180,13 @@ def _file_name(location: str) -> str:
 
 
 def _hash_in_name(location: str) -> str:
-    """The first digits of a sha256 at the end of a published file's name, "" where there are none."""
+    """Return the first digits of a sha256 at the end of a published file's name; "" if it has none."""
     found = re.search(r"-([0-9a-f]{8,64})\.[a-z.]+$", _file_name(location))
     return found.group(1) if found and not _is_date(found.group(1)) else ""
 
 
 def _is_date(digits: str) -> bool:
-    """Whether these digits are rather a day, as in run-20261125.pth."""
+    """Recognise a date, as in run-20261125.pth, which is not a hash."""
     try:
         return 1990 <= datetime.datetime.strptime(digits, "%Y%m%d").year <= 2100
     except ValueError:

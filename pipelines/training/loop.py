@@ -1,4 +1,9 @@
-"""What every worker does: read, augment, encode, forward, losses, backward, step; evaluate, checkpoint, record."""
+"""The training loop, as every worker runs it.
+
+The life of a step: each microbatch is read, moved to the device, augmented, encoded into targets, and taken forward and
+backward; the optimizer steps; its losses are kept on the device. Then comes what is due: a record, an evaluation, a
+checkpoint, the end of the attempt. All ranks do the same in the same order, since most of it is collective.
+"""
 
 import dataclasses
 import json
@@ -45,25 +50,29 @@ logger = logging.getLogger("aweigh")
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands to every worker."""
+    """A training as the driver hands it to every worker."""
 
     recipe: Recipe
     run: str
     attempt: int
     tracking_uri: str
     tracking_run: str
-    """MLflow's id of the run; empty where the server could not be asked yet."""
+    """MLflow's id of the run; empty if the server has not answered yet."""
 
 
 def train_worker(context: WorkerContext, job: Job) -> None:
-    """Train on this worker from the newest checkpoint to the end of the schedule."""
+    """Train on this worker, from the newest checkpoint to the end of the schedule.
+
+    Raises:
+        UnrecoverableError: another attempt would end the same way.
+    """
     with mistakes_end_the_run():
         Training(context, job).run()
 
 
 @contextmanager
 def mistakes_end_the_run() -> Iterator[None]:
-    """Where another start of the workers would meet the same error, none is made."""
+    """Turn errors that another start of the workers would repeat into `UnrecoverableError`, which ends the run."""
     try:
         yield
     except (ConfigError, DataError, DetectorError, ClusterError) as error:
@@ -76,11 +85,13 @@ class Training:
     Args:
         context: this rank.
         job: what is trained.
-        measured_steps: for the benchmark, train so many steps from the recipe's own weights, with exact phases.
+        measured_steps: for the benchmark, train this many steps from the recipe's own weights, ignoring checkpoints,
+            and wait for the device at the end of each phase; 0 trains the schedule.
     """
 
     def __init__(self, context: WorkerContext, job: Job, *, measured_steps: int = 0) -> None:
         recipe = job.recipe
+        # Ranks draw different numbers; initial weights do not depend on it (see build_detector).
         torch.manual_seed(recipe.seed + context.rank)
         self.context, self.job, self.recipe = context, job, recipe
         self.manifest: Manifest = load_manifest(recipe.data.train)
@@ -111,22 +122,24 @@ class Training:
         self.ledger: Ledger | None = None
 
     def run(self) -> None:
-        """Train to the end of the schedule, or until it is asked to stop; the last checkpoint is written then."""
+        """Train to the end of the schedule, or until asked to stop; returns when the last checkpoint is written."""
         stop = False
         with self._tracked():
             with self._system_metrics(), self._ledger(), self.loader() as batches:
                 source = iter(batches)
                 if self.resumed_from.get("evaluation_due"):
-                    self.save(self._evaluate())  # the last attempt had no time for it
+                    # The last attempt was stopped at an evaluation, and a grace period is too short for one.
+                    self.save(self._evaluate())
                 while self.step < self.last_step and not stop:
                     stop = self._train_step(source)
             self.milestones.close()
             self._begin_phase("checkpoint")
             self.saver.writer.wait()
+            # Last: the run counts as complete only when its checkpoint is on disk and uploaded.
             self._finish()
 
     def _train_step(self, source: Iterator[Batch]) -> bool:
-        """One step with all that its end calls for; gives whether the attempt ends with it."""
+        """Train one step and do what is due after it; return True if the attempt ends here."""
         rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.factor(self.step, self.plan.steps_per_epoch)
         parts = self.optimizer_step(source, rate)
         self.recorder.add(self.step, parts, skipped=self.engine.skipped)
@@ -134,14 +147,24 @@ class Training:
         if self.step % self.recipe.tracking.every_steps == 0 or due.checkpoint:
             self.recorder.record(self.step, parts, rate, self.engine)
         elif due.wished:
+            # As record does: no checkpoint is taken before the losses up to it are known to be finite.
             self.recorder.check_losses()
+        # Evaluated first, so that the checkpoint has its score; a stop has no time, and notes that one is due.
         evaluation = self._evaluate() if due.evaluation and not due.stop else None
         if due.checkpoint or due.wished:
             self.save(evaluation, evaluation_due=due.evaluation and due.stop)
         return due.stop
 
     def optimizer_step(self, source: Iterator[Batch], rate: float) -> list[dict[str, Tensor]]:
-        """Every microbatch of one step at a learning rate; gives the losses of each."""
+        """Train one optimizer step.
+
+        Args:
+            source: this rank's batches.
+            rate: the learning rate.
+
+        Returns:
+            For each microbatch, its scalar losses by name, on the device and without gradient.
+        """
         self.engine.set_learning_rate(rate)
         parts = []
         sample_ids: list[int] = []
@@ -156,6 +179,7 @@ class Training:
         return parts
 
     def _microbatch(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one microbatch forward and backward; the engine steps the optimizer at the last one of a step."""
         phase = self.stopwatch.phase
         height, width = batch.images.shape[-2:]
         with phase("augment"):
@@ -170,13 +194,15 @@ class Training:
             self.engine.backward(losses["loss"])
         with phase("optimizer"):
             self.engine.step()
+        # Detached, not read: .item() would wait for the whole backward pass.
         return {name: value.detach() for name, value in losses.items()}
 
     def _evaluate(self) -> Evaluation | None:
-        """Judge the weights as they are, on all ranks; rank 0 is given the result."""
+        """Evaluate the current weights. Collective. Returns the result on rank 0 and None elsewhere."""
         self._begin_phase("evaluate")
         began = time.perf_counter()
-        # A second network, so that training's own buffers and ZeRO's shares stay untouched.
+        # A second network: under ZeRO 3 a rank holds only its part of the weights, and the evaluation mode and averaged
+        # buffers of this one must not reach training.
         judged = build_detector(self.recipe, self.manifest, initial=False).to(self.context.device)
         judged.load_state_dict(self.engine.evaluation_weights())
         data, settings = self.recipe.data, self.recipe.evaluation
@@ -206,7 +232,7 @@ class Training:
         return evaluation
 
     def save(self, evaluation: Evaluation | None = None, *, evaluation_due: bool = False) -> None:
-        """A checkpoint of the weights as they are, with their score where they were evaluated."""
+        """Take a checkpoint of the current state, with the score of its evaluation if there was one. Collective."""
         self._begin_phase("checkpoint")
         self.saver.save(
             self.engine,
@@ -223,12 +249,12 @@ class Training:
         self.recorder.pause()
 
     def _finish(self) -> None:
-        """Say that the run is complete, or stopped as it was asked: everything is on disk and uploaded."""
+        """Mark the run as complete, or as stopped on request; everything is on disk and uploaded."""
         if self.context.rank != 0:
             return
         if self.step < self.last_step:
             mark_stopped(self.context.folder, self.step)
-            logger.info("stopped   at step %s, its checkpoint is written", f"{self.step:,}")
+            logger.info("stopped   at step %s; the checkpoint is written", f"{self.step:,}")
             return
         facts = {"step": self.step, "epochs": self.step / self.plan.steps_per_epoch, "run": self.job.run}
         write_json(self.context.folder / "result.json", facts)
@@ -248,14 +274,17 @@ class Training:
         )
 
     def _agreed_precision(self) -> ResolvedPrecision:
-        """One precision for all ranks and attempts, though their devices may differ in what "auto" would mean."""
+        """Return one precision for all ranks and attempts. Collective: rank 0 decides.
+
+        "auto" depends on the device, and a later attempt may run on other devices; the checkpoint's precision stays.
+        """
         own = resolve_precision(self.recipe.engine.precision, self.context.device)
         chosen = [self.resumed_from.get("precision") or own]
         torch.distributed.broadcast_object_list(chosen)
         return chosen[0]
 
     def loader(self) -> TrainingLoader:
-        """What gives this rank the batches that are left."""
+        """Open this rank's loader for the steps that are left."""
         return training_loader(
             self.recipe,
             self.plan,
@@ -267,7 +296,7 @@ class Training:
 
     @contextmanager
     def _tracked(self) -> Iterator[None]:
-        """MLflow on rank 0; whatever happens, what is being written or delivered is not cut off."""
+        """Track on rank 0; on the way out, finish the checkpoint being written and the metrics being delivered."""
         try:
             if self.context.rank == 0:
                 folder = self.context.folder / "tracking"
@@ -285,7 +314,7 @@ class Training:
 
     @contextmanager
     def _system_metrics(self) -> Iterator[None]:
-        """CPU, memory, disk, network and GPU of rank 0's node, in MLflow beside the losses."""
+        """Log CPU, memory, disk, network and GPU use of rank 0's node to MLflow."""
         seconds, tracker = self.recipe.tracking.system_seconds, self.recorder.tracker
         if tracker is None or not seconds:
             yield
@@ -298,7 +327,7 @@ class Training:
 
     @contextmanager
     def _ledger(self) -> Iterator[None]:
-        """The ids of all samples, where the recipe asks for them."""
+        """Keep the ledger of sample ids, if the recipe asks for it."""
         if not self.recipe.tracking.ledger:
             yield
             return

@@ -1,4 +1,4 @@
-"""Losses that are NaN or infinite: which step, which part, on which worker, from which samples."""
+"""Find losses that are NaN or infinite: their step, part and worker, and the samples they came from."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,20 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from data_shards.counting import counted
 from data_shards.order.plan import Plan, World
 
 CALMER = "lower optimizer.learning_rate or set engine.clip_norm, under another --run.name."
-"""What to do about a training whose numbers are not finite."""
+"""Advice for a training whose numbers are not finite."""
 
 
 @dataclass(frozen=True)
 class NotFinite:
-    """The first step of an interval whose loss is not finite, as all ranks know it."""
+    """The first step of an interval whose loss is not finite; the same on all ranks."""
 
     step: int
     steps: int
-    """How many steps of the interval are like it."""
+    """Number of steps of the interval that have such a loss."""
     parts: dict[int, dict[str, float]]
     """Values that are not finite, by rank and name."""
     samples: dict[int, list[int]]
@@ -30,16 +31,16 @@ class NotFinite:
             f"samples {', '.join(map(str, self.samples[rank]))}"
             for rank, parts in self.parts.items()
         )
-        more = f", and {self.steps - 1} more steps after it" if self.steps > 1 else ""
+        more = f", and {counted(self.steps - 1, 'step')} after it" if self.steps > 1 else ""
         return f"step {self.step:,} ({where}){more}"
 
 
 class LossWatch:
-    """Keeps the losses of the steps since it was last asked, on the device; nothing waits for them until then.
+    """Keeps the losses of the steps since the last look, on the device; nothing waits for them until then.
 
     Args:
         plan: knows the samples of a step.
-        world: this rank's place.
+        world: this rank's place in it.
     """
 
     def __init__(self, plan: Plan, world: World) -> None:
@@ -47,17 +48,18 @@ class LossWatch:
         self._kept: list[tuple[int, list[dict[str, Tensor]]]] = []
 
     def add(self, step: int, parts: list[dict[str, Tensor]]) -> None:
-        """Keep the losses of each microbatch of a step, counted from 1."""
+        """Keep the losses of a step, counted from 1; `parts` holds those of each microbatch by name."""
         self._kept.append((step, parts))
 
     def ask(self) -> NotFinite | None:
-        """Look at what was kept, on all ranks together; None where everything is finite. Every rank calls it."""
+        """Return the first kept step with a loss that is not finite; None if all are finite. Collective."""
         kept, self._kept = self._kept, []
         if not kept:
             return None
         names = list(kept[0][1][0])
         values = torch.stack([torch.stack([part[name] for part in parts for name in names]) for _, parts in kept])
         bad = ~values.detach().isfinite()
+        # One number decides whether the ranks talk at all: almost always everything is finite.
         anywhere = bad.any().to(torch.int32).reshape(1)
         torch.distributed.all_reduce(anywhere, torch.distributed.ReduceOp.MAX)
         if not anywhere.item():
@@ -71,6 +73,7 @@ class LossWatch:
         steps = sorted({step for one in everyone for step in one})
         parts = {rank: one[steps[0]] for rank, one in enumerate(everyone) if steps[0] in one}
         epoch, index = divmod(steps[0] - 1, self._plan.steps_per_epoch)
+        # The order is a pure function, so each rank can name the samples of any other.
         samples = {
             rank: self._plan.rank_batch(epoch, index, World(ranks=self._world.ranks, rank=rank)).tolist()
             for rank in parts

@@ -1,4 +1,4 @@
-"""`aweigh preflight`: the cluster, the data and MLflow looked at from where the workers will stand."""
+"""`aweigh preflight`: check the cluster, the data and MLflow from the nodes that the workers will run on."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from pipelines.tracking import tracking_uri
 
 
 def preflight(recipe: Recipe, as_json: bool) -> bool:
-    """Print a table of what was found, or JSON; gives whether nothing is wrong."""
+    """Print the findings as a table or JSON; return True if nothing is wrong."""
     findings = _examine(recipe)
     if as_json:
         print(json.dumps({"ok": _is_fine(findings), "findings": [dataclasses.asdict(one) for one in findings]}))
@@ -27,7 +27,7 @@ def preflight(recipe: Recipe, as_json: bool) -> bool:
 
 
 def before_training(recipe: Recipe) -> None:
-    """Look at the nodes where the workers will stand on several; say what is not as it should be.
+    """Check the nodes of a training on several; print what needs attention.
 
     Raises:
         ClusterError: something would make the training fail, or lose it.
@@ -44,11 +44,11 @@ def before_training(recipe: Recipe) -> None:
             f"preflight: {wrong[0].check}: {wrong[0].found}. Fix: {wrong[0].fix}. "
             f"`aweigh preflight` shows all of it; --cluster.preflight false skips it."
         )
-    console.say("preflight", f"{counted(len(findings), 'check')}, nothing stands in the way")
+    console.say("preflight", f"{counted(len(findings), 'check')}, training can start")
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """A row for each check, with the fix below where there is one."""
+    """Format a row for each check, with the fix below it if there is one."""
     width = max(len(one.check) for one in findings)
     lines = [f"{'check':<{width}}  verdict  found"]
     for one in findings:
@@ -70,7 +70,7 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
         Probe(
             "MLflow",
             functools.partial(read_tracking, uri),
-            fix="start it, or correct tracking.uri; training would go on and deliver its metrics later",
+            fix="start it, or correct tracking.uri; training would run and deliver its metrics later",
             everywhere=False,
             stops_training=False,
         )
@@ -87,7 +87,7 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
 
 
 def _places(recipe: Recipe) -> tuple[list[SharedFolder], list[Probe]]:
-    """What every node has to read and write: the run's folder, its checkpoints, the shards."""
+    """Return the folders and services that every node reads or writes: run folder, checkpoints, shards, weights."""
     run, location = run_name(recipe), recipe.checkpoint.location
     folders = [SharedFolder("run folder", Path(recipe.run.folder) / run, "run.folder")]
     probes = [_data_probe(name, place) for name, place in _shards(recipe) if place]
@@ -117,10 +117,10 @@ def _data_probe(name: str, location: str) -> Probe:
 
 
 def read_data(location: str) -> str:
-    """Read the manifest of shards and look for the first of them; runs on a node.
+    """Read the manifest of shards and look for the first shard; runs on a node.
 
     Raises:
-        DataError: what cannot be read, and why.
+        DataError: one of them cannot be read.
     """
     from data_shards.format.manifest import load_manifest
     from data_shards.storage.open import open_store
@@ -130,7 +130,7 @@ def read_data(location: str) -> str:
     if not open_store(location).exists(shard):
         from data_shards.errors import DataError
 
-        raise DataError(f"{location} has a manifest, but not its first shard {shard}")
+        raise DataError(f"{location} has a manifest, but its first shard {shard} is missing")
     return f"{location}, {manifest.num_samples:,} images, manifest {manifest.digest[:6]}"
 
 
@@ -138,18 +138,18 @@ def find_weights(path: str) -> str:
     """Look for a file of weights; runs on a node.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: the file does not exist.
     """
     if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}")
+        raise ConfigError(f"there is no file {path} on this node")
     return f"{path}, {Path(path).stat().st_size:,} bytes"
 
 
 def write_data(location: str) -> str:
-    """Write a small object and remove it; runs on a node.
+    """Write a small object and delete it; runs on a node.
 
     Raises:
-        DataError: why it cannot be written.
+        DataError: the location cannot be written.
     """
     from data_shards.storage.open import open_store
 
@@ -158,7 +158,11 @@ def write_data(location: str) -> str:
 
 
 def read_tracking(uri: str) -> str:
-    """Ask MLflow for an experiment; runs on the node of rank 0, which is the one that tracks."""
+    """Ask MLflow for an experiment; runs on the node of rank 0, the only one that tracks.
+
+    Raises:
+        ConfigError: MLflow does not answer.
+    """
     from pipelines.tracking.mlflow_client import brief, open_client, quiet_retries, shown
 
     try:
@@ -170,7 +174,7 @@ def read_tracking(uri: str) -> str:
 
 
 def _sqlite(finding: Finding, uri: str) -> Finding:
-    """A database file answers, but is no tracking server for several machines."""
+    """Warn about a database file: it answers, but it does not replace a tracking server for several machines."""
     if finding.check != "MLflow" or finding.verdict != "ok" or not uri.startswith("sqlite"):
         return finding
     return dataclasses.replace(
@@ -182,7 +186,7 @@ def _sqlite(finding: Finding, uri: str) -> Finding:
 
 
 def _cache(recipe: Recipe) -> Cache | None:
-    """Disk for shards that are fetched; read in place, they need none."""
+    """Return the disk space needed for shards that are fetched; None if all are read in place."""
     from data_shards.format.manifest import load_manifest
     from data_shards.storage.node_cache import default_cache_folder
 

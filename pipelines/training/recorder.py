@@ -1,4 +1,4 @@
-"""What a training tells while it goes on: losses over all ranks, pace, one line a step, all of it in MLflow."""
+"""Record a training while it runs: losses over all ranks and the pace, as a line of the log and in MLflow."""
 
 import logging
 import math
@@ -20,30 +20,31 @@ from pipelines.training.stopwatch import Stopwatch
 
 logger = logging.getLogger("aweigh")
 
-# So many steps without one that counts: the weights are beyond help.
-_MOST_SKIPS = 50
+# fp16 halves its loss scale at each skip, from 2^16 to 1 in 16 steps. This many skips in a row have another cause, and
+# the weights will not recover.
+_SKIP_LIMIT = 50
 
 
 @dataclass
 class _Interval:
-    """What has happened since the last recorded step."""
+    """Time and steps since the last record."""
 
     began: float = field(default_factory=time.perf_counter)
     steps: int = 0
 
 
 class Recorder:
-    """Keeps the losses of every step, and records those that the recipe asks for; every rank has one.
+    """Keeps the losses of every step and records them at the steps that the caller chooses; every rank has one.
 
     Args:
         context: this rank.
-        recipe: says what losses that are not finite lead to.
+        recipe: says what follows a loss that is not finite.
         plan: the order of samples.
         world: this rank's place in it.
-        split: samples of a step.
+        split: its global size turns seconds into images per second.
         stopwatch: of the phases of a step.
         last_step: of the whole training.
-        skipped_steps: of earlier attempts.
+        skipped_steps: number of steps that earlier attempts skipped.
     """
 
     def __init__(
@@ -63,28 +64,37 @@ class Recorder:
         self._interval = _Interval()
         self._skips_in_a_row = 0
         self.skipped_steps = skipped_steps
-        """Steps of the whole run that were left out because a gradient was not finite."""
+        """Number of steps of the whole run that were skipped because a gradient was not finite."""
         self.tracker: Tracker | None = None
-        """MLflow's, on rank 0."""
+        """MLflow's, on rank 0; None elsewhere."""
 
     def add(self, step: int, parts: list[dict[str, Tensor]], *, skipped: bool) -> None:
-        """Keep the losses of each microbatch of a step.
+        """Keep the losses of a step, on the device: reading them would wait for the backward pass.
+
+        Args:
+            step: counted from 1.
+            parts: for each microbatch, its scalar losses by name.
+            skipped: the step changed no weight because a gradient was not finite.
 
         Raises:
-            UnrecoverableError: too many steps were skipped, one after the other.
+            UnrecoverableError: too many steps in a row were skipped.
         """
         self._interval.steps += 1
         self._watch.add(step, parts)
         self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
         self.skipped_steps += skipped
-        if self._skips_in_a_row > _MOST_SKIPS:
+        if self._skips_in_a_row > _SKIP_LIMIT:
             raise UnrecoverableError(
-                f"gradients are not finite in {self._skips_in_a_row} steps one after the other, up to step {step:,}, "
-                f"so all were skipped. The last checkpoint is from before them; {CALMER}"
+                f"{self._skips_in_a_row} steps in a row, up to step {step:,}, had gradients that are not finite and "
+                f"were skipped. The last checkpoint is from before them; {CALMER}"
             )
 
     def check_losses(self) -> None:
-        """Name what is not finite in the losses since the last look, and stop there or go on as the recipe says."""
+        """Look for losses that are not finite since the last call. Collective.
+
+        Raises:
+            UnrecoverableError: there is one, and `engine.not_finite` is not "skip".
+        """
         found = self._watch.ask()
         if found is None:
             return
@@ -98,8 +108,16 @@ class Recorder:
         )
 
     def record(self, step: int, parts: list[dict[str, Tensor]], rate: float, engine: Engine) -> None:
-        """Losses of this step over all ranks, and the pace since the last record; every rank calls it."""
+        """Record the losses of a step, averaged over ranks, and the pace since the last record. Collective.
+
+        Args:
+            step: counted from 1.
+            parts: for each microbatch, its scalar losses by name.
+            rate: the learning rate of the step.
+            engine: knows the gradient's norm and the loss scale.
+        """
         losses = self._mean_over_ranks(parts)
+        # Before anything is written: a run that ends here has no NaN among its metrics.
         self.check_losses()
         seconds = time.perf_counter() - self._interval.began
         phases, steps = self._stopwatch.take(), self._interval.steps
@@ -116,18 +134,20 @@ class Recorder:
             **self._of_engine(engine),
         }
         named = {f"train/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in losses.items()}
+        # A skipped step may have a loss of NaN, which a curve cannot show.
         figures = {key: value for key, value in {**named, **pace}.items() if math.isfinite(value)}
         self.tracker.log_metrics(step, figures)
         remaining = (self._last_step - step) * seconds / steps
         logger.info("%s", console.step_line(step, self._last_step, losses, pace, remaining))
 
     def pause(self) -> None:
-        """Leave what was not training out of the pace."""
+        """Start the pace anew, after an evaluation or a checkpoint: their time is not the step's."""
         self._interval = _Interval()
         self._stopwatch.take()
 
     def _mean_over_ranks(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         names = list(parts[0])
+        # One tensor of all losses, so that the ranks exchange once and the device is waited for once.
         values = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).mean(dim=0).double()
         torch.distributed.all_reduce(values)
         return dict(zip(names, (values / self._context.world_size).tolist(), strict=True))

@@ -1,11 +1,11 @@
-"""The ledger of seen samples: which ids each rank trained on at each step, and whether that is what the plan says.
+"""The ledger of seen samples: the ids that each rank trained on at each step, and a comparison with the plan.
 
     ledger/1763990000000000000-rank-0.jsonl     {"start": 8, "world_size": 2, "attempt": 2}
                                                 [9, [17, 3, 30, 12]]
                                                 …
 
-One file for each rank of each start of the workers. A step that was trained again after an interruption counts as it
-was trained last, for that is what the weights came from.
+One file for each rank of each start of the workers. Of a step that was repeated after an interruption the last training
+counts, since the weights came from that one.
 """
 
 import json
@@ -14,19 +14,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from data_shards.counting import counted
 from data_shards.order.plan import Plan
 
 
 class Ledger:
-    """One rank's record of one start; every step is with the operating system when it ends.
+    """One rank's record of one start; a step is handed to the operating system when it ends.
 
     Args:
         folder: the run's folder.
-        life: tells one start of the workers from another, and grows; the same on every rank.
+        life: number of this start of the workers, larger at each start; the same on every rank.
         rank: this rank.
-        start: steps done before.
+        start: steps done before it.
         world_size: number of ranks.
-        attempt: of the driver.
+        attempt: number of the driver's attempt.
     """
 
     def __init__(self, folder: Path, life: int, rank: int, *, start: int, world_size: int, attempt: int) -> None:
@@ -43,7 +44,7 @@ class Ledger:
         self._file.close()
 
     def add(self, step: int, sample_ids: list[int]) -> None:
-        """Note the samples of a step, counted from 1, in the order they were trained on."""
+        """Note the samples of a step, counted from 1, in the order in which this rank trained on them."""
         self._write([step, sample_ids])
 
     def _write(self, line: object) -> None:
@@ -53,20 +54,20 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the ledgers of a run say together."""
+    """All ledgers of a run together."""
 
     steps: dict[int, list[int]]
     """Sample ids of each step's global batch, rank after rank."""
     repeated_steps: int
-    """Steps that were trained more than once because of interruptions."""
+    """Number of steps that were trained again after interruptions."""
     lives: int
-    """How often workers were started."""
+    """Number of times that the workers were started."""
     last_start: int
-    """Steps done when they were started last."""
+    """Steps done at their last start."""
 
 
 def read_ledger(folder: Path) -> Seen:
-    """Read the ledgers of a run; the last line of a killed worker may be torn and is left out."""
+    """Read the ledgers of a run; a line that a killed worker left unfinished is dropped."""
     lives: dict[int, dict[int, list[tuple[int, list[int]]]]] = {}
     starts: dict[int, int] = {}
     for path in sorted((folder / "ledger").glob("*-rank-*.jsonl")):
@@ -83,6 +84,7 @@ def read_ledger(folder: Path) -> Seen:
     steps: dict[int, list[int]] = {}
     trained = 0
     for life in sorted(lives):
+        # This start resumed from a checkpoint: later steps of earlier starts are not in the weights.
         for gone in [step for step in steps if step > starts[life]]:
             del steps[gone]
         mine: dict[int, list[int]] = {}
@@ -96,12 +98,15 @@ def read_ledger(folder: Path) -> Seen:
 
 
 def departures(seen: Seen, plan: Plan, last_step: int) -> list[str]:
-    """Where what was seen is not what the plan says; empty where every sample came once, in order.
+    """Compare the samples that were seen with the plan.
 
     Args:
-        seen: of a run that ended.
-        plan: of its recipe.
+        seen: ledgers of a finished run.
+        plan: the order of samples of its recipe.
         last_step: steps of the whole run.
+
+    Returns:
+        A line for each difference; empty if every sample was seen once, in order.
     """
     found = []
     for step in range(1, last_step + 1):
@@ -112,14 +117,14 @@ def departures(seen: Seen, plan: Plan, last_step: int) -> list[str]:
         elif got != expected:
             place = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), len(got))
             found.append(
-                f"step {step:,}, place {place}: sample {got[place] if place < len(got) else 'none'} where the plan has "
+                f"step {step:,}, place {place}: sample {got[place] if place < len(got) else 'none'}, but the plan has "
                 f"{expected[place] if place < len(expected) else 'none'}"
             )
     for epoch in range(last_step // plan.steps_per_epoch):
         first = epoch * plan.steps_per_epoch
         ids = [one for step in range(first + 1, first + plan.steps_per_epoch + 1) for one in seen.steps.get(step, [])]
         if len(set(ids)) != len(ids):
-            found.append(f"epoch {epoch}: {len(ids) - len(set(ids))} samples were seen more than once")
+            found.append(f"epoch {epoch}: {counted(len(ids) - len(set(ids)), 'sample')} seen more than once")
     if extra := [step for step in seen.steps if step > last_step]:
         found.append(f"step {extra[0]:,} was trained after the end")
     return found

@@ -1,4 +1,4 @@
-"""Seconds of each phase of a step, which is also what the heartbeat is told."""
+"""Measure the seconds of each phase of a step, and report each phase to the heartbeat."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ PHASES = ("data", "augment", "encode", "forward", "backward", "optimizer")
 
 
 class Stopwatch:
-    """Seconds spent in each phase of a step.
+    """Sums the seconds spent in each phase of a step.
 
     Args:
-        device: waited for at the end of each phase where `exact`.
-        exact: wait for the device, so that a phase on a GPU is not counted in the next; slows the step down.
-        begins: told the name of each phase when it begins.
+        device: the device that computes.
+        exact: wait for a GPU at the end of each phase, so that its work is not counted in a later phase; slower.
+        begins: called with the name of each phase when it begins.
     """
 
     def __init__(self, device: torch.device, exact: bool, begins: Callable[[str], None] = lambda phase: None) -> None:
@@ -34,6 +34,6 @@ class Stopwatch:
         self.seconds[name] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
-        """The seconds since the last call."""
+        """Return the seconds of each phase since the last call, and start from zero."""
         taken, self.seconds = self.seconds, dict.fromkeys(PHASES, 0.0)
         return taken

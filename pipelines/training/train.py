@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.errors import StoppedError
 from cluster.local import connected, dashboard_url
 from cluster.settings import ClusterSettings
-from cluster.workers import dividing_worlds, exclusive_run, run_workers
+from cluster.workers import LogStream, dividing_worlds, exclusive_run, run_workers
 from data_shards.counting import counted
 from data_shards.format.manifest import Manifest
 from data_shards.order.plan import Plan
@@ -101,8 +102,34 @@ def _train_on_workers(recipe: Recipe, name: str, folder: Path, checkpoint: Check
             folder=folder,
             settings=recipe.cluster,
             batch_size=recipe.batch.global_size,
-            started=starting.close,
+            out=RankLog(sys.stderr, starting.close),
         )
+
+
+class RankLog:
+    """The log of rank 0; its first text ends the wait for the workers.
+
+    Both happen in the thread that writes, so that the waiting line ends before the text and never in the middle of it.
+
+    Args:
+        stream: receives the log.
+        started: called once, before the first text.
+    """
+
+    def __init__(self, stream: LogStream, started: Callable[[], None]) -> None:
+        self._stream = stream
+        self._started: Callable[[], None] | None = started
+
+    def write(self, text: str) -> None:
+        """Write some text."""
+        if self._started is not None:
+            self._started()
+            self._started = None
+        self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
 
 
 @contextmanager
@@ -168,7 +195,8 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
     if recipe.cluster.elastic:
         worlds = dividing_worlds(recipe.batch.global_size, recipe.cluster)
         console.say(
-            "elastic", f"{', '.join(map(str, worlds))} workers, as the cluster has room; each takes an equal share"
+            "elastic",
+            f"{', '.join(map(str, worlds))} workers, as many as fit; each takes an equal share",
         )
     console.say(
         "schedule",

@@ -23,8 +23,8 @@ def _submit(*flags: object) -> list[object]:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--data.train", "s3://b/train"], "run.folder 'runs' means a place on this machine"),
-        (["--run.folder", "/runs"], "data.train 'demo/shards/train' means a place on this machine"),
+        (["--data.train", "s3://b/train"], "run.folder 'runs' is relative to a folder of this machine"),
+        (["--run.folder", "/runs"], "data.train 'demo/shards/train' is relative to a folder of this machine"),
         (["--schedul.epochs", "3"], "unknown field --schedul.epochs; did you mean --schedule.epochs?"),
         (["--data.train", ""], "data.train is empty"),
     ],
@@ -44,7 +44,7 @@ def test_an_input_size_that_the_network_cannot_halve_is_refused_here(capsys: pyt
 
 def test_a_deadline_of_s3_beyond_the_time_of_a_standstill_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     said = _refused(capsys, *_submit(*CLUSTER, "--data.read_deadline_seconds", 900))
-    assert "waiting for S3 would be taken for a standstill. Raise cluster.hang_seconds to 900 or more" in said
+    assert "a worker that waits for S3 would be taken for a hung one. Raise cluster.hang_seconds to 900 or more" in said
 
 
 def test_a_cluster_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,7 @@ def test_a_run_in_the_folder_of_a_job_is_refused_for_ray_deletes_it(
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    assert "run.folder is relative, and the working directory of a submitted job is deleted" in _refused(
+    assert "run.folder is relative to the working directory of a submitted job, which Ray deletes" in _refused(
         capsys, "train", "demo"
     )
 

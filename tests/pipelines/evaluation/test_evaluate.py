@@ -89,7 +89,8 @@ def test_who_knows_the_truth_has_an_ap_of_one(small_shards: Path, geometry: str,
     # Images have 0, 1, 2, 3, 0, … objects: 18 on 12 images, whatever the batch.
     assert found.losses == {"loss": 1.5}
     assert found.metrics()["val/loss"] == 1.5
-    assert [picture.image_id for picture in found.pictures] == [100, 107]
+    named = [(picture.image_id, picture.file_name) for picture in found.pictures]
+    assert named == [(100, "100.jpg"), (107, "107.jpg")]
 
 
 def test_boxes_that_end_on_their_last_pixel_get_it_back(small_shards: Path) -> None:

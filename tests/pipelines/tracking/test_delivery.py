@@ -166,8 +166,8 @@ def test_unreadable_and_refused_points_hold_nothing_back(
     writer.add_metrics(2, {"a": 2.0, "not, a name": 2.0, "b": 2.0})
     assert deliver_spool(folder, PATIENCE_SECONDS)
     assert MlflowClient(uri).get_run(run_id).data.metrics == {"a": 2.0, "b": 2.0}
-    assert "an unreadable line in" in caplog.text
-    assert "does not take metric 'not, a name' of step 2, left out" in caplog.text
+    assert "a damaged line in" in caplog.text
+    assert "refuses metric 'not, a name' of step 2, which is skipped" in caplog.text
 
 
 def test_another_process_that_delivers_is_left_alone(
@@ -190,7 +190,7 @@ with sole_delivery(Path({str(folder)!r})) as free:
         assert other.stdout.readline() == "True\n"
         assert not deliver_spool(folder, timeout_seconds=0)
         other.kill()
-    assert "1 points and 0 artifacts are not delivered" in caplog.text
+    assert "1 point and 0 artifacts could not be delivered" in caplog.text
     assert "another process is delivering it" in caplog.text
     with sole_delivery(folder) as free:
         assert free

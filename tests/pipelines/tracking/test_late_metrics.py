@@ -32,4 +32,4 @@ def test_a_server_that_is_gone_costs_one_line_afterwards(
     record.uri = "http://127.0.0.1:9"
     record.save(tmp_path / "tracking")
     assert not log_afterwards(tmp_path / "tracking", 1, {"a": 1.0}, {})
-    assert "http://127.0.0.1:9 does not take the figures" in caplog.text
+    assert "the metrics could not be logged to http://127.0.0.1:9 (" in caplog.text

@@ -24,12 +24,14 @@ def test_addresses_mean_the_same_everywhere_or_are_refused(tmp_path: Path, monke
     assert absolute_uri("https://host:5000") == "https://host:5000"
     assert absolute_uri("postgresql+psycopg2://host/db") == "postgresql+psycopg2://host/db"
     for bad in ("./mlruns", "file:///mlruns", "ftp://host", ""):
-        with pytest.raises(ConfigError, match=r"is no address that MLflow stores runs at. Write sqlite:////FOLDER"):
+        with pytest.raises(
+            ConfigError, match=r"is not an address at which MLflow stores runs. Write sqlite:////FOLDER"
+        ):
             absolute_uri(bad)
     with pytest.raises(ConfigError, match="names no file"):
         absolute_uri("sqlite://")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file/sub cannot be made \(Not a directory\)"):
+    with pytest.raises(ConfigError, match=r"file/sub cannot be created \(Not a directory\)"):
         absolute_uri("sqlite:///file/sub/mlflow.db")
 
 

@@ -141,7 +141,7 @@ def test_a_silent_server_holds_nothing_up(
         tracker.log_metrics(step, {"train/loss": 1.0, "train/rate": 0.1})
     tracker.log_image("val/predictions", 5, png)
     assert not tracker.close(timeout=0.01)
-    assert "2,000 points and 1 artifacts are not delivered to http://127.0.0.1" in caplog.text
+    assert "2,000 points and 1 artifact could not be delivered to http://127.0.0.1" in caplog.text
     assert f"they stay in {tmp_path} and are delivered when the run starts again" in caplog.text
     assert "secret" not in caplog.text
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1000
@@ -159,9 +159,9 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_stops_nothing(
         tracker.log_artifact(tmp_path / "missing.png")
         (folder / "metrics.jsonl").rmdir()
         tracker.log_metrics(3, {"a": 3.0})
-    assert [record.message for record in caplog.records if "cannot be kept" in record.message] == [
-        f"tracking: what is logged cannot be kept in {folder} ([Errno 21] Is a directory: '{folder}/metrics.jsonl') "
-        "and is lost"
+    assert [record.message for record in caplog.records if "cannot be written to" in record.message] == [
+        f"tracking: metrics cannot be written to {folder} ([Errno 21] Is a directory: '{folder}/metrics.jsonl') "
+        "and are lost"
     ]
     assert steps(uri, run_id, "a") == [3]
 

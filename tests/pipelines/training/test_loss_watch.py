@@ -18,7 +18,7 @@ def _watch(rank: int) -> None:
             parts[1] = {"heatmap": torch.tensor(torch.nan), "loss": torch.tensor(torch.inf)}
         watch.add(step, parts)
     samples = ", ".join(map(str, PLAN.rank_batch(1, 1, World(ranks=2, rank=1)).tolist()))
-    expected = f"step 6 (heatmap nan, loss inf on worker 1, samples {samples}), and 1 more steps after it"
+    expected = f"step 6 (heatmap nan, loss inf on worker 1, samples {samples}), and 1 step after it"
     assert str(watch.ask()) == expected
     watch.add(8, [{"heatmap": torch.tensor(1.0), "loss": torch.tensor(2.0)}])
     assert watch.ask() is None

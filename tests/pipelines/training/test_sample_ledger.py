@@ -50,6 +50,6 @@ def test_departures_are_named(tmp_path: Path) -> None:
     file.write_text("\n".join(lines) + "\n[9, [1")
     found = departures(read_ledger(tmp_path), PLAN, 8)
     assert found == [
-        f"step 1, place 2: sample {first[0]} where the plan has {first[2]}",
-        "epoch 0: 1 samples were seen more than once",
+        f"step 1, place 2: sample {first[0]}, but the plan has {first[2]}",
+        "epoch 0: 1 sample seen more than once",
     ]

@@ -13,7 +13,7 @@ from data_shards.order.plan import make_plan
 from pipelines import recipes
 from pipelines.console import say, waiting_line
 from pipelines.recipes.recipe import with_flags
-from pipelines.training.train import _say_what_will_happen, _workers_in_words
+from pipelines.training.train import RankLog, _say_what_will_happen, _workers_in_words
 
 
 class Output(io.StringIO):
@@ -59,6 +59,16 @@ def test_what_is_said_during_a_wait_begins_a_line_of_its_own(monkeypatch: pytest
     with waiting_line("workers", "starting", every_seconds=300):
         say("warning", "a node is slow")
     assert output.getvalue() == "\rworkers   starting, 0 s\x1b[K\nwarning   a node is slow\n"
+
+
+def test_the_first_text_of_rank_0_ends_the_wait() -> None:
+    shown = io.StringIO()
+    log = RankLog(shown, lambda: shown.write("<started>"))
+    assert shown.getvalue() == ""
+    log.write("start     at step 0\n")
+    log.write("step 1/40\n")
+    log.flush()
+    assert shown.getvalue() == "<started>start     at step 0\nstep 1/40\n"
 
 
 def _said(small_shards: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> list[str]:
