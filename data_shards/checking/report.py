@@ -84,21 +84,17 @@ def _numbers(location: str, numbers: Numbers, input_size: tuple[int, int]) -> li
     shown = ", ".join(f"{size} ({count:,})" for size, count in sizes[:4])
     more = f" and {len(sizes) - 4:,} other sizes" if len(sizes) > 4 else ""
     small, medium, large = numbers.coco_sizes.values()
-    cells = ", ".join(f"{count:,} at stride {stride}" for stride, count in numbers.same_cell.items())
-    joints = []
-    if numbers.joints:
-        joints.append(
-            f"joints        {numbers.joints:,} labelled; {counted(numbers.objects_without_joints, 'object')} without "
-            "any, which teach the detector boxes but no joints"
-        )
+    cells = ", ".join(f"{stride}: {count:,}" for stride, count in numbers.same_cell.items())
+    bare = counted(numbers.objects_without_joints, "object")
+    joints = [f"joints        {numbers.joints:,} labelled; {bare} without any, trained on without joints"]
     return [
         f"{location}: {counted(numbers.images, 'image')}, {counted(numbers.objects, 'object')} and "
         f"{counted(numbers.crowds, 'crowd')} of {counted(len(numbers.objects_of_class), 'class')}",
         f"images        {shown}{more}",
-        f"object sizes  {small:,} small, {medium:,} medium, {large:,} large (area below COCO's 32², 96², above)",
-        f"shared cells  objects in one cell with another of their class, at input {input_size[0]} x {input_size[1]}: "
-        f"{cells}",
-        *joints,
+        f"object sizes  {small:,} small, {medium:,} medium, {large:,} large (COCO: area below 32², below 96², above)",
+        f"shared cells  stride {cells}",
+        f"              objects in one cell with another of their class, at input {input_size[0]} x {input_size[1]}",
+        *(joints if numbers.joints else ()),
         "",
         *_bars("object size, √area in pixels", numbers.object_sizes.items()),
         "",
