@@ -33,8 +33,8 @@ def find_samples(shards: Shards, names: Sequence[str]) -> Int64[NDArray[np.int64
                 break
     if missing := [name for identity, name in wanted.items() if identity not in found]:
         raise DataError(
-            f"{shards.store.location} has no sample {missing[0]}. Give a file name, or a key as `aweigh shards examine` "
-            "prints it."
+            f"{shards.store.location} has no sample {missing[0]}. Give a file name, or a key as "
+            "`aweigh shards examine` prints it."
         )
     return np.array([found[identity] for identity in wanted], dtype=np.int64)
 
