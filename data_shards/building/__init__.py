@@ -1,1 +1,1 @@
-"""From COCO, VOC or YOLO annotations to shards; moving shards between stores."""
+"""From COCO, VOC or YOLO annotations to shards, and copies of shards."""

@@ -1,1 +1,1 @@
-"""Verify shards, and examine what is in them."""
+"""Verify shards, and examine their contents."""

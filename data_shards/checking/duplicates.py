@@ -1,9 +1,9 @@
-"""Finding images that are in a data set more than once: the same bytes, or the same picture in other bytes.
+"""Finding images that are in a data set more than once: the same bytes, or the same picture in different bytes.
 
-A picture's hash says, for 64 places of a 9 by 8 thumbnail, whether it gets brighter to the right; scaling and
-recompressing change few of its bits. Two hashes that differ in at most 3 bits agree in one of four 16-bit quarters, so
-only images that share a quarter are compared. A second, larger thumbnail then has to agree, too: plain pictures
-(microscopy, documents) share hashes without being the same.
+A picture's hash has one bit for each of 64 places of a 9 by 8 thumbnail: whether the picture gets brighter to the right
+there. Scaling and recompressing change few of the bits. Two hashes that differ in at most 3 bits agree in at least one
+of four 16-bit quarters, so only images that share a quarter are compared. A second, larger thumbnail must agree as
+well: plain pictures (microscopy, documents) share hashes without being the same.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8, UInt64
 from numpy.typing import NDArray
 
 _MOST_BITS = 3
@@ -20,24 +21,25 @@ _THUMBNAIL = 16
 _MOST_DIFFERENCE = 4.0
 """Mean absolute difference of two thumbnails, in gray levels, up to which they show the same picture."""
 _LEAST_CONTRAST = 4.0
-"""Standard deviation of a thumbnail, in gray levels, below which it is too plain to be told from others."""
+"""Standard deviation of a thumbnail, in gray levels, below which it is too plain to tell it from others."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of an image to find it again: 300 bytes."""
+    """The 300 bytes by which an image is recognised."""
 
     digest: bytes
     """BLAKE2b of the encoded bytes, 16 bytes long."""
     bits: int
     """The 64-bit picture hash."""
-    thumbnail: NDArray[np.uint8]
-    """`(16, 16)` gray."""
+    thumbnail: UInt8[NDArray[np.uint8], "16 16"]
+    """Gray."""
 
 
-def fingerprint(data: bytes, image: NDArray[np.uint8]) -> Fingerprint:
-    """The fingerprint of an encoded image and its decoded pixels, uint8 `(height, width, 3)` RGB."""
+def fingerprint(data: bytes, image: UInt8[NDArray[np.uint8], "height width 3"]) -> Fingerprint:
+    """Take the fingerprint of an encoded image and its decoded RGB pixels."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    # INTER_AREA averages all pixels, so the thumbnails of a picture and of its resized copy agree.
     small = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
     brighter = (small[:, 1:] > small[:, :-1]).ravel()
     return Fingerprint(
@@ -48,7 +50,7 @@ def fingerprint(data: bytes, image: NDArray[np.uint8]) -> Fingerprint:
 
 
 def same_bytes(prints: Sequence[Fingerprint]) -> list[list[int]]:
-    """Groups of two or more images with the same bytes, as ascending indexes into `prints`."""
+    """Group images with the same bytes; return the groups of two or more, as ascending indexes into `prints`."""
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, item in enumerate(prints):
         groups[item.digest].append(index)
@@ -56,9 +58,13 @@ def same_bytes(prints: Sequence[Fingerprint]) -> list[list[int]]:
 
 
 def same_picture(prints: Sequence[Fingerprint]) -> list[list[int]]:
-    """Groups of two or more images that show the same picture in different bytes, as indexes into `prints`.
+    """Group images that show the same picture in different bytes.
 
-    Of images with the same bytes only the first is looked at. A group holds all that are connected by pairs.
+    Only the first of several images with the same bytes takes part. A group holds all images that are connected by
+    pairs, even if its first and last differ more than a pair may.
+
+    Returns:
+        Groups of two or more, as ascending indexes into `prints`.
     """
     first_of: dict[bytes, int] = {}
     for index, item in enumerate(prints):
@@ -71,6 +77,7 @@ def same_picture(prints: Sequence[Fingerprint]) -> list[list[int]]:
     leader = list(range(len(chosen)))
 
     def find(item: int) -> int:
+        # Union-find: halving the path keeps chains of copies short.
         while leader[item] != item:
             leader[item] = leader[leader[item]]
             item = leader[item]
@@ -86,10 +93,11 @@ def same_picture(prints: Sequence[Fingerprint]) -> list[list[int]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def _candidates(bits: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each image with later ones of at most 3 other bits; a pair may come up to four times."""
+def _candidates(bits: UInt64[NDArray[np.uint64], " images"]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each image with others whose hashes differ in at most 3 bits; a pair may come up to four times."""
     for quarter in range(4):
         part = (bits >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
+        # Sorted by one quarter, images that share it are neighbours, so no other pairs are compared.
         order = np.argsort(part, kind="stable")
         ends = np.searchsorted(part[order], part[order], side="right")
         for place, end in enumerate(ends):

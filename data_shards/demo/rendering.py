@@ -1,6 +1,6 @@
-"""Light, normals, noise and paint: what drawings of things and of surfaces share.
+"""Light, normals, noise and paint for drawings of things and of surfaces.
 
-Everything is computed in linear light, from 0 to 1 and beyond. Axes are x to the right, y down, z towards the viewer.
+Colours are linear light, from 0 to 1 and beyond. Axes are x to the right, y down, z towards the viewer.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, Shaped
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -16,24 +17,35 @@ Generator = np.random.Generator
 
 @dataclass(frozen=True)
 class Lamp:
-    """One lamp far away, and the light that comes from everywhere."""
+    """One distant lamp, and light from everywhere."""
 
     direction: tuple[float, float, float]
     """Unit vector from the table to the lamp."""
     ambient: float
+    """Strength of the light from everywhere."""
     colour: tuple[float, float, float]
 
     @classmethod
     def draw(cls, random: Generator) -> "Lamp":
-        """A lamp above the far edge of the table, warm or cold."""
+        """Draw a lamp above the far edge of the table, warm or cold."""
         direction = np.array([random.uniform(-0.7, 0.7), random.uniform(-0.75, -0.2), random.uniform(0.6, 0.9)])
         x, y, z = direction / np.linalg.norm(direction)
         warmth = random.uniform(-0.12, 0.12)
         return cls((x, y, z), random.uniform(0.24, 0.4), (1 + warmth, 1.0, 1 - warmth))
 
 
-def noise(random: Generator, height: int, width: int, cells: tuple[float, float], octaves: int = 4) -> Floats:
-    """Smooth noise `(height, width)` around 0, mostly within ±1: octaves of random grids, each twice as fine."""
+def noise(
+    random: Generator, height: int, width: int, cells: tuple[float, float], octaves: int = 4
+) -> Float32[Floats, "height width"]:
+    """Draw smooth noise around 0, mostly within ±1: octaves of random grids, each twice as fine and half as strong.
+
+    Args:
+        random: the source of the grids.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        cells: rows and columns of the coarsest grid.
+        octaves: how many grids are summed.
+    """
     total = np.zeros((height, width), dtype=np.float32)
     for octave in range(octaves):
         rows, columns = (max(2, round(count * 2**octave)) for count in cells)
@@ -43,16 +55,20 @@ def noise(random: Generator, height: int, width: int, cells: tuple[float, float]
 
 
 def shade(
-    albedo: NDArray[Any], normals: NDArray[Any], lamp: Lamp, gloss: float = 0.0, sharpness: float = 20.0
-) -> Floats:
-    """Linear colours of a surface: diffuse and ambient light, and a highlight.
+    albedo: Shaped[NDArray[Any], "height width 3"],
+    normals: Shaped[NDArray[Any], "height width 3"],
+    lamp: Lamp,
+    gloss: float = 0.0,
+    sharpness: float = 20.0,
+) -> Float32[Floats, "height width 3"]:
+    """Compute the linear colours of a surface: diffuse and ambient light, and a highlight.
 
     Args:
-        albedo: `(height, width, 3)`, the share of light each colour throws back.
-        normals: `(height, width, 3)`, unit vectors.
+        albedo: the share of each colour that the surface reflects.
+        normals: unit vectors.
         lamp: the light.
         gloss: strength of the highlight.
-        sharpness: exponent of the highlight.
+        sharpness: exponent of the highlight; a larger one makes it smaller.
 
     Source:
         Blinn, Models of Light Reflection for Computer Synthesized Pictures, 1977.
@@ -60,7 +76,7 @@ def shade(
     albedo, normals = single(albedo), single(normals)
     direction = np.array(lamp.direction, dtype=np.float32)
     diffuse = np.clip(normals @ direction, 0, None)
-    # Surfaces that look up see the ceiling, those that look down the table.
+    # Surfaces that face up reflect the bright ceiling, those that face down the darker table.
     ambient = lamp.ambient * (0.75 - 0.25 * normals[..., 1])
     light = (1.15 * diffuse + ambient)[..., None] * np.array(lamp.colour, dtype=np.float32)
     halfway = direction + np.array([0, 0, 1], dtype=np.float32)
@@ -71,38 +87,48 @@ def shade(
     return light
 
 
-def normals_of(relief: NDArray[Any]) -> Floats:
-    """Unit normals `(height, width, 3)` of a height field in pixels."""
+def normals_of(relief: Shaped[NDArray[Any], "height width"]) -> Float32[Floats, "height width 3"]:
+    """Return the unit normals of a height field in pixels."""
     rise_y, rise_x = np.gradient(single(relief))
     return unit(np.stack([-rise_x, -rise_y, np.ones_like(rise_x)], axis=-1))
 
 
-def turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
-    """Coordinates along axes that are turned by an angle, in radians."""
+def turned(
+    x: Float32[Floats, "height width"], y: Float32[Floats, "height width"], angle: float
+) -> tuple[Float32[Floats, "height width"], Float32[Floats, "height width"]]:
+    """Return the coordinates along axes that are turned by an angle, in radians."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
 
-def painted(shape: tuple[int, ...], colour: Any) -> Floats:
-    """One colour everywhere: float32 `(*shape, 3)`."""
+def painted(shape: tuple[int, ...], colour: Any) -> Float32[Floats, "... 3"]:
+    """Return one colour everywhere, `(*shape, 3)`."""
     values = np.empty((*shape, 3), dtype=np.float32)
     values[:] = colour
     return values
 
 
-def single(values: NDArray[Any]) -> Floats:
-    """The same values in float32."""
+def single(values: Shaped[NDArray[Any], "..."]) -> Float32[Floats, "..."]:
+    """Convert to float32, without a copy if the values are float32 already."""
     return values.astype(np.float32, copy=False)
 
 
-def unit(vectors: NDArray[Any]) -> Floats:
-    """Vectors along the last axis at length 1; zero stays zero."""
+def unit(vectors: Shaped[NDArray[Any], "*axes"]) -> Float32[Floats, "*axes"]:
+    """Scale vectors along the last axis to length 1; zero stays zero."""
     squared = np.einsum("...i,...i", vectors, vectors)
     return single(vectors / np.sqrt(np.maximum(squared, 1e-6))[..., None])
 
 
-def blend(below: NDArray[Any], above: Any, coverage: NDArray[Any]) -> Floats:
-    """What is seen where something above covers something below in part."""
+def blend(
+    below: Shaped[NDArray[Any], "height width 3"], above: Any, coverage: Shaped[NDArray[Any], "height width"]
+) -> Float32[Floats, "height width 3"]:
+    """Mix two layers of colours.
+
+    Args:
+        below: the lower layer.
+        above: the upper layer, or one colour for all of it.
+        coverage: the share of each pixel that the upper layer covers, 0 to 1.
+    """
     blended = np.asarray(above, dtype=np.float32) - single(below)
     blended *= single(coverage)[..., None]
     blended += below

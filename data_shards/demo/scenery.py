@@ -1,7 +1,8 @@
-"""The table, the shadows of the things that are put on it, and the camera."""
+"""The table, the shadows of the things on it, and the camera."""
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 
 from data_shards.demo.rendering import (
@@ -19,8 +20,8 @@ from data_shards.demo.rendering import (
 from data_shards.demo.things import Thing
 
 
-def surface(random: Generator, height: int, width: int, lamp: Lamp) -> Floats:
-    """A lit table top `(height, width, 3)`: wood, cloth, stone or concrete, brighter towards the lamp."""
+def surface(random: Generator, height: int, width: int, lamp: Lamp) -> Float32[Floats, "height width 3"]:
+    """Draw a lit table top of wood, cloth, stone or concrete, brighter towards the lamp."""
     kind = _SURFACES[random.integers(len(_SURFACES))]
     albedo, relief = kind(random, height, width)
     lit = shade(albedo, normals_of(relief), lamp, 0.03, 10)
@@ -89,27 +90,31 @@ def _concrete(random: Generator, height: int, width: int) -> tuple[Floats, Float
     return (base * tone[..., None]).astype(np.float32), (grit * 0.25 - pits).astype(np.float32)
 
 
+# Listed twice, wood and cloth are drawn twice as often.
 _SURFACES = (_wood, _wood, _cloth, _cloth, _stone, _concrete)
 
 
-def put(scene: Floats, thing: Thing, x: float, y: float, lamp: Lamp) -> Floats:
-    """Put a thing with its shadow into a scene, in place, and give its coverage of the scene.
+def put(
+    scene: Float32[Floats, "height width 3"], thing: Thing, x: float, y: float, lamp: Lamp
+) -> Float32[Floats, "height width"]:
+    """Put a thing with its shadow into a scene, in place.
 
     Args:
-        scene: `(height, width, 3)`, linear.
-        thing: what is put there.
-        x, y: its middle, in pixels of the scene; parts outside are cut off.
-        lamp: throws the shadow.
+        scene: linear colours, changed in place.
+        thing: the drawn thing.
+        x: horizontal position of its middle, in pixels of the scene; parts outside are cut off.
+        y: vertical position of its middle.
+        lamp: the light that casts the shadow.
 
     Returns:
-        float32 `(height, width)`.
+        The share of each pixel of the scene that the thing covers, 0 to 1.
     """
     height, width = scene.shape[:2]
     half = len(thing.alpha) / 2
     slope_x, slope_y, up = lamp.direction
     reach = thing.height / up
     softness = 1 + 0.2 * thing.height
-    # Only the window that the thing and its shadow can touch.
+    # Work only in the window that the thing and its shadow can touch: most scenes are much larger.
     margin = half + reach + 3 * softness
     left, upper = max(0, int(x - margin)), max(0, int(y - margin))
     window = scene[upper : max(upper, int(y + margin) + 1), left : max(left, int(x + margin) + 1)]
@@ -121,6 +126,7 @@ def put(scene: Floats, thing: Thing, x: float, y: float, lamp: Lamp) -> Floats:
         move = np.array([[1, 0, x - left - half + dx], [0, 1, y - upper - half + dy]], dtype=np.float64)
         return single(cv2.warpAffine(values, move, window.shape[1::-1], flags=cv2.INTER_LINEAR))
 
+    # A cast shadow away from the lamp, and a dark line of contact that keeps the thing from floating.
     shadow = placed(thing.alpha, -slope_x * reach, -slope_y * reach * 0.6)
     shadow = cv2.GaussianBlur(shadow, (0, 0), softness)
     contact = cv2.GaussianBlur(placed(thing.alpha, 0, 1 + 0.1 * thing.height), (0, 0), 1 + 0.06 * thing.height)
@@ -131,8 +137,10 @@ def put(scene: Floats, thing: Thing, x: float, y: float, lamp: Lamp) -> Floats:
     return of_scene
 
 
-def photograph(random: Generator, scene: Floats) -> NDArray[np.uint8]:
-    """What a small camera makes of a scene: uint8 `(height, width, 3)`, RGB."""
+def photograph(
+    random: Generator, scene: Float32[Floats, "height width 3"]
+) -> UInt8[NDArray[np.uint8], "height width 3"]:
+    """Photograph a scene as a small camera would, with blur, vignetting, white balance and grain, in RGB."""
     height, width = scene.shape[:2]
     image = cv2.GaussianBlur(scene, (0, 0), random.uniform(0.45, 0.95))
     x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
@@ -141,9 +149,9 @@ def photograph(random: Generator, scene: Floats) -> NDArray[np.uint8]:
     grain = random.standard_normal(image.shape, dtype=np.float32)
     grain *= cv2.sqrt(np.clip(image, 0, None) * 0.0006 + 0.00002) * random.uniform(0.5, 1.6)
     image = np.clip(image + grain, 0, None)
-    # A shoulder keeps highlights from burning out, then the response of sRGB.
+    # A shoulder keeps highlights from burning out; then comes the response of sRGB.
     image *= (1 + image / 2.2) / (1 + image)
     image = 290 * cv2.pow(image, 1 / 2.2)
-    # A little more contrast about the middle, as cameras like to add.
+    # A little more contrast around the middle gray, as cameras add it.
     image += 0.12 * (image - 120)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The things on the table: a drawing is a function of a generator, a size in pixels and a lamp."""
+"""The things on the table: a drawing is a function of a random generator, a size in pixels and a lamp."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from data_shards.demo.rendering import (
@@ -27,19 +28,19 @@ from data_shards.demo.rendering import (
 class Thing:
     """One drawn thing, not yet in a scene."""
 
-    colours: Floats
-    """`(side, side, 3)`, linear RGB as the lamp shows them."""
-    alpha: Floats
-    """`(side, side)`: how much of each pixel it covers."""
+    colours: Float32[Floats, "side side 3"]
+    """Linear RGB under the lamp."""
+    alpha: Float32[Floats, "side side"]
+    """The share of each pixel that it covers, 0 to 1."""
     height: float
-    """How far it rises over the table, in pixels: the length of its shadow."""
+    """Its height above the table, in pixels; decides the length of its shadow."""
 
 
 Drawing = Callable[[Generator, float, Lamp], Thing]
 
 
 def orange(random: Generator, size: float, lamp: Lamp) -> Thing:
-    """An orange: a ball with pores and the mark of its stalk."""
+    """Draw an orange: a ball with pores and the mark of its stalk."""
     side, x, y = _canvas(size)
     squared = x**2 + y**2
     z = np.sqrt(np.clip(1 - squared, 0, None))
@@ -59,7 +60,7 @@ def orange(random: Generator, size: float, lamp: Lamp) -> Thing:
 
 
 def lemon(random: Generator, size: float, lamp: Lamp) -> Thing:
-    """A lemon: longer than wide, with a point at both ends."""
+    """Draw a lemon: longer than wide, with a point at both ends."""
     side, x, y = _canvas(size)
     along, across = turned(x, y, random.uniform(0, 2 * np.pi))
     width = random.uniform(0.6, 0.68)
@@ -84,7 +85,7 @@ _GLAZES = ((0.03, 0.14, 0.55), (0.02, 0.33, 0.42), (0.78, 0.8, 0.82), (0.05, 0.0
 
 
 def mug(random: Generator, size: float, lamp: Lamp) -> Thing:
-    """A mug seen from the side and a little from above, handle left or right, with or without coffee."""
+    """Draw a mug, seen from the side and a little from above, handle left or right, with or without coffee."""
     side, x, y = _canvas(size)
     x, y = turned(x, y, random.uniform(-0.12, 0.12))
     x = x * random.choice((-1.0, 1.0)).astype(np.float32) + np.float32(0.2)
@@ -98,7 +99,7 @@ def mug(random: Generator, size: float, lamp: Lamp) -> Thing:
     mouth_distance = (np.sqrt((x / (radius * 0.9)) ** 2 + ((y - top) / (radius * squash * 0.86)) ** 2) - 1) * (
         radius * squash * 0.86
     )
-    # The handle is a piece of a ring whose tube has the width 0.13.
+    # The handle is the part of a slightly oval ring to the right of the body.
     ring_x, ring_y = (x - radius) / 0.42, (y - 0.02) / 0.46
     ring = np.sqrt(ring_x**2 + ring_y**2)
     tube = (ring - 0.78) * 0.44
@@ -134,7 +135,7 @@ _COVERS = ((0.55, 0.03, 0.03), (0.32, 0.02, 0.2), (0.6, 0.05, 0.16), (0.24, 0.04
 
 
 def book(random: Generator, size: float, lamp: Lamp) -> Thing:
-    """A book lying flat: cover with frame, title and a plate, and the edge of its pages."""
+    """Draw a book flat on the table: cover with frame, title and picture, and the edges of its pages."""
     side, x, y = _canvas(size)
     angle = random.uniform(0, 2 * np.pi)
     half_width, half_height = 0.56, 0.78
@@ -174,7 +175,7 @@ def book(random: Generator, size: float, lamp: Lamp) -> Thing:
 
 
 def leaf(random: Generator, size: float, lamp: Lamp) -> Thing:
-    """A fallen leaf: pointed, notched, bent, with veins and a stalk."""
+    """Draw a fallen leaf: pointed, notched, bent, with veins and a stalk."""
     side, x, y = _canvas(size)
     along, across = turned(x, y, random.uniform(0, 2 * np.pi))
     bend = random.uniform(-0.18, 0.18)
@@ -202,7 +203,7 @@ def leaf(random: Generator, size: float, lamp: Lamp) -> Thing:
 
 
 def plate(random: Generator, size: float, lamp: Lamp) -> Thing:
-    """A plate, which no class is about."""
+    """Draw a plate; it belongs to no class, so a detector must learn to ignore it."""
     _, x, y = _canvas(size)
     radius = np.sqrt(x**2 + (y / np.float32(0.82)) ** 2)
     relief = 0.06 * np.clip((radius - 0.62) / 0.1, 0, 1) + 0.05 * np.clip(radius - 0.72, 0, 1)
@@ -213,7 +214,7 @@ def plate(random: Generator, size: float, lamp: Lamp) -> Thing:
 
 
 def pencil(random: Generator, size: float, lamp: Lamp) -> Thing:
-    """A pencil, which no class is about."""
+    """Draw a pencil; it belongs to no class."""
     _, x, y = _canvas(size)
     along, across = turned(x, y, random.uniform(0, 2 * np.pi))
     half = np.float32(0.035)
@@ -229,12 +230,12 @@ def pencil(random: Generator, size: float, lamp: Lamp) -> Thing:
 
 
 def _oversampling(size: float) -> int:
-    # Edges are smooth by themselves; only the texture of small things needs the finer canvas.
+    # Edges are anti-aliased by `_inside` anyway; only the texture of small things needs the finer canvas.
     return 2 if size < 64 else 1
 
 
 def _canvas(size: float) -> tuple[int, Floats, Floats]:
-    """Side of an oversampled canvas for a thing of `size` pixels, and x, y from -1 to 1 over the thing."""
+    """Return the side of an oversampled canvas for a thing of `size` pixels, and x, y from -1 to 1 over the thing."""
     side = (int(np.ceil(size)) + 4) * _oversampling(size)
     axis = (np.arange(side, dtype=np.float32) - (side - 1) / 2) / (size * _oversampling(size) / 2)
     x, y = np.meshgrid(axis, axis)
@@ -242,7 +243,7 @@ def _canvas(size: float) -> tuple[int, Floats, Floats]:
 
 
 def _inside(distance: NDArray[Any], size: float) -> Floats:
-    """Coverage from a signed distance (negative inside) in units of half the thing's size."""
+    """Turn a signed distance (negative inside, in units of half the thing's size) into coverage."""
     return single(np.clip(0.5 - distance * (size * _oversampling(size) / 2), 0, 1))
 
 
@@ -250,7 +251,7 @@ def _finished(size: float, colours: Floats, alpha: Floats, height: float) -> Thi
     if _oversampling(size) == 1:
         return Thing(colours, alpha, height)
     side = len(alpha) // _oversampling(size)
-    # Averaged with their coverage, or the rim would take up the colour of the empty canvas.
+    # Weighted by coverage: a plain average would mix the colour of the empty canvas into the rim.
     covered = cv2.resize(colours * alpha[..., None], (side, side), interpolation=cv2.INTER_AREA)
     alpha = cv2.resize(alpha, (side, side), interpolation=cv2.INTER_AREA)
     return Thing(covered / np.maximum(alpha, 1e-4)[..., None], alpha, height)

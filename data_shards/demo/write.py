@@ -1,7 +1,7 @@
-"""A small data set to try everything with: still lifes in COCO's format, drawn on the spot.
+"""A small data set to try everything with: still lifes with COCO annotations, drawn on the spot.
 
-It holds what real files hold: category and image ids with gaps, several image sizes, large and small objects that
-overlap or leave the frame, images without objects, a crowd, grayscale JPEGs.
+It has the quirks of real files: category and image ids with gaps, several image sizes, large and small objects that
+overlap or leave the frame, images without objects, a crowd, and grayscale JPEGs.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
 from data_shards.demo.rendering import Generator, Lamp
@@ -20,19 +21,22 @@ from data_shards.demo.scenery import photograph, put, surface
 from data_shards.demo.things import Drawing, book, leaf, lemon, mug, orange, pencil, plate
 from data_shards.errors import DataError
 
+Mask = Bool[NDArray[np.bool_], "height width"]
+
 DEFAULT_TRAIN_IMAGES = 240
 DEFAULT_VAL_IMAGES = 60
 
 
 @dataclass(frozen=True)
 class DemoClass:
-    """One class of the set: its COCO category, how it is drawn, its smallest and largest extent in pixels."""
+    """One class of the set: its COCO category and its drawing."""
 
     id: int
     name: str
     supercategory: str
     draw: Drawing
     sizes: tuple[float, float]
+    """Smallest and largest extent, in pixels."""
 
 
 DEMO_CLASSES = (
@@ -45,18 +49,18 @@ DEMO_CLASSES = (
 
 _SIZES = ((240, 320), (240, 320), (240, 320), (320, 240), (256, 256))  # height, width
 _MOST_OBJECTS = 6
-# Which images of every forty are special; the first six hold one of each kind.
+# The special images of every forty. All are among the first six, so that the smallest set has one of each kind.
 _EMPTY, _GRAY, _CROWD = (5, 25), (2,), (3,)
 
 
 @dataclass(frozen=True)
 class DemoDataset:
-    """Where a written set lies."""
+    """The files of a written set."""
 
     train_annotations: Path
     val_annotations: Path
     images: Path
-    """The folder of both splits' images."""
+    """The folder with the images of both splits."""
 
 
 def write_demo(
@@ -67,53 +71,56 @@ def write_demo(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DemoDataset:
-    """Draw the set into a folder; the same arguments give the same bytes.
+    """Draw the set into a folder; the same arguments always write the same bytes.
 
     Args:
-        folder: made where it does not exist. `annotations/instances_train.json`, `instances_val.json` and
-            `images/` appear in it.
-        train_images: how many images to train on.
-        val_images: how many images to evaluate on, other ones.
-        seed: another seed draws other images.
-        progress: called after each image with how many are done and how many there are.
+        folder: created if it does not exist. Gets `annotations/instances_train.json`, `annotations/instances_val.json`
+            and `images/`.
+        train_images: number of images to train on.
+        val_images: number of images to evaluate on; they differ from the others.
+        seed: a different seed draws different images.
+        progress: called after each image with the number of images done and of all images.
 
     Raises:
-        DataError: a count below 1, or the folder cannot be written.
+        DataError: a number of images is below 1, or the folder cannot be written.
     """
     for name, count in [("train_images", train_images), ("val_images", val_images)]:
         if count < 1:
             raise DataError(f"{name} is {count}; set it to 1 or more.")
-    folder = Path(folder)
-    images = folder / "images"
-    splits = {"train": train_images, "val": val_images}
-    done = 0
+    written = DemoDataset(
+        train_annotations=Path(folder) / "annotations" / "instances_train.json",
+        val_annotations=Path(folder) / "annotations" / "instances_val.json",
+        images=Path(folder) / "images",
+    )
+    splits = (("train", train_images, written.train_annotations), ("val", val_images, written.val_annotations))
     try:
-        for directory in (images, folder / "annotations"):
+        for directory in (written.images, written.train_annotations.parent):
             directory.mkdir(parents=True, exist_ok=True)
-        for split, (name, count) in enumerate(splits.items()):
+        done = 0
+        for split, (name, count, path) in enumerate(splits):
             document = _document(name)
             for number in range(count):
-                picture = _Picture.take(np.random.Generator(np.random.PCG64([seed, split, number])), number)
-                image_id = 100_000 * split + 139 + 17 * number + number % 5
-                file_name = f"{image_id:012d}.jpg"
-                (images / file_name).write_bytes(picture.jpeg)
-                height, width = picture.size
-                document["images"].append(
-                    {"id": image_id, "file_name": file_name, "width": width, "height": height, "license": 1}
-                )
-                for annotation in picture.annotations:
-                    identity = {"id": 1_000_000 * split + len(document["annotations"]) + 1, "image_id": image_id}
-                    document["annotations"].append(identity | annotation)
+                _add_picture(document, written.images, seed, split, number)
                 done += 1
-                progress(done, sum(splits.values()))
-            _annotation_path(folder, name).write_text(json.dumps(document), encoding="utf-8")
+                progress(done, train_images + val_images)
+            path.write_text(json.dumps(document), encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write the demonstration set to {folder}: {error}. Choose another folder.") from error
-    return DemoDataset(_annotation_path(folder, "train"), _annotation_path(folder, "val"), images)
+    return written
 
 
-def _annotation_path(folder: Path, split: str) -> Path:
-    return folder / "annotations" / f"instances_{split}.json"
+def _add_picture(document: dict[str, Any], images: Path, seed: int, split: int, number: int) -> None:
+    """Draw one image, write its file and add it to the annotations."""
+    # Seeded one by one, so that asking for more images does not change the first ones.
+    picture = _Picture.take(np.random.Generator(np.random.PCG64([seed, split, number])), number)
+    image_id = 100_000 * split + 139 + 17 * number + number % 5
+    file_name = f"{image_id:012d}.jpg"
+    (images / file_name).write_bytes(picture.jpeg)
+    height, width = picture.size
+    document["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height, "license": 1})
+    for annotation in picture.annotations:
+        identity = {"id": 1_000_000 * split + len(document["annotations"]) + 1, "image_id": image_id}
+        document["annotations"].append(identity | annotation)
 
 
 def _document(split: str) -> dict[str, Any]:
@@ -130,7 +137,7 @@ def _document(split: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Picture:
-    """One photograph and what COCO says of it, without ids."""
+    """One photograph and its COCO annotations, without ids."""
 
     jpeg: bytes
     size: tuple[int, int]
@@ -180,12 +187,12 @@ class _Place:
 
 
 def _arrange(random: Generator, height: int, width: int, pile: list[_Place]) -> list[_Place]:
-    """One to six things that may overlap, but never hide one another; those farther away first."""
+    """Place one to six things that may overlap but never hide one another; the farthest come first."""
     wanted = int(random.integers(1, _MOST_OBJECTS + 1))
     places: list[_Place] = []
     for _ in range(12 * wanted):
         item = DEMO_CLASSES[random.integers(len(DEMO_CLASSES))]
-        # More large than small, as in photographs that somebody took of things.
+        # More large than small, as in photographs that people take of things.
         least, most = item.sizes
         size = float(least * (most / least) ** random.beta(2, 1))
         margin = 0.3 * size
@@ -204,7 +211,7 @@ def _apart(one: _Place, other: _Place) -> bool:
 
 
 def _pile(random: Generator, height: int, width: int) -> list[_Place]:
-    """A heap of one fruit, which COCO would annotate as a crowd."""
+    """Place a heap of one fruit, which COCO would annotate as a crowd."""
     item = DEMO_CLASSES[random.integers(2)]
     x, y = random.uniform(0.25, 0.75) * width, random.uniform(0.25, 0.75) * height
     places = [
@@ -214,10 +221,10 @@ def _pile(random: Generator, height: int, width: int) -> list[_Place]:
     return sorted(places, key=lambda place: place.y)
 
 
-def _visible(coverages: list[NDArray[np.float32]]) -> list[NDArray[np.bool_]]:
-    """Masks of what later things leave to be seen of earlier ones."""
-    masks: list[NDArray[np.bool_]] = []
-    covered: NDArray[np.bool_] | None = None
+def _visible(coverages: list[Float32[NDArray[np.float32], "height width"]]) -> list[Mask]:
+    """Return the visible part of each thing; later things hide earlier ones."""
+    masks: list[Mask] = []
+    covered: Mask | None = None
     for coverage in reversed(coverages):
         mask = coverage > 0.5
         masks.append(mask if covered is None else mask & ~covered)
@@ -225,7 +232,7 @@ def _visible(coverages: list[NDArray[np.float32]]) -> list[NDArray[np.bool_]]:
     return masks[::-1]
 
 
-def _annotation(item: DemoClass, mask: NDArray[np.bool_]) -> dict[str, Any] | None:
+def _annotation(item: DemoClass, mask: Mask) -> dict[str, Any] | None:
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     outlines = [cv2.approxPolyDP(contour, 0.7, True).reshape(-1) for contour in contours]
     polygons = [[float(value) for value in outline] for outline in outlines if len(outline) >= 6]
@@ -240,8 +247,8 @@ def _annotation(item: DemoClass, mask: NDArray[np.bool_]) -> dict[str, Any] | No
     }
 
 
-def _crowd_annotation(item: DemoClass, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    # COCO's run lengths go down the columns and begin with the background.
+def _crowd_annotation(item: DemoClass, mask: Mask) -> dict[str, Any]:
+    # COCO's run lengths run down the columns and begin with the background.
     flat = np.concatenate([[False], mask.T.reshape(-1)])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
@@ -254,7 +261,7 @@ def _crowd_annotation(item: DemoClass, mask: NDArray[np.bool_]) -> dict[str, Any
     }
 
 
-def _box(mask: NDArray[np.bool_]) -> list[float]:
+def _box(mask: Mask) -> list[float]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x, y = float(columns[0]), float(rows[0])
     return [x, y, float(columns[-1] + 1) - x, float(rows[-1] + 1) - y]

@@ -9,59 +9,15 @@ import pytest
 from PIL import Image
 
 from data_shards.building.build import build_shards
-from data_shards.checking.examine import box_findings, examine
-from data_shards.checking.findings import KINDS
+from data_shards.checking.examine import examine
+from data_shards.checking.findings import KINDS, Finding
 from data_shards.errors import DataError
 from tests.data_shards.samples import document, jpeg, photo, spoil, write_coco
 
 
-def found_in(boxes: list[list[float]], labels: list[int] | None = None, crowd: int = -1, **changed: int) -> list[str]:
-    """Kinds found in an image of 64 x 48 pixels, which an input of 512 x 512 shows 8 times as large."""
-    array = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return [
-        kind
-        for kind, _ in box_findings(
-            array,
-            np.array(labels or [0] * len(array), dtype=np.int64),
-            np.arange(len(array)) == crowd,
-            (48, 64),
-            stride=changed.get("stride", 4),
-            input_size=(512, 512),
-            max_objects=changed.get("max_objects", 128),
-        )
-    ]
-
-
-def test_boxes_are_judged_one_by_one() -> None:
-    assert found_in([[5, 5, 20, 20]]) == []
-    assert found_in([]) == ["no_objects"]
-    assert found_in([[5, 5, 5, 20]]) == ["no_area"]
-    assert found_in([[64, 5, 70, 20]]) == ["outside"]
-    assert found_in([[-1, -1, 65, 49]]) == []  # a pixel is what rounding makes
-    assert found_in([[-1.5, 5, 20, 20]]) == ["partly_outside"]
-    assert found_in([[5, 5, 20, 49.5]]) == ["partly_outside"]
-    assert found_in([[5, 5, 20, 20], [30, 5, 40, 20]], max_objects=1) == ["too_many"]
-    assert found_in([[5, 5, 20, 20]], crowd=0) == ["crowd"]
-
-
-def test_sizes_and_cells_are_those_of_the_input() -> None:
-    # Half a pixel is 4 in the input: a cell wide, and not smaller.
-    assert found_in([[5, 5, 5.5, 20]]) == []
-    assert found_in([[5, 5, 5.46875, 20]]) == ["below_stride"]
-    assert found_in([[5, 5, 5.46875, 20]], crowd=0) == ["crowd"]
-    # Centres at x 10 and 10.25 are 80 and 82 in the input, both in cell 20 of stride 4; 10.5 is 84, in cell 21.
-    assert found_in([[5, 5, 15, 15], [8.25, 8, 12.25, 12]]) == ["same_cell"]
-    assert found_in([[5, 5, 15, 15], [8.5, 8, 12.5, 12]]) == []
-    assert found_in([[5, 5, 15, 15], [8.5, 8, 12.5, 12]], stride=8) == ["same_cell"]
-    assert found_in([[5, 5, 15, 15], [8.25, 8, 12.25, 12]], labels=[0, 1]) == []
-
-
-def test_an_object_drawn_twice_is_found_by_its_overlap() -> None:
-    # 10 x 10 boxes, 0.5 apart: 95 / 105 = 0.905; 0.6 apart: 94 / 106 = 0.887
-    assert "same_box" in found_in([[5, 5, 15, 15], [5.5, 5, 15.5, 15]])
-    assert "same_box" not in found_in([[5, 5, 15, 15], [5.6, 5, 15.6, 15]])
-    assert "same_box" not in found_in([[5, 5, 15, 15], [5, 5, 15, 15]], labels=[0, 1])
-    assert "same_box" not in found_in([[5, 5, 15, 15], [5, 5, 15, 15]], crowd=1)
+def named(item: Finding) -> tuple[str, ...]:
+    """The samples of a finding as its report names them."""
+    return tuple(sample.seen_from(item.split) for sample in item.samples)
 
 
 def turned(image: np.ndarray) -> bytes:
@@ -114,9 +70,9 @@ def test_every_illness_is_found_in_its_sample(ill: Path) -> None:
     assert seen[-1] == (15, 15)
     by_kind: dict[str, list[tuple[str, ...]]] = {}
     for item in found.findings:
-        by_kind.setdefault(item.kind, []).append(item.keys)
+        by_kind.setdefault(item.kind, []).append(named(item))
         assert item.split == "train" or item.kind in ("no_objects", "crowd", "class_ids", "same_cell", "classes_differ")
-    key = "000000000{}".format
+    key = "{0}.jpg (000000000{0})".format
     assert by_kind["exif"] == [(key(100),)]
     assert by_kind["gray"] == [(key(107),)]
     assert by_kind["cmyk"] == [(key(114),)]
@@ -128,7 +84,8 @@ def test_every_illness_is_found_in_its_sample(ill: Path) -> None:
     assert by_kind["dropped"] == [(key(114),)]
     assert by_kind["class_without_objects"] == by_kind["classes_differ"] == [()]
     assert set(by_kind) <= set(KINDS)
-    assert found.num_wrong == 4  # same bytes, twice over the splits, the classes
+    wrong = [item.kind for item in found.findings if KINDS[item.kind].level == "wrong"]
+    assert sorted(wrong) == ["classes_differ", "same_bytes", "same_bytes_across_splits", "same_picture_across_splits"]
 
     numbers = found.numbers[str(ill / "train")]
     assert (numbers.images, numbers.objects, numbers.crowds) == (12, 15, 3)  # i % 4 boxes, every third a crowd
@@ -140,10 +97,12 @@ def test_every_illness_is_found_in_its_sample(ill: Path) -> None:
     assert numbers.coco_sizes == {"small": 15, "medium": 0, "large": 0}
 
 
-def test_an_image_that_decodes_no_more_is_found_and_the_others_are_examined(copied: Path) -> None:
+def test_an_image_that_does_not_decode_is_found_and_the_others_are_examined(copied: Path) -> None:
     manifest, image_id = spoil(copied, 1, 2)
     found = examine(str(copied))
-    assert [item.keys for item in found.findings if item.kind == "undecodable"] == [(f"{image_id:012d}",)]
+    assert [named(item) for item in found.findings if item.kind == "undecodable"] == [
+        (f"{image_id}.jpg ({image_id:012d})",)
+    ]
     assert found.numbers[str(copied)].images == manifest.num_samples
     assert "WRONG         1  images that do not decode" in found.describe()
 
@@ -167,17 +126,22 @@ def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_the_report_names_samples_and_fixes_and_json_holds_everything(ill: Path) -> None:
     found = examine(str(ill / "train"), against=str(ill / "val"))
     text = found.describe(examples=1)
-    assert "train  000000000163, val/000000000100: the same bytes" in text
-    assert "→ remove them from one split: an AP on images that were trained on says nothing" in text
+    assert "train  163.jpg (000000000163), val/100.jpg (000000000100): the same bytes" in text
+    assert "→ remove them from one split: an AP on training images says nothing" in text
     assert "val: it lacks 50 'yeti'" in text or "it lacks 50 'yeti'" in text
-    assert text.index("WRONG") < text.index("LOOK AT") < text.index("NOTED")
+    assert text.index("\nWRONG ") < text.index("\nCHECK ") < text.index("\nNOTE ")
     document = json.loads(json.dumps(found.as_json()))
     assert len(document["findings"]) == len(found.findings)
     assert all(item["fix"] for item in document["findings"])
+    (shared,) = (item for item in document["findings"] if item["kind"] == "same_bytes_across_splits")
+    assert shared["samples"] == [
+        {"split": "train", "key": "000000000163", "file_name": "163.jpg"},
+        {"split": "val", "key": "000000000100", "file_name": "100.jpg"},
+    ]
     assert document["numbers"][str(ill / "val")]["images"] == 3
 
 
-def test_what_cannot_be_examined_is_refused(ill: Path) -> None:
+def test_impossible_examinations_are_refused(ill: Path) -> None:
     with pytest.raises(DataError, match="stride is 0; set it to 1 or more"):
         examine(str(ill / "train"), stride=0)
     with pytest.raises(DataError, match="give another split"):
@@ -200,11 +164,12 @@ def test_joints_that_cannot_be_right_are_found(tmp_path: Path) -> None:
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
     found = examine(report.location)
     by_kind = {item.kind: item for item in found.findings}
-    assert by_kind["joints_outside"].keys == ("000000000107",)
+    assert named(by_kind["joints_outside"]) == ("107.jpg (000000000107)",)
     assert (
-        by_kind["joints_outside"].text == "joint 1 at (70, 10) of box (2.5, 4.25, 15.5, 13.75) is not in 64 x 48 pixels"
+        by_kind["joints_outside"].text
+        == "joint 1 at (70, 10) of box (2.5, 4.25, 15.5, 13.75) is outside the image of 64 x 48 pixels"
     )
-    assert by_kind["joints_off_box"].keys == ("000000000114",)
+    assert named(by_kind["joints_off_box"]) == ("114.jpg (000000000114)",)
     assert "joint 2 at (50, 5)" in by_kind["joints_off_box"].text
     assert sum(item.kind.startswith("joints") for item in found.findings) == 2
     numbers = found.numbers[report.location]
@@ -213,7 +178,7 @@ def test_joints_that_cannot_be_right_are_found(tmp_path: Path) -> None:
     assert "joints        9 labelled; 1 object without any" in found.describe()
 
 
-def test_what_is_to_be_ignored_is_no_object(tmp_path: Path) -> None:
+def test_ignored_boxes_are_not_objects(tmp_path: Path) -> None:
     annotations, images = write_coco(tmp_path, document(8))
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train", ignore={"bottle": "dog"})
     numbers = examine(report.location).numbers[report.location]

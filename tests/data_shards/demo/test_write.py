@@ -34,7 +34,7 @@ def test_the_same_seed_draws_the_same_bytes_and_another_draws_others(tmp_path: P
     assert all((tmp_path / "four" / name).read_bytes() == one[name] for name in one if name.suffix == ".jpg")
 
 
-def test_it_holds_what_real_files_hold(demo: DemoDataset) -> None:
+def test_it_has_the_quirks_of_real_files(demo: DemoDataset) -> None:
     dataset = read_coco(demo.train_annotations, demo.images, degenerate_boxes="refuse")
     assert [(item.id, item.name) for item in dataset.classes] == [
         (1, "orange"),
@@ -115,10 +115,10 @@ def test_the_set_can_be_built_into_shards(demo: DemoDataset, tmp_path: Path) -> 
     assert report.manifest.class_names == ("orange", "lemon", "mug", "book", "leaf")
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    write_demo(tmp_path, train_images=2, val_images=1, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+def test_progress_is_reported(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    write_demo(tmp_path, train_images=2, val_images=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     assert json.loads((tmp_path / "annotations" / "instances_val.json").read_text())["images"][0]["id"] == 100_139
 
 
