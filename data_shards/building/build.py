@@ -28,7 +28,7 @@ from data_shards.building.shrink import shrink, shrunk_size
 from data_shards.building.transfer import stored_sha256
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import MANIFEST_NAME, CocoClass, Manifest, Shard, Source, load_manifest
+from data_shards.format.manifest import MANIFEST_NAME, CocoClass, Manifest, Shard, Source, load_manifest, sample_key
 from data_shards.format.shard_index import ShardIndex
 from data_shards.order.keyed_random import key, keys
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
@@ -438,11 +438,6 @@ def _finished(job: _Job, digest: str) -> Shard | None:
     except (ValueError, TypeError, KeyError):
         return None
     return shard
-
-
-def sample_key(image_id: int) -> str:
-    """The WebDataset key of an image: its COCO id, twelve digits wide as in COCO's own file names."""
-    return f"{image_id:012d}"
 
 
 def _problem(image: CocoImage, data: bytes) -> str | None:

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.building.build import sample_key
 from data_shards.checking.duplicates import Fingerprint, fingerprint, same_bytes, same_picture
 from data_shards.checking.findings import Examination, Finding, Numbers
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import CocoClass, Manifest, load_manifest
+from data_shards.format.manifest import CocoClass, Manifest, load_manifest, sample_key
 from data_shards.format.shard_index import ShardIndex
-from data_shards.reading.decode import colour_space, crop_matrix, decode_jpeg, exif_orientation, transform_boxes
+from data_shards.reading.decode import colour_space, decode_jpeg, exif_orientation
+from data_shards.reading.geometry import crop_matrix, transform_boxes
 from data_shards.reading.shards import Shards
+from data_shards.storage.open import open_store
 
 _SAME_OBJECT = 0.9
 """IoU of two boxes of one class from which they are taken for one object, drawn twice."""
@@ -98,7 +99,7 @@ def examine(
     numbers: dict[str, Numbers] = {}
     prints: list[tuple[str, str, Fingerprint]] = []
     for place, manifest, split in zip(places, manifests, _split_names(places, manifests), strict=True):
-        shards = Shards(place, manifest, cache_bytes=cache_bytes)
+        shards = Shards(open_store(place), manifest, cache_bytes=cache_bytes)
         same_cell: Counter[int] = Counter()
         pool = ThreadPoolExecutor(threads)
         try:

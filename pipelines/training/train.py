@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,11 @@ from cluster.errors import StoppedError
 from cluster.local import connected, dashboard_url
 from cluster.workers import dividing_worlds, exclusive_run, run_workers
 from data_shards.counting import counted
-from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.format.manifest import Manifest
 from data_shards.loading.batch import Batch
-from data_shards.loading.batch_arrays import Slot
+from data_shards.loading.batch_arrays import BatchArrays
 from data_shards.order.plan import Plan, make_plan
-from data_shards.reading.shards import Shards
+from data_shards.reading.split import DataSplit
 from data_shards.storage.open import open_store
 from detectors import Detector
 from pipelines import console, tracking
@@ -58,7 +58,8 @@ def train(recipe: Recipe) -> TrainingResult:
     folder = Path(recipe.run.folder) / name
     _check_kept(recipe)
     has_begun = any((folder / "checkpoints").glob("step-*"))
-    manifest, plan = check(recipe, fresh=not has_begun)
+    splits, plan = check(recipe, fresh=not has_begun)
+    manifest = splits[0].manifest
     _check_writable(folder)
     with exclusive_run(folder):
         link_checkpoints(recipe, name, folder)
@@ -76,7 +77,7 @@ def train(recipe: Recipe) -> TrainingResult:
             tracking.deliver_spool(folder / "tracking")  # what a server that was down has not been told
         else:
             known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
-            with _on_cluster(recipe), _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
+            with _on_cluster(recipe, splits), _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
                 run_workers(
                     train_worker,
                     Job(
@@ -95,7 +96,7 @@ def train(recipe: Recipe) -> TrainingResult:
 
 
 @contextmanager
-def _on_cluster(recipe: Recipe) -> Iterator[None]:
+def _on_cluster(recipe: Recipe, splits: Sequence[DataSplit]) -> Iterator[None]:
     """Connect, look at the nodes where workers will stand on several, and say where everything is."""
     logs = Path(recipe.run.folder) / run_name(recipe) / "logs"
     address = os.environ.get("RAY_ADDRESS")
@@ -109,7 +110,7 @@ def _on_cluster(recipe: Recipe) -> Iterator[None]:
         if url := dashboard_url():
             console.say("dashboard", url)
         if recipe.cluster.preflight:
-            before_training(recipe)
+            before_training(recipe, splits)
         yield
 
 
@@ -148,30 +149,34 @@ def absolute(recipe: Recipe) -> Recipe:
     )
 
 
-def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
+def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]:
     """Everything that can be known to be wrong before a worker is started.
+
+    Returns the opened splits, the one to train on first, and the order of samples.
 
     A `fresh` run starts from the recipe's initial weights, which are fetched and loaded here first.
     """
     _check_settings(recipe)
     if "://" in recipe.checkpoint.location:
         open_store(recipe.checkpoint.location).check_writable()
-    manifest = load_manifest(recipe.data.train)
+    splits = [split for split in recipe.data.splits() if split is not None]
+    manifest = splits[0].manifest
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
-    for location, found in _locations(recipe, manifest):
+    for split in splits:
+        found = split.manifest
         if found.classes != manifest.classes:
             raise ConfigError(
-                f"{location} has other classes than {recipe.data.train}: "
+                f"{split.location} has other classes than {recipe.data.train}: "
                 f"{_shown(found.class_names)} instead of {_shown(manifest.class_names)}. "
                 f"Build both from one class list."
             )
-        _check_shards(location, found)
+        _check_shards(split)
     detector = build_detector(recipe, manifest, initial=fresh)
     check_input_size(recipe, detector)
     _check_max_objects(recipe, detector)
     detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
     _check_labels(recipe, detector, manifest)
-    return manifest, plan
+    return splits, plan
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -260,7 +265,7 @@ def _check_max_objects(recipe: Recipe, detector: Detector) -> None:
 
 def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> None:
     """Let the detector refuse data that lacks what it learns, such as joints, by encoding an image without objects."""
-    empty = Slot.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
+    empty = BatchArrays.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
     batch = Batch.over(empty, 0, 0)
     detector.encode(batch.boxes, batch.labels, batch.input_size, **batch.extra)
     if recipe.augmentation.rotation_probability and not hasattr(getattr(detector, "settings", None), "joints"):
@@ -270,16 +275,10 @@ def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> Non
         )
 
 
-def _locations(recipe: Recipe, manifest: Manifest) -> list[tuple[str, Manifest]]:
-    validation = recipe.data.validation
-    return [(recipe.data.train, manifest), *([(validation, load_manifest(validation))] if validation else [])]
-
-
-def _check_shards(location: str, manifest: Manifest) -> None:
+def _check_shards(split: DataSplit) -> None:
     """Compare shards in a folder with their manifest; those of S3 are compared when a node fetches them."""
-    if open_store(location).local_path("manifest.json") is None:
-        return
-    Shards(location, manifest).verify()
+    if split.store.local_path("manifest.json") is not None:
+        split.shards().verify()
 
 
 def _check_kept(recipe: Recipe) -> None:
