@@ -4,7 +4,6 @@ Joints are COCO's own (`keypoints`, three numbers each). 3D labels are those of 
 (`depth`, `dim`, `alpha`, `location`, `rotation_y`, and the image's `calib`).
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -124,33 +123,6 @@ def calibrations(values: Iterable[Any]) -> Float32[NDArray[np.float32], "images 
 def is_calibration(value: Any) -> bool:
     """Return True for three rows of four numbers."""
     return isinstance(value, list) and len(value) == 3 and all(_numbers(row, 4) for row in value)
-
-
-@functools.lru_cache(maxsize=8)
-def joint_partners(classes: tuple[CocoClass, ...]) -> NDArray[np.int64]:
-    """Where each joint's values come from when an image is mirrored: its partner's of the other side, or its own.
-
-    Partners are the joints whose names differ in `left` and `right`, as COCO's `left_eye` and `right_eye`.
-
-    Returns:
-        int64 `(classes, joints)`, joints counted from 0, for the class that has most.
-    """
-    joints = max((len(item.keypoints) for item in classes), default=0)
-    partners = np.tile(np.arange(joints), (len(classes), 1))
-    for row, item in enumerate(classes):
-        place = {name: joint for joint, name in enumerate(item.keypoints)}
-        for joint, name in enumerate(item.keypoints):
-            partners[row, joint] = place.get(_other_side(name), joint)
-    return partners
-
-
-def _other_side(name: str) -> str:
-    for one, other in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")):
-        if one in name:
-            return name.replace(one, other)
-        if other in name:
-            return name.replace(other, one)
-    return name
 
 
 def _numbers(value: Any, count: int) -> bool:

@@ -24,7 +24,7 @@ from data_shards.building.labels import calibrations, label_arrays
 from data_shards.building.shrink import shrink
 from data_shards.building.transfer import stored_sha256
 from data_shards.errors import DataError
-from data_shards.format.manifest import CocoClass, Manifest, Shard
+from data_shards.format.manifest import CocoClass, Manifest, Shard, sample_key
 from data_shards.format.shard_index import ShardIndex
 from data_shards.reading.decode import decode_jpeg, exif_orientation, image_extension
 from data_shards.storage.store import Store
@@ -168,11 +168,6 @@ def _write_samples(job: ShardJob, buffer: io.BytesIO) -> tuple[list[CocoImage], 
 
 def _unreadable(error: OSError) -> str:
     return f"{error.filename}: cannot be read ({error.strerror})"
-
-
-def sample_key(image_id: int) -> str:
-    """The WebDataset key of an image: its COCO id, twelve digits wide as in COCO's own file names."""
-    return f"{image_id:012d}"
 
 
 def _problem(image: CocoImage, data: bytes) -> str | None:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Int64
 from numpy.typing import NDArray
 
 from data_shards.counting import counted
-from data_shards.reading.decode import crop_matrix, transform_boxes
+from data_shards.reading.geometry import crop_matrix, transform_boxes
 
 Boxes = Float32[NDArray[np.float32], "objects 4"]
 Labels = Int64[NDArray[np.int64], " objects"]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data_shards.building.shard_writing import sample_key
 from data_shards.checking.box_checks import box_findings, boxes_in_input, groups_in_one_cell, joint_findings
 from data_shards.checking.duplicates import Fingerprint, fingerprint, same_bytes, same_picture
 from data_shards.checking.findings import Finding, SampleName
@@ -17,10 +16,11 @@ from data_shards.checking.report import Examination
 from data_shards.checking.statistics import Numbers, class_titles, count_split
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import CocoClass, Manifest, load_manifest
+from data_shards.format.manifest import CocoClass, Manifest, load_manifest, sample_key
 from data_shards.format.shard_index import ShardIndex
 from data_shards.reading.decode import colour_space, decode_jpeg, exif_orientation
 from data_shards.reading.shards import Shards
+from data_shards.storage.open import open_store
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 """Strides at which shared cells are counted, whichever detector is trained."""
@@ -148,7 +148,7 @@ def _examine_split(
     prints: list[tuple[SampleName, Fingerprint]] = []
     same_cell: Counter[int] = Counter()
     records = split.manifest.shards
-    shards = Shards(split.location, split.manifest, cache_bytes=cache_bytes)
+    shards = Shards(open_store(split.location), split.manifest, cache_bytes=cache_bytes)
     pool = ThreadPoolExecutor(threads)
     try:
         work = [pool.submit(_examine_shard, shards, shard, split.name, judgement) for shard in range(len(records))]

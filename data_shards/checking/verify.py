@@ -20,6 +20,7 @@ from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.reading.decode import decode_jpeg
 from data_shards.reading.shards import Shards
 from data_shards.storage.node_cache import default_cache_folder
+from data_shards.storage.open import open_store
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def _verify(job: _Job) -> int | str:
     if job.known_boxes is not None:
         return job.known_boxes
     try:
-        with closing(Shards(job.location, job.manifest, job.cache_folder, cache_bytes=job.cache_bytes)) as shards:
+        store = open_store(job.location)
+        with closing(Shards(store, job.manifest, job.cache_folder, cache_bytes=job.cache_bytes)) as shards:
             return _count_verified(shards, 0, job.decode)
     except UnavailableError:
         raise  # a DataError, but not the shard's fault

@@ -151,21 +151,21 @@ class Manifest:
         return document
 
 
-def load_manifest(location: str | Store, split: str | None = None) -> Manifest:
-    """Read the manifest of `LOCATION/SPLIT`, or of a location and a split given apart.
+def load_manifest(location: str | Store) -> Manifest:
+    """Read the manifest of `LOCATION/SPLIT`.
+
+    To read samples too, use `open_split`, which returns the manifest with the store.
 
     Raises:
-        DataError: there is none, or it is not one that this version reads.
+        DataError: there is no manifest, or this version cannot read it.
     """
     store = location if isinstance(location, Store) else open_store(location)
-    name = f"{split}/{MANIFEST_NAME}" if split else MANIFEST_NAME
-    where = f"{store.location}/{name}"
-    if not store.exists(name):
+    if not store.exists(MANIFEST_NAME):
         raise DataError(
-            f"there are no shards at {store.location}{f'/{split}' if split else ''}: it has no {MANIFEST_NAME}. "
+            f"there are no shards at {store.location}: it has no {MANIFEST_NAME}. "
             "Build them with `aweigh shards build`, and give LOCATION/SPLIT."
         )
-    return parse_manifest(store.read_bytes(name), where)
+    return parse_manifest(store.read_bytes(MANIFEST_NAME), f"{store.location}/{MANIFEST_NAME}")
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
@@ -194,6 +194,11 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{where} is damaged ({error}): build the shards again.") from error
+
+
+def sample_key(image_id: int) -> str:
+    """The WebDataset key of an image: its COCO id, twelve digits wide as in COCO's own file names."""
+    return f"{image_id:012d}"
 
 
 def _shard_or_dictionary(item: dict[str, Any]) -> Any:

@@ -6,18 +6,13 @@ for RGB and are applied to B, G, R; results depend on it, so it is kept.
 """
 
 import math
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from data_shards.loading.random_draws import CONTRAST, SATURATION, Draws, draw
-from data_shards.settings import AugmentationSettings
-
-if TYPE_CHECKING:
-    from data_shards.loading.batch import Batch
-
-__all__ = ["AugmentationSettings", "Draws", "Normalisation", "augment", "draw"]
+from data_shards.loading.batch import Batch
+from data_shards.loading.random_draws import CONTRAST, SATURATION
 
 _GRAY_OF_RGB = (0.299, 0.587, 0.114)
 # Rows are the channels B, G, R of the published code.
@@ -49,7 +44,7 @@ class Normalisation(Protocol):
         """Factor on the 0 to 255 pixel."""
 
 
-def augment(batch: "Batch", normalisation: Normalisation) -> Tensor:
+def augment(batch: Batch, normalisation: Normalisation) -> Tensor:
     """Mirror, jitter and normalise a batch on its device.
 
     Mirroring changes the batch itself, once: its images, boxes, joints, angles and transforms; its `flips` are all
@@ -97,7 +92,7 @@ def _padded_with_zeros(pixels: Tensor, content_sizes: Tensor | None) -> Tensor:
     return pixels.mul_(rows[:, None, :, None]).mul_(columns[:, None, None, :])
 
 
-def _mirror(batch: "Batch", flips: Tensor) -> None:
+def _mirror(batch: Batch, flips: Tensor) -> None:
     width = batch.images.shape[-1]
     if batch.content_sizes is None:
         batch.images = torch.where(flips[:, None, None, None], batch.images.flip(-1), batch.images)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_shards.errors import DataError
-from data_shards.loading.batch_arrays import Slot
+from data_shards.loading.batch_arrays import BatchArrays
 
 _EXTRA = ("keypoints", "depth", "dimensions", "alpha", "rescaled", "rotated")
 
@@ -77,10 +77,10 @@ class Batch:
         self._lease: Lease | None = None
 
     @classmethod
-    def over(cls, slot: Slot, epoch: int, step: int, lease: Lease | None = None) -> "Batch":
-        """Tensors over the very arrays of a slot."""
-        arrays = {item.name: getattr(slot, item.name) for item in fields(slot)}
-        tensors = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
+    def over(cls, arrays: BatchArrays, epoch: int, step: int, lease: Lease | None = None) -> "Batch":
+        """Return tensors that share the memory of these arrays."""
+        values = {item.name: getattr(arrays, item.name) for item in fields(arrays)}
+        tensors = {name: None if array is None else torch.from_numpy(array) for name, array in values.items()}
         batch = cls(epoch=epoch, step=step, **tensors)  # type: ignore[arg-type]
         batch._lease = lease
         return batch

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from mmap import mmap
 from queue import LifoQueue, SimpleQueue
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,7 +40,7 @@ _CLOSING_SECONDS = 2.0
 class Order:
     """What the trainer wants, as it comes in through standard input."""
 
-    source: Source
+    source: Source[Any]
     threads: int
     slots: int
     trainer: int
@@ -168,7 +169,7 @@ class _Maker:
     def close(self) -> None:
         """Leave the rest undone: wait for the rows that threads are at, but not for long."""
         self._stop.set()
-        self._samples.shards.close()
+        self._samples.close()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -210,7 +211,7 @@ def main() -> None:
     # OpenCV's own threads would fight with ours for the same cores.
     cv2.setNumThreads(1)
     try:
-        samples = order.source.reading.open()
+        samples = order.source.open()
         size = max(1, order.source.slot_bytes(samples))
     except Exception as error:
         send(trainer, _failed(error))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.order.keyed_random import uniforms
-from data_shards.reading.decode import crop_matrix, whole_pixel_shift
+from data_shards.reading.geometry import crop_matrix, whole_pixel_shift
 from data_shards.settings import AugmentationSettings
 
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2

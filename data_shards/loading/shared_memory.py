@@ -18,18 +18,16 @@ import weakref
 from mmap import mmap
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, Any, Self
 
 import numpy as np
+import torch
 
 from data_shards.errors import DataError, LoaderError
 from data_shards.loading.batch import Batch
-from data_shards.loading.batch_arrays import Slot
+from data_shards.loading.batch_arrays import BatchArrays
 from data_shards.loading.loader_process import Ended, Failed, Made, Message, Order, Ready
 from data_shards.loading.training_batches import Source
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger("aweigh")
 
@@ -53,7 +51,7 @@ class RingLoader:
         prefetch: how many batches are worked on ahead of the one that is used.
     """
 
-    def __init__(self, source: Source, *, threads: int, prefetch: int) -> None:
+    def __init__(self, source: Source[Any], *, threads: int, prefetch: int) -> None:
         for name, value in [("threads", threads), ("prefetch", prefetch)]:
             if value < 1:
                 raise DataError(f"{name} is {value}; set it to 1 or more.")
@@ -176,7 +174,7 @@ class _Ring:
         # Every array of the slot, and so every tensor and its views, keeps `pages` alive.
         weakref.finalize(pages, lease.end).atexit = False
         self._lent.add(made.slot)
-        batch = Batch.over(Slot.over(pages, made.shape), made.epoch, made.step, lease)
+        batch = Batch.over(BatchArrays.over(pages, made.shape), made.epoch, made.step, lease)
         return batch.clone() if len(self._lent) > _LENT else batch
 
     def give_back(self, slot: int, event: "torch.cuda.Event | None" = None) -> None:
@@ -199,8 +197,6 @@ class _Ring:
     def pin(self) -> bool:
         """Register the memory with CUDA, once; False where CUDA does not take it."""
         if self._pinned is None:
-            import torch
-
             address = np.frombuffer(self.memory, np.uint8).ctypes.data
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             self._pinned = int(runtime.cudaHostRegister(address, len(self.memory), 0)) == 0

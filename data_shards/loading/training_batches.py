@@ -1,102 +1,87 @@
-"""What a loader process works on: the batches of a rank in order, and how the rows of each are filled.
+"""What a loader process works on: the batches of a rank in order, and how to fill their rows.
 
-A source is made by the trainer, travels to the loader process as it is, and opens the shards there. Nothing here needs
+A source is made by the trainer and pickled to the loader process, which opens the shards there. Nothing here imports
 torch, so a loader process starts in a fraction of a second.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import UInt8
 
-from data_shards.format.manifest import Manifest
-from data_shards.loading.batch_arrays import BatchShape, Int64, Slot, slot_bytes
+from data_shards.loading.batch_arrays import BatchArrays, BatchShape, Int64
 from data_shards.loading.random_draws import draw, padded_size
+from data_shards.loading.row_filling import describe, show
 from data_shards.order.plan import Plan, World
-from data_shards.reading.decoded_cache import DecodedImages
-from data_shards.reading.samples import Samples, Undecodable
-from data_shards.reading.shards import Shards
-from data_shards.settings import AugmentationSettings, BoxRules
-from data_shards.storage.store import Store
+from data_shards.reading.reading import Reading
+from data_shards.reading.samples import Samples, ShardSamples
+from data_shards.settings import AugmentationSettings
 
 FillRow = Callable[[int], None]
+Memory = UInt8[np.ndarray, " bytes"]
 
-# Sample ids of several steps cost hardly more than those of one.
+# Planning several steps at once costs hardly more than planning one.
 _PLANNED_STEPS = 16
+
+_Samples = TypeVar("_Samples", bound=Samples)
 
 
 @dataclass(frozen=True)
 class Work:
-    """One batch to be made."""
+    """One batch to make."""
 
     epoch: int
     step: int
     rows: int
-    prepare: Callable[[NDArray[np.uint8]], tuple[BatchShape, FillRow]]
-    """Lays the batch out in a slot's memory, and gives what fills a row; called in a decoding thread."""
+    prepare: Callable[[Memory], tuple[BatchShape, FillRow]]
+    """Lays the batch out in a slot's memory and returns the function that fills a row; a decoding thread calls it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Where samples lie and how they are read."""
-
-    store: Store
-    manifest: Manifest
-    cache_folder: str | None = None
-    cache_bytes: int = 0
-    undecodable: Undecodable = "refuse"
-    decoded_cache_bytes: int = 0
-
-    def open(self) -> Samples:
-        """The samples, for this process."""
-        shards = Shards(self.store, self.manifest, self.cache_folder, cache_bytes=self.cache_bytes)
-        decoded = None
-        if self.decoded_cache_bytes:
-            decoded = DecodedImages(shards, shards.cache.folder / "decoded", self.decoded_cache_bytes)
-        return Samples(shards, undecodable=self.undecodable, decoded=decoded)
-
-
-class Source(ABC):
+class Source(ABC, Generic[_Samples]):
     """The batches of one rank."""
 
-    reading: Reading
+    @abstractmethod
+    def open(self) -> _Samples:
+        """Open the samples in this process; the other methods take them."""
 
     @abstractmethod
-    def slot_bytes(self, samples: Samples) -> int:
-        """The memory that the largest batch takes."""
+    def slot_bytes(self, samples: _Samples) -> int:
+        """Return the memory that the largest batch takes."""
 
     @abstractmethod
-    def batches(self, samples: Samples) -> Iterator[Work]:
-        """Every batch, in order."""
+    def batches(self, samples: _Samples) -> Iterator[Work]:
+        """Yield every batch, in order."""
 
-    def made(self, samples: Samples, step: int) -> None:  # noqa: B027 - only an order that is known ahead cares
-        """All batches before this step were made: nothing of them will be read any more."""
+    def made(self, samples: _Samples, step: int) -> None:
+        """Note that all batches before this step are made: nobody will read their samples again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSource(Source):
+class TrainingSource(Source[ShardSamples]):
     """The batches of a rank of a training run; the fields are those of `TrainingLoader`."""
 
     reading: Reading
     plan: Plan
     world: World
     input_size: tuple[int, int]
-    max_objects: int
     augmentation: AugmentationSettings
-    boxes: BoxRules
     size_divisor: int
     start_step: int
     stop_step: int | None
     microbatches: int
 
-    def slot_bytes(self, samples: Samples) -> int:  # noqa: D102
-        rows = self.plan.global_batch_size // (self.world.ranks * self.microbatches)
-        return slot_bytes(self._shape(rows, self.augmentation.largest_input(self.input_size, self.size_divisor)))
+    def open(self) -> ShardSamples:  # noqa: D102
+        return self.reading.open()
 
-    def batches(self, samples: Samples) -> Iterator[Work]:  # noqa: D102
-        samples.shards.fetch_ahead(self.plan, self.world, self.start_step, self.stop_step)
+    def slot_bytes(self, samples: ShardSamples) -> int:  # noqa: D102
+        rows = self.plan.global_batch_size // (self.world.ranks * self.microbatches)
+        return self._shape(rows, self.augmentation.largest_input(self.input_size, self.size_divisor)).num_bytes
+
+    def batches(self, samples: ShardSamples) -> Iterator[Work]:  # noqa: D102
+        samples.fetch_ahead(self.plan, self.world, self.start_step, self.stop_step)
         step = self.start_step
         while self.stop_step is None or step < self.stop_step:
             epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
@@ -108,43 +93,47 @@ class TrainingSource(Source):
                     yield self._work(samples, epoch, step, part)
                 step += 1
 
-    def made(self, samples: Samples, step: int) -> None:  # noqa: D102
-        samples.shards.reached(step)
+    def made(self, samples: ShardSamples, step: int) -> None:  # noqa: D102
+        samples.reached(step)
 
-    def _work(self, samples: Samples, epoch: int, step: int, sample_ids: Int64) -> Work:
-        def prepare(memory: NDArray[np.uint8]) -> tuple[BatchShape, FillRow]:
-            shards, places = (column.tolist() for column in self.plan.locate(sample_ids))
-            # Sizes stand in the indexes, which may have to come from S3.
-            sizes = np.array([samples.shards.size(*at) for at in zip(shards, places, strict=True)])
+    def _work(self, samples: ShardSamples, epoch: int, step: int, sample_ids: Int64) -> Work:
+        numbers = sample_ids.tolist()
+
+        def prepare(memory: Memory) -> tuple[BatchShape, FillRow]:
+            # Sizes are in the indexes, which may have to come from S3: so a decoding thread does this, not the one
+            # that decides what is next.
+            sizes = np.array([samples.size(number) for number in numbers])
             draws = draw(self.augmentation, self.plan.seed, epoch, sample_ids, sizes)
             input_size = self.input_size
             if self._whole_images:
                 input_size = padded_size(draws.content_sizes, self.size_divisor)
-            shape = self._shape(len(sample_ids), input_size)
-            slot = Slot.over(memory, shape)
-            slot.begin(sample_ids)
-            slot.take(draws)
-            matrices = [draws.matrix(row, input_size) for row in range(len(sample_ids))]
+            shape = self._shape(len(numbers), input_size)
+            arrays = BatchArrays.over(memory, shape)
+            arrays.begin(sample_ids)
+            # Before describe, which mirrors joints by the flips.
+            arrays.take(draws)
+            matrices = [draws.matrix(row, input_size) for row in range(len(numbers))]
             for row, matrix in enumerate(matrices):
-                slot.describe(row, samples, shards[row], places[row], matrix, self.boxes)
+                describe(arrays, row, samples, numbers[row], matrix, self.reading.boxes)
 
-            def fill(row: int) -> None:
-                slot.show(row, samples, shards[row], places[row], matrices[row])
+            def fill_row(row: int) -> None:
+                show(arrays, row, samples, numbers[row], matrices[row])
 
-            return shape, fill
+            return shape, fill_row
 
-        return Work(epoch, step, len(sample_ids), prepare)
+        return Work(epoch, step, len(numbers), prepare)
 
     @property
     def _whole_images(self) -> bool:
         return self.augmentation.geometry == "shorter_side"
 
     def _shape(self, rows: int, input_size: tuple[int, int]) -> BatchShape:
+        assert self.reading.max_objects is not None
         return BatchShape.of(
-            self.reading.manifest,
+            self.reading.split.manifest,
             rows,
             input_size,
-            self.max_objects,
+            self.reading.max_objects,
             augmented=True,
             whole_images=self._whole_images,
         )

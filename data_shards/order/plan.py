@@ -14,17 +14,15 @@ stream and one window the order is a plain permutation of everything.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.counting import counted
 from data_shards.errors import DataError
+from data_shards.format.manifest import Manifest
 from data_shards.order.keyed_random import UInt64, key, keys, mix64
-
-if TYPE_CHECKING:
-    from data_shards.format.manifest import Manifest
 
 Int64 = NDArray[np.int64]
 
@@ -286,7 +284,7 @@ class Plan:
 
 
 def make_plan(
-    manifest: "Manifest",
+    manifest: Manifest,
     *,
     seed: int,
     global_batch_size: int,

@@ -24,7 +24,6 @@ from data_shards.order.node_schedule import NodeSchedule
 from data_shards.order.plan import Plan, World
 from data_shards.reading.prefetch import FetchAhead, Wanted
 from data_shards.storage.node_cache import NodeCache, default_cache_folder
-from data_shards.storage.open import open_store
 from data_shards.storage.store import Store, write_at
 
 _FETCHES = 3
@@ -43,21 +42,21 @@ class Shards:
     """The samples of a data set, by shard and row. Safe to use from several threads.
 
     Args:
-        location: where the shards lie.
-        manifest: what they are.
-        cache_folder: where shards from S3 are kept; see `cache.default_cache_folder`.
-        cache_bytes: how many bytes of them; 0 for no limit.
+        store: the location of the shards.
+        manifest: their manifest.
+        cache_folder: folder for shards that come from S3; None takes `default_cache_folder()`.
+        cache_bytes: most bytes of shards in that folder; 0 for no limit.
     """
 
     def __init__(
         self,
-        location: str | Store,
+        store: Store,
         manifest: Manifest,
         cache_folder: str | os.PathLike[str] | None = None,
         *,
         cache_bytes: int = 0,
     ) -> None:
-        self.store = location if isinstance(location, Store) else open_store(location)
+        self.store = store
         self.manifest = manifest
         self.cache = NodeCache(cache_folder if cache_folder is not None else default_cache_folder(), cache_bytes)
         self._ahead: FetchAhead | None = None

@@ -81,7 +81,8 @@ def bench_engine(recipe: Recipe, rounds: int, as_json: bool) -> None:
 
 def _measure(context: WorkerContext, question: _Question) -> None:
     recipe = question.recipe
-    manifest, plan = check(recipe)
+    splits, plan = check(recipe)
+    manifest = splits[0].manifest
     split = split_batch(recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit)
     height, width = recipe.data.input_size
     generator = torch.Generator().manual_seed(context.rank)

@@ -24,12 +24,13 @@ import torch.utils.data
 
 from data_shards.building.build import build_shards
 from data_shards.demo.write import write_demo
-from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.format.manifest import Manifest
 from data_shards.loading.random_draws import draw
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World, make_plan
 from data_shards.reading.decode import image_extension
-from data_shards.reading.shards import Shards
+from data_shards.reading.reading import Reading
+from data_shards.reading.split import open_split
 from data_shards.settings import AugmentationSettings
 from pipelines import console
 from pipelines.bench.floor import Crop, crop_of, read_all
@@ -208,16 +209,17 @@ def _ours(photographs: _Photographs, images: int, cache: Path | None, stack: Exi
 
 def _loader(photographs: _Photographs, start: int, stop: int | None, cache: Path | None) -> TrainingLoader:
     return TrainingLoader(
-        photographs.location,
+        Reading(
+            split=open_split(photographs.location, cache_folder=cache),
+            # One for the one core, as the floor has; two would only take the cache from each other.
+            threads=1,
+            decoded_cache_bytes=0 if cache is None else 10**13,
+        ),
         photographs.plan,
         World(1, 0),
         input_size=(SIDE, SIDE),
         start_step=start,
         stop_step=stop,
-        # One for the one core, as the floor has; two would only take the cache from each other.
-        threads=1,
-        cache_folder=cache,
-        decoded_cache_bytes=0 if cache is None else 10**13,
     )
 
 
@@ -332,11 +334,12 @@ def _demo(folder: Path) -> str:
 
 
 def _photographs(location: str, folder: Path) -> _Photographs:
-    manifest = load_manifest(location)
+    split = open_split(location)
+    manifest = split.manifest
     if manifest.num_samples < 2 * BATCH:
         raise ConfigError(f"{location} holds {manifest.num_samples:,} images; the benchmark needs {2 * BATCH} or more.")
     plan = make_plan(manifest, seed=0, global_batch_size=BATCH)
-    shards = Shards(location, manifest)
+    shards = split.shards()
     most = min(manifest.num_samples, 1000)
     places = [(int(shard), int(row)) for shard, row in zip(*plan.locate(np.arange(most)), strict=True)]
     sizes = np.array([shards.size(*place) for place in places])

@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 
 from cluster.workers import WorkerContext
-from data_shards.loading.training_loader import Batch
+from data_shards.loading.batch import Batch
 from pipelines.files import write_json
 from pipelines.recipes.settings import Recipe
 from pipelines.training.loop import Job, Training, mistakes_end_the_run

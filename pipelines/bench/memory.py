@@ -6,6 +6,8 @@ from pathlib import Path
 
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World
+from data_shards.reading.reading import Reading
+from data_shards.reading.split import open_split
 from pipelines import console
 
 
@@ -42,5 +44,9 @@ def proportional_bytes(processes: Sequence[str]) -> int:
 
 def _loader(location: str, plan: Plan, side: int, epochs: int, rank: int) -> TrainingLoader:
     return TrainingLoader(
-        location, plan, World(2, rank), input_size=(side, side), stop_step=plan.steps_per_epoch * epochs + 1
+        Reading(split=open_split(location)),
+        plan,
+        World(2, rank),
+        input_size=(side, side),
+        stop_step=plan.steps_per_epoch * epochs + 1,
     )

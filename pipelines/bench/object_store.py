@@ -21,6 +21,8 @@ from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import World, make_plan
+from data_shards.reading.reading import Reading
+from data_shards.reading.split import open_split
 from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
@@ -170,18 +172,15 @@ def _epoch(location: str, endpoint: str, cache: str, threads: int) -> Epoch:
     }
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
-    plan = make_plan(
-        load_manifest(location), seed=0, global_batch_size=BATCH, streams=STREAMS, window_shards=WINDOW_SHARDS
-    )
+    split = open_split(location, cache_folder=cache)
+    plan = make_plan(split.manifest, seed=0, global_batch_size=BATCH, streams=STREAMS, window_shards=WINDOW_SHARDS)
     began, cpu = time.perf_counter(), _cpu_seconds()
     with TrainingLoader(
-        location,
+        Reading(split=split, threads=threads),
         plan,
         World(1, 0),
         input_size=(512, 512),
         stop_step=plan.steps_per_epoch,
-        threads=threads,
-        cache_folder=cache,
     ) as loader:
         next(loader)
         first = time.perf_counter()

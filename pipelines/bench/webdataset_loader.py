@@ -10,7 +10,8 @@ import torch.utils.data
 import webdataset
 
 from data_shards.loading.random_draws import draw
-from data_shards.reading.decode import crop_resize, decode_jpeg
+from data_shards.reading.decode import decode_jpeg
+from data_shards.reading.geometry import crop_resize
 from data_shards.settings import AugmentationSettings
 
 _MAX_OBJECTS = 128

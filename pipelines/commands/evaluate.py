@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
-from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.format.manifest import Manifest
 from data_shards.order.plan import World
+from data_shards.reading.reading import Reading
 from detectors import Detector
 from detectors.detector import TestMode
 from pipelines import console, tracking
@@ -19,7 +20,7 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.report import figures, tables
 from pipelines.evaluation.test_time_table import NAMES, ModeResult, mode_table
-from pipelines.evaluation.views import Reading, milliseconds_one_by_one
+from pipelines.evaluation.views import milliseconds_one_by_one
 from pipelines.pictures.prediction_page import prediction_page
 from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.recipes.settings import EvaluationSettings, Recipe
@@ -75,7 +76,12 @@ def evaluate_run(
         milliseconds = evaluation.milliseconds_per_image
         if modes:
             milliseconds = milliseconds_one_by_one(
-                judged.detector, judged.reading, one, judged.device, images=timed_images
+                judged.detector,
+                judged.reading,
+                one,
+                judged.device,
+                input_size=judged.input_size,
+                images=timed_images,
             )
         results[one.tta] = ModeResult(evaluation, milliseconds)
     if pictures:
@@ -104,18 +110,11 @@ def _evaluated(judged: "_Judged", settings: EvaluationSettings, topic: str) -> E
     reading, num_samples = judged.reading, judged.manifest.num_samples
     evaluation = evaluate(
         judged.detector,
-        reading.location,
-        judged.manifest,
+        reading,
         settings,
-        input_size=reading.input_size,
-        max_objects=reading.max_objects,
-        cache_folder=reading.cache_folder,
-        cache_bytes=reading.cache_bytes,
-        threads=reading.threads,
+        input_size=judged.input_size,
         device=judged.device,
-        world=reading.world,
-        boxes=reading.boxes,
-        undecodable=reading.undecodable,
+        world=World(ranks=1, rank=0),
         progress=lambda done: console.progress_line(topic, done, num_samples, "images"),
     )
     assert evaluation is not None  # rank 0 of one
@@ -132,6 +131,7 @@ class _Judged:
     manifest: Manifest
     location: str
     reading: Reading
+    input_size: tuple[int, int]
     device: torch.device
 
 
@@ -144,7 +144,8 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
     location = data or recipe.data.validation
     if not location:
         raise ConfigError(f"{path} was trained without data.validation; give --data LOCATION/SPLIT.")
-    manifest = load_manifest(location)
+    split = recipe.data.split(location)
+    manifest = split.manifest
     check_classes(checkpoint, manifest)
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.cluster.device != "cpu" else "cpu")
     console.say("weights", f"{checkpoint.path}, step {checkpoint.step:,}")
@@ -152,18 +153,9 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
     detector = build_detector(recipe, manifest, initial=False).to(device)
     check_input_size(recipe, detector)
     detector.load_state_dict(checkpoint.weights())
-    reading = Reading(
-        recipe.data.store(location),
-        recipe.evaluation.input_size or recipe.data.input_size,
-        recipe.data.max_objects,
-        recipe.data.cache_folder or None,
-        recipe.data.cache_bytes,
-        recipe.data.threads,
-        World(ranks=1, rank=0),
-        recipe.data.box_rules,
-        recipe.data.undecodable,
-    )
-    return _Judged(checkpoint, recipe, detector.eval(), manifest, location, reading, device)
+    input_size = recipe.evaluation.input_size or recipe.data.input_size
+    reading = recipe.data.reading(split)
+    return _Judged(checkpoint, recipe, detector.eval(), manifest, location, reading, input_size, device)
 
 
 def _as_json(results: Mapping[str, ModeResult], step: int) -> dict[str, Any]:

@@ -10,15 +10,15 @@ import torch.distributed
 import torch.utils._pytree
 
 from data_shards.format.manifest import Manifest
-from data_shards.loading.training_loader import Batch, coco_ground_truth
+from data_shards.loading.batch import Batch
+from data_shards.loading.ground_truth import coco_ground_truth
 from data_shards.order.plan import World
-from data_shards.reading.samples import Undecodable
+from data_shards.reading.reading import Reading
 from data_shards.settings import BoxRules
-from data_shards.storage.store import Store
 from detectors import Detections, Detector
 from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints
-from pipelines.evaluation.views import Found, Reading, detect, open_views
+from pipelines.evaluation.views import Found, detect, open_views
 from pipelines.pictures.prediction_page import Picture
 from pipelines.recipes.settings import EvaluationSettings
 
@@ -68,37 +68,23 @@ class _Share:
 
 def evaluate(
     detector: Detector,
-    location: str | Store,
-    manifest: Manifest,
+    reading: Reading,
     settings: EvaluationSettings,
     *,
     input_size: tuple[int, int],
-    max_objects: int,
-    cache_folder: str | None,
-    cache_bytes: int = 0,
-    threads: int,
     device: torch.device,
     world: World,
-    boxes: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
-    undecodable: Undecodable = "refuse",
     progress: Callable[[int], None] = lambda num_images: None,
 ) -> Evaluation | None:
     """Measure a detector on validation shards; every rank calls it, and rank 0 is given the result.
 
     Args:
         detector: with the weights to judge, on `device`.
-        location: the folder or s3:// prefix with the shards' manifest.
-        manifest: that manifest; its classes are the detector's.
+        reading: the validation shards, whose classes are the detector's, and how to read them.
         settings: geometry, batch, number of detections, test-time augmentation.
         input_size: height and width of the input, in pixels, for the fixed geometry.
-        max_objects: boxes of an image that enter the validation loss.
-        cache_folder: where shards of S3 are kept.
-        cache_bytes: how many bytes of them; 0 for no limit.
-        threads: decoding threads.
         device: where the network runs.
         world: this rank among those that share the images.
-        boxes: which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do.
-        undecodable: what to do about an image that no decoder reads.
         progress: told how many images this rank has done.
 
     Raises:
@@ -106,10 +92,11 @@ def evaluate(
     """
     detector.eval()
     share = _Share()
-    ground_truth = coco_ground_truth(location, cache_folder=cache_folder, cache_bytes=cache_bytes)
+    manifest, boxes = reading.split.manifest, reading.boxes
+    ground_truth = coco_ground_truth(reading.split)
     pictured = _crowds_of_pictured(ground_truth, settings.pictures, boxes)
-    reading = Reading(location, input_size, max_objects, cache_folder, cache_bytes, threads, world, boxes, undecodable)
-    with open_views(detector, reading, settings) as batches, torch.no_grad():
+    opened = open_views(detector, reading, settings, input_size=input_size, world=world)
+    with opened as batches, torch.no_grad():
         for views in batches:
             found = detect(detector, [view.to(device) for view in views], settings)
             _add(share, detector, found, manifest, settings, pictured, boxes)

@@ -7,41 +7,18 @@ and merged as the detector's authors do; what comes out is in the image frame.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from data_shards.loading.augment import augment
-from data_shards.loading.training_loader import Batch, EvaluationLoader
+from data_shards.loading.batch import Batch
+from data_shards.loading.evaluation_loader import EvaluationLoader
 from data_shards.order.plan import World
-from data_shards.reading.samples import Undecodable
-from data_shards.settings import BoxRules
-from data_shards.storage.store import Store
+from data_shards.reading.reading import Reading
 from detectors import Detections, Detector, View
 from pipelines.recipes.settings import EvaluationSettings
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Where images come from and how they are read."""
-
-    location: str | Store
-    """The folder or s3:// prefix with the shards' manifest."""
-    input_size: tuple[int, int]
-    """Height and width of the input, in pixels, for the fixed geometry."""
-    max_objects: int
-    """Boxes of an image that are kept."""
-    cache_folder: str | None
-    """Where shards of S3 are kept."""
-    cache_bytes: int
-    """How many bytes of them; 0 for no limit."""
-    threads: int
-    world: World
-    boxes: BoxRules = field(default_factory=BoxRules)
-    """Which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do."""
-    undecodable: Undecodable = "refuse"
-    """What to do about an image that no decoder reads."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +42,23 @@ def scales_shown(detector: Detector, settings: EvaluationSettings) -> tuple[floa
 
 @contextmanager
 def open_views(
-    detector: Detector, reading: Reading, settings: EvaluationSettings, limit: int | None = None
+    detector: Detector,
+    reading: Reading,
+    settings: EvaluationSettings,
+    *,
+    input_size: tuple[int, int],
+    world: World,
+    limit: int | None = None,
 ) -> Iterator[Iterator[list[Batch]]]:
     """Batches of this rank's images, each as its views.
 
     Args:
         detector: says how inputs are padded.
-        reading: which images.
+        reading: the images, and how to read them.
         settings: geometry, mode and batch size.
-        limit: only the first so many images of the set.
+        input_size: height and width of the input, in pixels, for the fixed geometry.
+        world: this rank among those that share the images.
+        limit: use only the first images of the split, this many; None uses all.
     """
     kinds = [
         (scale, settings.longer_side_limit if scale == 1 else settings.scaled_longer_side_limit)
@@ -83,23 +68,17 @@ def open_views(
         loaders = [
             stack.enter_context(
                 EvaluationLoader(
-                    reading.location,
-                    reading.world,
+                    reading,
+                    world,
                     geometry=settings.geometry,
-                    input_size=reading.input_size,
+                    input_size=input_size,
                     size_divisor=detector.sizes.divisor,
                     shorter_side=settings.shorter_side,
                     longer_side_limit=longer_side_limit,
-                    boxes=reading.boxes,
                     scale=scale,
                     beside=kinds,
                     batch_size=settings.batch_size,
                     limit=limit,
-                    max_objects=reading.max_objects,
-                    threads=reading.threads,
-                    cache_folder=reading.cache_folder,
-                    cache_bytes=reading.cache_bytes,
-                    undecodable=reading.undecodable,
                 )
             )
             for scale, longer_side_limit in kinds
@@ -141,6 +120,7 @@ def milliseconds_one_by_one(
     settings: EvaluationSettings,
     device: torch.device,
     *,
+    input_size: tuple[int, int],
     images: int,
     warm_up: int = 3,
 ) -> float:
@@ -151,11 +131,14 @@ def milliseconds_one_by_one(
         reading: which images; the first of the set are taken.
         settings: geometry and mode.
         device: waited for, so that nothing of an image is counted for the next.
+        input_size: height and width of the input, in pixels, for the fixed geometry.
         images: how many are timed.
         warm_up: how many come before them without the clock.
     """
     seconds: list[float] = []
-    with open_views(detector, reading, replace(settings, batch_size=1), limit=warm_up + images) as batches:
+    settings, alone = replace(settings, batch_size=1), World(ranks=1, rank=0)
+    opened = open_views(detector, reading, settings, input_size=input_size, world=alone, limit=warm_up + images)
+    with opened as batches:
         for views in batches:
             seconds.append(detect(detector, [view.to(device) for view in views], settings).seconds)
     timed = seconds[warm_up:] or seconds[-1:]

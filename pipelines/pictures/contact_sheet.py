@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import detectors
-from data_shards.building.shard_writing import sample_key
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import CocoClass, Manifest, load_manifest
-from data_shards.loading.augment import augment, draw
+from data_shards.format.manifest import CocoClass, Manifest, sample_key
+from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
-from data_shards.loading.batch_arrays import Slot
-from data_shards.loading.random_draws import padded_size
+from data_shards.loading.batch_arrays import BatchArrays
+from data_shards.loading.random_draws import draw, padded_size
+from data_shards.loading.row_filling import fill
 from data_shards.order.plan import make_plan
-from data_shards.reading.samples import Samples
+from data_shards.reading.samples import Samples, ShardSamples
 from data_shards.reading.shards import Shards
 from detectors import Preprocessing
 from pipelines.errors import ConfigError
@@ -95,9 +95,8 @@ def write_contact_sheet(
     check_picture_path(output)
     if epoch < 0:
         raise ConfigError(f"--epoch is {epoch}; epochs are counted from 0.")
-    manifest = load_manifest(location)
-    data = recipe.data
-    shards = Shards(data.store(location), manifest, data.cache_folder or None, cache_bytes=data.cache_bytes)
+    split = recipe.data.split(location)
+    manifest, shards = split.manifest, split.shards()
     sample_ids = _find(shards, keys) if keys else _first(manifest, recipe, samples, epoch)
     rows = _rows(shards, manifest, recipe, sample_ids, epoch)
     shards.close()
@@ -140,41 +139,38 @@ def _find(shards: Shards, keys: Sequence[str]) -> NDArray[np.int64]:
 
 def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArray[np.int64], epoch: int) -> list[_Row]:
     """Read the samples and assemble their batch, as the loader of a training does."""
-    plan = make_plan(manifest, seed=recipe.seed, global_batch_size=1)
-    places = [(int(shard), int(row)) for shard, row in zip(*plan.locate(sample_ids), strict=True)]
-    sizes = np.array([shards.size(*place) for place in places])
+    images = ShardSamples(shards, undecodable=recipe.data.undecodable)
+    sizes = np.array([images.size(number) for number in sample_ids.tolist()])
     draws = draw(recipe.augmentation, recipe.seed, epoch, sample_ids, sizes)
     with torch.random.fork_rng(devices=[]):
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
     whole = bool(draws.content_sizes.any())
     divisor = detector.sizes.divisor
     input_size = padded_size(draws.content_sizes, divisor) if whole else recipe.data.input_size
-    slot = Slot.empty(
+    arrays = BatchArrays.empty(
         sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole
     )
-    slot.take(draws)
-    images = Samples(shards, undecodable=recipe.data.undecodable)
-    for row, (shard, place) in enumerate(places):
-        slot.fill(row, images, shard, place, draws.matrix(row, input_size), recipe.data.box_rules)
-    batch = Batch.over(slot, epoch, 0)
-    photographs = [_photograph(images, shard, place) for shard, place in places]
+    arrays.take(draws)
+    for row, number in enumerate(sample_ids.tolist()):
+        fill(arrays, row, images, number, draws.matrix(row, input_size), recipe.data.box_rules)
+    batch = Batch.over(arrays, epoch, 0)
+    photographs = [_photograph(images, number) for number in sample_ids.tolist()]
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)
     heatmaps = _heatmaps(detector.encode(batch.boxes, batch.labels, input_size, **batch.extra))
     rows = []
-    for row, (shard, place) in enumerate(places):
-        index = shards.index(shard)
-        first, last = index.row_splits[place : place + 2]
+    for row, number in enumerate(sample_ids.tolist()):
+        known = images.labels(number)
         real = batch.labels[row] >= 0
-        is_class = index.labels[first:last] >= 0  # an ignored object has no class name to draw
+        is_class = known.labels >= 0  # an ignored object has no class name to draw
         rows.append(
             _Row(
-                key=sample_key(int(index.image_ids[place])),
-                file_name=shards.read_json(shard, place)["file_name"],
+                key=sample_key(known.image_id),
+                file_name=shards.read_json(*images.locate(number))["file_name"],
                 photograph=photographs[row],
-                boxes=index.boxes[first:last][is_class],
-                labels=index.labels[first:last][is_class],
-                iscrowd=index.iscrowd[first:last][is_class],
-                joints=None if index.keypoints is None else index.keypoints[first:last][is_class],
+                boxes=known.boxes[is_class],
+                labels=known.labels[is_class],
+                iscrowd=known.iscrowd[is_class],
+                joints=None if known.keypoints is None else known.keypoints[is_class],
                 received=received[row],
                 input_boxes=batch.boxes[row][real].numpy(),
                 input_labels=batch.labels[row][real].numpy(),
@@ -185,11 +181,11 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     return rows
 
 
-def _photograph(images: Samples, shard: int, place: int) -> NDArray[np.uint8]:
+def _photograph(images: Samples, number: int) -> NDArray[np.uint8]:
     """Return the upright image, or plain gray if it does not decode."""
-    image = images.image(shard, place)
+    image = images.image(number)
     if image is None:
-        return np.full((*images.shards.size(shard, place), 3), 128, dtype=np.uint8)
+        return np.full((*images.size(number), 3), 128, dtype=np.uint8)
     return image.copy()  # the next image is decoded into the same memory
 
 

@@ -5,13 +5,15 @@ The settings of other rooms stand in their own `settings` modules; a recipe take
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
 from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
-from data_shards.storage.open import open_store
-from data_shards.storage.store import Store
 from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_shards.reading.reading import Reading
+    from data_shards.reading.split import DataSplit
 
 IMAGENET = "imagenet"
 """In place of a file, the published ImageNet weights of a detector's backbone."""
@@ -108,11 +110,33 @@ class DataSettings:
         """The cache's budget; 0 for no limit."""
         return round(self.cache_gb * 1e9)
 
-    def store(self, location: str) -> Store:
-        """Where shards lie, to be read with these settings."""
-        return open_store(
-            location,
-            ReadSettings(timeout_seconds=self.read_timeout_seconds, deadline_seconds=self.read_deadline_seconds),
+    def split(self, location: str) -> "DataSplit":
+        """Open shards with these settings and read their manifest; pass the split along rather than opening twice."""
+        # A recipe is read in an instant, so numpy and OpenCV are imported only where data is opened.
+        from data_shards.reading.split import open_split
+
+        settings = ReadSettings(timeout_seconds=self.read_timeout_seconds, deadline_seconds=self.read_deadline_seconds)
+        return open_split(location, settings, self.cache_folder or None, self.cache_bytes)
+
+    def splits(self) -> "tuple[DataSplit, DataSplit | None]":
+        """Open the shards to train on and those to evaluate on, if there are any."""
+        train = self.split(self.train)
+        if self.validation in ("", self.train):
+            return train, train if self.validation else None
+        return train, self.split(self.validation)
+
+    def reading(self, split: "DataSplit") -> "Reading":
+        """How these settings read the samples of a split."""
+        from data_shards.reading.reading import Reading
+
+        return Reading(
+            split=split,
+            max_objects=self.max_objects,
+            boxes=self.box_rules,
+            undecodable=self.undecodable,
+            decoded_cache_bytes=round(self.decoded_cache_gb * 1e9),
+            threads=self.threads,
+            prefetch=self.prefetch,
         )
 
     def __post_init__(self) -> None:

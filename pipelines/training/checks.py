@@ -8,11 +8,11 @@ import detectors
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.engine.engine import BatchSplit, check_deepspeed, split_batch
 from cluster.workers import dividing_worlds
-from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.format.manifest import Manifest
 from data_shards.loading.batch import Batch
-from data_shards.loading.batch_arrays import Slot
+from data_shards.loading.batch_arrays import BatchArrays
 from data_shards.order.plan import Plan, make_plan
-from data_shards.reading.shards import Shards
+from data_shards.reading.split import DataSplit
 from data_shards.storage.open import open_store
 from detectors import Detector
 from pipelines.errors import ConfigError
@@ -21,7 +21,7 @@ from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
 from pipelines.training.from_recipe import build_detector
 
 
-def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
+def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]:
     """Refuse whatever can be known to be wrong before a worker starts.
 
     Args:
@@ -29,7 +29,7 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
         fresh: also fetch and load the initial weights; a run that resumes does not need them.
 
     Returns:
-        The manifest of the training shards, and their order.
+        The opened splits, the one to train on first, and the order of its samples.
 
     Raises:
         ConfigError, ClusterError: settings that contradict each other or the data.
@@ -39,22 +39,24 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[Manifest, Plan]:
     _check_settings(recipe)
     if "://" in recipe.checkpoint.location:
         open_store(recipe.checkpoint.location).check_writable()
-    manifest = load_manifest(recipe.data.train)
+    splits = [split for split in recipe.data.splits() if split is not None]
+    manifest = splits[0].manifest
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
-    for location, found in _locations(recipe, manifest):
+    for split in splits:
+        found = split.manifest
         if found.classes != manifest.classes:
             raise ConfigError(
-                f"{location} has other classes than {recipe.data.train}: "
+                f"{split.location} has other classes than {recipe.data.train}: "
                 f"{_shown(found.class_names)} instead of {_shown(manifest.class_names)}. "
                 f"Build both from one class list."
             )
-        _check_shards(location, found)
+        _check_shards(split)
     detector = build_detector(recipe, manifest, initial=fresh)
     check_input_size(recipe, detector)
     _check_max_objects(recipe, detector)
     detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
     _check_labels(recipe, detector, manifest)
-    return manifest, plan
+    return splits, plan
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -84,16 +86,10 @@ def split_on_most_workers(recipe: Recipe) -> BatchSplit:
     return split_batch(batch.global_size, workers, batch.microbatch_limit)
 
 
-def _locations(recipe: Recipe, manifest: Manifest) -> list[tuple[str, Manifest]]:
-    validation = recipe.data.validation
-    return [(recipe.data.train, manifest), *([(validation, load_manifest(validation))] if validation else [])]
-
-
-def _check_shards(location: str, manifest: Manifest) -> None:
+def _check_shards(split: DataSplit) -> None:
     """Compare shards in a folder with their manifest; a node compares shards of S3 when it fetches them."""
-    if open_store(location).local_path("manifest.json") is None:
-        return
-    Shards(location, manifest).verify()
+    if split.store.local_path("manifest.json") is not None:
+        split.shards().verify()
 
 
 def _shown(names: tuple[str, ...]) -> str:
@@ -128,7 +124,7 @@ def _check_max_objects(recipe: Recipe, detector: Detector) -> None:
 
 def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> None:
     """Let the detector refuse data that lacks what it learns, such as joints, by encoding an image without objects."""
-    empty = Slot.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
+    empty = BatchArrays.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
     batch = Batch.over(empty, 0, 0)
     detector.encode(batch.boxes, batch.labels, batch.input_size, **batch.extra)
     if recipe.augmentation.rotation_probability and not hasattr(getattr(detector, "settings", None), "joints"):

@@ -10,6 +10,7 @@ import detectors.weights.published
 from data_shards.format.manifest import Manifest
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World
+from data_shards.reading.split import DataSplit
 from detectors import Detector
 from pipelines.recipes.settings import OptimizerSettings, Recipe
 from pipelines.training.initial_weights import fetch_weights
@@ -69,7 +70,14 @@ def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[d
 
 
 def training_loader(
-    recipe: Recipe, plan: Plan, world: World, *, size_divisor: int, microbatches: int, steps: tuple[int, int]
+    recipe: Recipe,
+    split: DataSplit,
+    plan: Plan,
+    world: World,
+    *,
+    size_divisor: int,
+    microbatches: int,
+    steps: tuple[int, int],
 ) -> TrainingLoader:
     """Open the loader of this rank.
 
@@ -81,23 +89,14 @@ def training_loader(
         microbatches: per step.
         steps: steps done before, and the last step; batches are those between.
     """
-    data = recipe.data
     return TrainingLoader(
-        data.store(data.train),
+        recipe.data.reading(split),
         plan,
         world,
-        input_size=data.input_size,
-        max_objects=data.max_objects,
+        input_size=recipe.data.input_size,
         augmentation=recipe.augmentation,
-        boxes=data.box_rules,
         size_divisor=size_divisor,
         start_step=steps[0],
         stop_step=steps[1],
         microbatches=microbatches,
-        threads=data.threads,
-        prefetch=data.prefetch,
-        cache_folder=data.cache_folder or None,
-        cache_bytes=data.cache_bytes,
-        undecodable=data.undecodable,
-        decoded_cache_bytes=round(data.decoded_cache_gb * 1e9),
     )

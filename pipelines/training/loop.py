@@ -25,9 +25,10 @@ from cluster.stopping import mark_stopped
 from cluster.workers import UnrecoverableError, WorkerContext
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import Manifest, load_manifest
+from data_shards.format.manifest import Manifest
 from data_shards.loading.augment import augment
-from data_shards.loading.training_loader import Batch, TrainingLoader
+from data_shards.loading.batch import Batch
+from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World, make_plan
 from detectors import DetectorError
 from pipelines import console
@@ -94,7 +95,8 @@ class Training:
         # Ranks draw different numbers; initial weights do not depend on it (see build_detector).
         torch.manual_seed(recipe.seed + context.rank)
         self.context, self.job, self.recipe = context, job, recipe
-        self.manifest: Manifest = load_manifest(recipe.data.train)
+        self.split_to_train, self.split_to_evaluate = recipe.data.splits()
+        self.manifest: Manifest = self.split_to_train.manifest
         self.plan: Plan = make_plan(self.manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
         self.split: BatchSplit = split_batch(
             recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit
@@ -206,18 +208,12 @@ class Training:
         judged = build_detector(self.recipe, self.manifest, initial=False).to(self.context.device)
         judged.load_state_dict(self.engine.evaluation_weights())
         data, settings = self.recipe.data, self.recipe.evaluation
+        assert self.split_to_evaluate is not None
         evaluation = evaluate(
             judged,
-            data.store(data.validation),
-            load_manifest(data.validation),
+            data.reading(self.split_to_evaluate),
             settings,
             input_size=settings.input_size or data.input_size,
-            max_objects=data.max_objects,
-            boxes=data.box_rules,
-            cache_folder=data.cache_folder or None,
-            cache_bytes=data.cache_bytes,
-            undecodable=data.undecodable,
-            threads=data.threads,
             device=self.context.device,
             world=self.world,
             progress=lambda num_images: self.context.heartbeat.progress(),
@@ -287,6 +283,7 @@ class Training:
         """Open this rank's loader for the steps that are left."""
         return training_loader(
             self.recipe,
+            self.split_to_train,
             self.plan,
             self.world,
             size_divisor=self.detector.sizes.divisor,
@@ -336,10 +333,10 @@ class Training:
             yield
 
     def _digests(self) -> dict[str, str]:
-        validation = self.recipe.data.validation
+        validation = self.split_to_evaluate
         return {
             "train": self.manifest.digest,
-            **({"validation": load_manifest(validation).digest} if validation else {}),
+            **({"validation": validation.manifest.digest} if validation else {}),
         }
 
     def _say_where_it_stands(self) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from cluster.errors import ClusterError
 from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine
 from data_shards.counting import counted
+from data_shards.reading.split import DataSplit
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import absolute, run_name
-from pipelines.recipes.settings import IMAGENET, Recipe
+from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
 from pipelines.tracking import tracking_uri
 
 
@@ -26,13 +27,13 @@ def preflight(recipe: Recipe, as_json: bool) -> bool:
     return _is_fine(findings)
 
 
-def before_training(recipe: Recipe) -> None:
+def before_training(recipe: Recipe, splits: Sequence[DataSplit]) -> None:
     """Check the nodes of a training on several; print what needs attention.
 
     Raises:
         ClusterError: something would make the training fail, or lose it.
     """
-    findings = _examine(recipe, only_several_nodes=True)
+    findings = _examine(recipe, splits, only_several_nodes=True)
     if not findings:
         return
     for finding in findings:
@@ -62,7 +63,9 @@ def _is_fine(findings: Sequence[Finding]) -> bool:
     return all(one.verdict != "wrong" for one in findings)
 
 
-def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Finding]:
+def _examine(
+    recipe: Recipe, splits: Sequence[DataSplit] | None = None, *, only_several_nodes: bool = False
+) -> list[Finding]:
     recipe = absolute(recipe)
     folders, probes = _places(recipe)
     uri = tracking_uri(recipe)
@@ -79,7 +82,7 @@ def _examine(recipe: Recipe, *, only_several_nodes: bool = False) -> list[Findin
         recipe.cluster,
         folders=folders,
         probes=probes,
-        cache=_cache(recipe),
+        cache=_cache(recipe, splits),
         say=lambda line: console.say("preflight", line),
         only_several_nodes=only_several_nodes,
     )
@@ -90,7 +93,7 @@ def _places(recipe: Recipe) -> tuple[list[SharedFolder], list[Probe]]:
     """Return the folders and services that every node reads or writes: run folder, checkpoints, shards, weights."""
     run, location = run_name(recipe), recipe.checkpoint.location
     folders = [SharedFolder("run folder", Path(recipe.run.folder) / run, "run.folder")]
-    probes = [_data_probe(name, place) for name, place in _shards(recipe) if place]
+    probes = [_data_probe(recipe, name, place) for name, place in _shards(recipe) if place]
     if "://" in location:
         fix = "give the nodes write access (AWS: an instance profile, or AWS_* variables of the job)"
         probes.append(Probe("checkpoints", functools.partial(write_data, f"{location.rstrip('/')}/{run}"), fix=fix))
@@ -107,27 +110,25 @@ def _shards(recipe: Recipe) -> list[tuple[str, str]]:
     return [("data.train", recipe.data.train), ("data.validation", recipe.data.validation)]
 
 
-def _data_probe(name: str, location: str) -> Probe:
+def _data_probe(recipe: Recipe, name: str, location: str) -> Probe:
     fix = (
         "give the nodes read access (AWS: an instance profile, or AWS_* variables of the job), and check the location"
         if "://" in location
         else "put the shards on S3, or on a file system that every node mounts under this path"
     )
-    return Probe(name, functools.partial(read_data, location), fix=fix)
+    return Probe(name, functools.partial(read_data, recipe.data, location), fix=fix)
 
 
-def read_data(location: str) -> str:
+def read_data(data: DataSettings, location: str) -> str:
     """Read the manifest of shards and look for the first shard; runs on a node.
 
     Raises:
         DataError: one of them cannot be read.
     """
-    from data_shards.format.manifest import load_manifest
-    from data_shards.storage.open import open_store
-
-    manifest = load_manifest(location)
+    split = data.split(location)
+    manifest = split.manifest
     shard = manifest.shards[0].name
-    if not open_store(location).exists(shard):
+    if not split.store.exists(shard):
         from data_shards.errors import DataError
 
         raise DataError(f"{location} has a manifest, but its first shard {shard} is missing")
@@ -185,14 +186,14 @@ def _sqlite(finding: Finding, uri: str) -> Finding:
     )
 
 
-def _cache(recipe: Recipe) -> Cache | None:
+def _cache(recipe: Recipe, splits: Sequence[DataSplit] | None) -> Cache | None:
     """Return the disk space needed for shards that are fetched; None if all are read in place."""
-    from data_shards.format.manifest import load_manifest
     from data_shards.storage.node_cache import default_cache_folder
 
-    remote = [location for _, location in _shards(recipe) if "://" in location]
-    if not remote:
+    if splits is None:
+        splits = [recipe.data.split(location) for _, location in _shards(recipe) if "://" in location]
+    shards = [shard.bytes for split in splits if "://" in split.location for shard in split.manifest.shards]
+    if not shards:
         return None
-    shards = [shard.bytes for location in remote for shard in load_manifest(location).shards]
     folder = recipe.data.cache_folder or str(default_cache_folder())
     return Cache(folder=folder, whole_bytes=sum(shards), least_bytes=4 * max(shards))

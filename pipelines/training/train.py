@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from cluster.workers import LogStream, dividing_worlds, exclusive_run, run_worke
 from data_shards.counting import counted
 from data_shards.format.manifest import Manifest
 from data_shards.order.plan import Plan
+from data_shards.reading.split import DataSplit
 from pipelines import console, tracking
 from pipelines.files import write_json, write_text
 from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_yaml
@@ -50,7 +51,8 @@ def train(recipe: Recipe) -> TrainingResult:
     name = run_name(recipe)
     folder = Path(recipe.run.folder) / name
     has_begun = any((folder / "checkpoints").glob("step-*"))
-    manifest, plan = check(recipe, fresh=not has_begun)
+    splits, plan = check(recipe, fresh=not has_begun)
+    manifest = splits[0].manifest
     check_run_folder(folder)
     last_step = recipe.schedule.last_step(plan.steps_per_epoch)
     with exclusive_run(folder):
@@ -62,7 +64,7 @@ def train(recipe: Recipe) -> TrainingResult:
             # The server may have been down when the run ended.
             tracking.deliver_spool(folder / "tracking")
         else:
-            _train_on_workers(recipe, name, folder, checkpoint)
+            _train_on_workers(recipe, name, folder, checkpoint, splits)
     return read_result(folder, name, last_step)
 
 
@@ -84,12 +86,14 @@ def _checkpoint_to_resume(recipe: Recipe, name: str, folder: Path, manifest: Man
     return checkpoint
 
 
-def _train_on_workers(recipe: Recipe, name: str, folder: Path, checkpoint: Checkpoint | None) -> None:
+def _train_on_workers(
+    recipe: Recipe, name: str, folder: Path, checkpoint: Checkpoint | None, splits: Sequence[DataSplit]
+) -> None:
     """Run the training loop on every worker to its end, as one attempt of one MLflow run."""
     # A run folder that was lost, with its checkpoints in a bucket, still finds its MLflow run.
     known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
     with (
-        _on_cluster(recipe, folder / "logs"),
+        _on_cluster(recipe, folder / "logs", splits),
         _tracked(recipe, name, folder, known_run) as (uri, mlflow_run),
         ExitStack() as starting,
     ):
@@ -133,7 +137,7 @@ class RankLog:
 
 
 @contextmanager
-def _on_cluster(recipe: Recipe, logs: Path) -> Iterator[None]:
+def _on_cluster(recipe: Recipe, logs: Path, splits: Sequence[DataSplit]) -> Iterator[None]:
     """Say where the workers run; connect to a cluster, and check its nodes if the workers need several."""
     address = os.environ.get("RAY_ADDRESS")
     workers = _workers_in_words(recipe.cluster)
@@ -146,7 +150,7 @@ def _on_cluster(recipe: Recipe, logs: Path) -> Iterator[None]:
         if url := dashboard_url():
             console.say("dashboard", url)
         if recipe.cluster.preflight:
-            before_training(recipe)
+            before_training(recipe, splits)
         yield
 
 

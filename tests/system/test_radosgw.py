@@ -8,10 +8,10 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
-from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import World, make_plan
 from data_shards.storage.open import open_store
 from tests.data_shards.building.test_transfer import files
+from tests.data_shards.loaders import training_loader
 from tests.data_shards.samples import document, write_coco
 from tests.system.commands import Command
 
@@ -47,7 +47,7 @@ def test_shards_are_built_pushed_pulled_streamed_and_resumed(radosgw: str, tmp_p
     steps, resumed_at = 2 * plan.steps_per_epoch, plan.steps_per_epoch + 2
 
     def batches(location: object, start: int, world: World) -> list[torch.Tensor]:
-        with TrainingLoader(
+        with training_loader(
             str(location), plan, world, input_size=(64, 64), start_step=start, stop_step=steps,
             cache_folder=tmp_path / f"cache-{start}",
         ) as loader:  # fmt: skip

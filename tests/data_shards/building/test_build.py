@@ -222,7 +222,7 @@ def test_a_png_keeps_its_bytes_and_its_kind(tmp_path: Path) -> None:
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
     (sample,) = webdataset.WebDataset(str(Path(report.location) / "train-000000.tar"), shardshuffle=False)
     assert sample["png"] == data
-    assert Shards(report.location, report.manifest).read_image(0, 0) == data
+    assert Shards(open_store(report.location), report.manifest).read_image(0, 0) == data
 
 
 def test_a_second_build_of_the_same_changes_nothing(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_larger_images_are_encoded_again_only_when_asked(tmp_path: Path) -> None
     assert contents(Path(report.location)) == contents(Path(again.location))
     assert (report.manifest.source.max_size, report.manifest.source.jpeg_quality) == (60, 90)
     assert "images longer than 60 pixels were encoded again, JPEG quality 90" in report.describe()
-    shards = Shards(report.location, load_manifest(report.location))
+    shards = Shards(open_store(report.location), load_manifest(report.location))
     index = shards.index(0)
     for row, image_id in enumerate(index.image_ids.tolist()):
         stored = (images / f"{image_id}.jpg").read_bytes()
@@ -435,7 +435,7 @@ def test_a_segmentation_in_run_lengths_does_not_outlive_a_smaller_image(tmp_path
     content["annotations"][0]["segmentation"] = {"size": [48, 64], "counts": "abc"}
     annotations, images = write_coco(tmp_path, content)
     report = build_shards(annotations, images, str(tmp_path / "a"), split="train", max_size=32)
-    shards = Shards(report.location, report.manifest)
+    shards = Shards(open_store(report.location), report.manifest)
     (sample,) = (sample for row in range(2) if (sample := shards.read_json(0, row))["annotations"])
     assert "segmentation" not in sample["annotations"][0]
     assert sample["annotations"][0]["bbox"] == [1.25, 2.125, 6.5, 4.75]
@@ -495,7 +495,6 @@ def test_the_digest_names_the_content(built: BuildReport, copied: Path) -> None:
     assert manifest.digest == hashlib.sha256(canonical.encode()).hexdigest()
     first = replace(manifest.shards[0], sha256="0" * 64)
     assert replace(manifest, shards=(first, *manifest.shards[1:])).digest != manifest.digest
-    assert load_manifest(str(copied.parent), "copied") == manifest
 
 
 @pytest.mark.parametrize(

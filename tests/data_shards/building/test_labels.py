@@ -14,11 +14,15 @@ from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
 from data_shards.loading.augment import augment
+from data_shards.loading.batch import Batch
+from data_shards.loading.ground_truth import coco_ground_truth
 from data_shards.loading.random_draws import draw
-from data_shards.loading.training_loader import Batch, EvaluationLoader, TrainingLoader, coco_ground_truth
 from data_shards.order.plan import World, make_plan
 from data_shards.reading.shards import Shards
+from data_shards.reading.split import open_split
 from data_shards.settings import AugmentationSettings, BoxRules
+from data_shards.storage.open import open_store
+from tests.data_shards.loaders import evaluation_loader, training_loader
 from tests.data_shards.loading.test_augment import CocoNormalisation
 from tests.data_shards.samples import document, write_coco
 
@@ -67,7 +71,7 @@ def test_the_index_holds_the_joints_and_the_manifest_their_names(posed: tuple[di
     assert [list(item.keypoints) for item in manifest.classes] == [PERSON, DOG, []]
     assert manifest.classes[0].skeleton == ((2, 4), (3, 5))
     assert "with 5 joints" in report.describe()
-    shards = Shards(report.location, manifest)
+    shards = Shards(open_store(report.location), manifest)
     seen = 0
     for number in range(len(manifest.shards)):
         index = shards.index(number)
@@ -147,7 +151,7 @@ def test_joints_boxes_and_pixels_are_augmented_as_published(
     augmentation = AugmentationSettings(**settings, brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0)
     names = {1: PERSON, 18: DOG, 44: []}
     flipped, turned = set(), 0
-    with TrainingLoader(
+    with training_loader(
         report.location,
         plan,
         World(1, 0),
@@ -206,7 +210,7 @@ def test_joints_boxes_and_pixels_are_augmented_as_published(
 
 def test_evaluation_gives_joints_in_the_input_frame(posed: tuple[dict[str, Any], BuildReport]) -> None:
     content, report = posed
-    with EvaluationLoader(report.location, World(1, 0), input_size=INPUT, batch_size=8) as loader:
+    with evaluation_loader(report.location, World(1, 0), input_size=INPUT, batch_size=8) as loader:
         batch = next(loader)
     assert batch.keypoints is not None
     assert batch.rotated is None
@@ -218,7 +222,7 @@ def test_evaluation_gives_joints_in_the_input_frame(posed: tuple[dict[str, Any],
     assert labelled.any()
     expected = points[labelled, :2] * 1.5 + torch.tensor([12.0, 0.0])
     torch.testing.assert_close(batch.keypoints[row, 0, : len(points)][labelled, :2], expected)
-    truth = coco_ground_truth(report.location)
+    truth = coco_ground_truth(open_split(report.location))
     assert truth["categories"][0]["keypoints"] == PERSON
     assert next(item for item in truth["annotations"] if item["image_id"] == 107)["keypoints"] == item["keypoints"]
 
@@ -251,7 +255,7 @@ def test_a_skeleton_of_joints_that_are_not_there_is_refused(tmp_path: Path) -> N
 
 def test_turning_images_of_plain_boxes_is_refused(built: BuildReport) -> None:
     with pytest.raises(DataError, match=r"rotation_probability is 0\.5, and .* has no joints: only those turn"):
-        TrainingLoader(
+        training_loader(
             built.location,
             make_plan(built.manifest, seed=0, global_batch_size=2),
             World(1, 0),
@@ -313,7 +317,7 @@ def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Bu
 
 def batches_of(report: BuildReport, augmentation: AugmentationSettings, steps: int = 4) -> list[Batch]:
     plan = make_plan(report.manifest, seed=1, global_batch_size=6)
-    with TrainingLoader(
+    with training_loader(
         report.location,
         plan,
         World(1, 0),
@@ -355,7 +359,7 @@ def test_kitti_becomes_three_classes_and_labels_to_ignore(driven: tuple[dict[str
         # The width fills the input: zoom 320 / 124, the middle of the image in the middle of the input.
         zoom = 320 / 124
         assert_allclose(batch.transforms[row], [[zoom, 0, 0], [0, zoom, 48 - zoom * 18.5]], atol=1e-4)
-    index = Shards(report.location, manifest).index(0)
+    index = Shards(open_store(report.location), manifest).index(0)
     assert index.location is not None
     assert index.rotation_y is not None
     assert index.location.shape == (len(index.labels), 3)
@@ -364,7 +368,7 @@ def test_kitti_becomes_three_classes_and_labels_to_ignore(driven: tuple[dict[str
 
 def test_what_is_ignored_is_a_crowd_to_the_judge(driven: tuple[dict[str, Any], BuildReport]) -> None:
     content, report = driven
-    truth = coco_ground_truth(report.location)
+    truth = coco_ground_truth(open_split(report.location))
     # 48 objects of 9 categories but one; Tram and Misc are gone, DontCare stands for three classes.
     count = {
         category: sum(item["category_id"] == category for item in content["annotations"]) for category in range(10)
@@ -373,7 +377,7 @@ def test_what_is_ignored_is_a_crowd_to_the_judge(driven: tuple[dict[str, Any], B
     assert len({item["id"] for item in truth["annotations"]}) == len(truth["annotations"])
     cars = [item for item in truth["annotations"] if item["category_id"] == 2]
     assert sum(item["iscrowd"] for item in cars) == count[4] + count[5] + count[9]
-    with EvaluationLoader(report.location, World(1, 0), geometry="width", input_size=(96, 320)) as loader:
+    with evaluation_loader(report.location, World(1, 0), geometry="width", input_size=(96, 320)) as loader:
         zoom = 320 / 124
         assert_allclose(next(loader).transforms[0], [[zoom, 0, 0], [0, zoom, 48 - zoom * 18.5]], atol=1e-4)
 
@@ -452,8 +456,8 @@ def test_crowds_are_left_out_when_asked_before_they_take_a_place(built: BuildRep
     plan = make_plan(built.manifest, seed=4, global_batch_size=14)
     options: dict[str, Any] = {"input_size": INPUT, "max_objects": 3, "stop_step": 1}
     with (
-        TrainingLoader(built.location, plan, World(1, 0), **options) as every,
-        TrainingLoader(built.location, plan, World(1, 0), boxes=BoxRules(crowd="drop"), **options) as without,
+        training_loader(built.location, plan, World(1, 0), **options) as every,
+        training_loader(built.location, plan, World(1, 0), boxes=BoxRules(crowd="drop"), **options) as without,
     ):
         kept, dropped = next(every), next(without)
     # The plan and the pixels are the same ones; of 14 images with i % 4 boxes three have a crowd, their third box.
@@ -472,7 +476,7 @@ def test_boxes_may_end_on_their_last_pixel(tmp_path: Path) -> None:
     content["annotations"] = [first | {"id": number, "bbox": box, "iscrowd": 0} for number, box in enumerate(boxes)]
     annotations, images = write_coco(tmp_path, content)
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
-    with EvaluationLoader(
+    with evaluation_loader(
         report.location, World(1, 0), input_size=(50, 50), boxes=BoxRules(box_ends="last_pixel"), max_objects=4
     ) as loader:
         found = next(batch for batch in loader if int(batch.image_ids[0]) == 107)

@@ -8,9 +8,11 @@ import torch
 from numpy.testing import assert_allclose
 
 from data_shards.errors import DataError
-from data_shards.loading.augment import AugmentationSettings, Draws, augment, draw
-from data_shards.loading.training_loader import Batch
-from data_shards.reading.decode import crop_resize, transform_boxes
+from data_shards.loading.augment import augment
+from data_shards.loading.batch import Batch
+from data_shards.loading.random_draws import Draws, draw
+from data_shards.reading.geometry import crop_resize, transform_boxes
+from data_shards.settings import AugmentationSettings
 from tests.data_shards.samples import photo
 
 

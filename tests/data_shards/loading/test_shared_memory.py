@@ -16,9 +16,10 @@ from data_shards.building.build import BuildReport
 from data_shards.errors import LoaderError
 from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
-from data_shards.loading.batch_arrays import BatchShape, Slot, slot_bytes
+from data_shards.loading.batch_arrays import BatchArrays, BatchShape
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import World, make_plan
+from tests.data_shards.loaders import training_loader
 
 INPUT = (64, 96)
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def loader(report: BuildReport, **options: object) -> TrainingLoader:
     plan = make_plan(report.manifest, seed=4, global_batch_size=6)
-    return TrainingLoader(report.location, plan, World(1, 0), input_size=INPUT, **options)  # type: ignore[arg-type]
+    return training_loader(report.location, plan, World(1, 0), input_size=INPUT, **options)  # type: ignore[arg-type]
 
 
 def there(process: int) -> bool:
@@ -51,14 +52,14 @@ def address(batch: Batch) -> int:
 
 def test_arrays_of_a_slot_lie_apart_and_only_where_the_batch_has_them() -> None:
     shape = BatchShape(rows=3, height=5, width=7, objects=2, augmented=True, joints=4, in_3d=True, whole_images=True)
-    memory = np.zeros(slot_bytes(shape), dtype=np.uint8)
-    slot = Slot.over(memory, shape)
+    memory = np.zeros(shape.num_bytes, dtype=np.uint8)
+    slot = BatchArrays.over(memory, shape)
     for number, array in enumerate(vars(slot).values()):
         array[:] = number + 1 if array.dtype != np.bool_ else True
     for number, array in enumerate(vars(slot).values()):
         assert (array == (number + 1 if array.dtype != np.bool_ else True)).all()
-    assert Slot.over(memory, shape).labels.base is memory
-    plain = Slot.over(memory, BatchShape(rows=3, height=5, width=7, objects=2, augmented=False))
+    assert BatchArrays.over(memory, shape).labels.base is memory
+    plain = BatchArrays.over(memory, BatchShape(rows=3, height=5, width=7, objects=2, augmented=False))
     assert plain.flips is None
     # 3 x 3 x 5 x 7 bytes of pixels, then boxes at the next multiple of 64.
     assert plain.boxes.ctypes.data - memory.ctypes.data == 320
@@ -66,7 +67,7 @@ def test_arrays_of_a_slot_lie_apart_and_only_where_the_batch_has_them() -> None:
 
 def test_beginning_a_batch_leaves_no_object_of_the_last_one() -> None:
     shape = BatchShape(rows=2, height=4, width=4, objects=3, augmented=False)
-    slot = Slot.over(np.full(slot_bytes(shape), 77, dtype=np.uint8), shape)
+    slot = BatchArrays.over(np.full(shape.num_bytes, 77, dtype=np.uint8), shape)
     slot.begin(np.array([8, 9]))
     assert (slot.labels == -1).all()
     assert (slot.boxes == 0).all()
@@ -153,12 +154,13 @@ def test_closing_in_the_middle_of_the_work_returns_at_once(built: BuildReport) -
 TRAINER = """
 import sys, time
 from data_shards.loading.training_loader import TrainingLoader
-from data_shards.format.manifest import load_manifest
 from data_shards.order.plan import World, make_plan
+from data_shards.reading.reading import Reading
+from data_shards.reading.split import open_split
 
-location = sys.argv[1]
-plan = make_plan(load_manifest(location), seed=4, global_batch_size=6)
-batches = TrainingLoader(location, plan, World(1, 0), input_size=(64, 96), prefetch=2)
+split = open_split(sys.argv[1])
+plan = make_plan(split.manifest, seed=4, global_batch_size=6)
+batches = TrainingLoader(Reading(split=split, prefetch=2), plan, World(1, 0), input_size=(64, 96))
 batch = next(batches)
 print(batches.process_id, flush=True)
 if sys.argv[2] == "fork":

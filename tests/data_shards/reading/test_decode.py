@@ -9,19 +9,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from data_shards.reading.decode import (
-    Scratch,
-    colour_space,
-    crop_matrix,
-    crop_resize,
-    decode_jpeg,
-    exif_orientation,
-    image_extension,
-    image_size,
-    transform_boxes,
-    warp,
-    whole_pixel_shift,
-)
+from data_shards.reading.decode import colour_space, decode_jpeg, exif_orientation, image_extension, image_size
+from data_shards.reading.geometry import crop_matrix, crop_resize, transform_boxes, warp, whole_pixel_shift
+from data_shards.reading.scratch import Scratch
 from tests.data_shards.samples import jpeg, photo
 
 

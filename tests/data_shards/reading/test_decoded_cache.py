@@ -14,11 +14,12 @@ from PIL import Image
 
 from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
-from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import World, make_plan
 from data_shards.reading.decoded_cache import DecodedImages, checksum
-from data_shards.reading.samples import Samples
+from data_shards.reading.samples import ShardSamples
 from data_shards.reading.shards import Shards
+from data_shards.storage.open import open_store
+from tests.data_shards.loaders import training_loader
 from tests.data_shards.samples import document, jpeg, photo, write_coco
 
 INPUT = (64, 96)
@@ -28,7 +29,7 @@ PLENTY = 10**9
 def batches(
     report: BuildReport, cache: Path | None, start: int = 0, stop: int = 6, budget: int = PLENTY, location: str = ""
 ) -> list[tuple[torch.Tensor, ...]]:
-    with TrainingLoader(
+    with training_loader(
         location or report.location,
         make_plan(report.manifest, seed=4, global_batch_size=7),
         World(1, 0),
@@ -98,7 +99,7 @@ def test_files_of_other_data_make_room_unless_somebody_has_them_open(built: Buil
     batches(other, tmp_path, stop=2)
     (theirs,) = pixel_files(tmp_path)
     budget = theirs.stat().st_size + 10_000
-    shards = Shards(other.location, other.manifest)
+    shards = Shards(open_store(other.location), other.manifest)
     reader = DecodedImages(shards, tmp_path / "decoded", PLENTY)
     height, width = shards.size(0, 0)
     pixels = np.empty(height * width * 3, np.uint8)
@@ -114,7 +115,7 @@ def test_files_of_other_data_make_room_unless_somebody_has_them_open(built: Buil
 
 def test_a_killed_process_leaves_files_that_the_next_one_uses(built: BuildReport, tmp_path: Path) -> None:
     expected = batches(built, None)
-    loader = TrainingLoader(
+    loader = training_loader(
         built.location,
         make_plan(built.manifest, seed=4, global_batch_size=7),
         World(1, 0),
@@ -136,13 +137,13 @@ def test_a_killed_process_leaves_files_that_the_next_one_uses(built: BuildReport
 def test_two_ranks_share_the_files(built: BuildReport, tmp_path: Path) -> None:
     plan = make_plan(built.manifest, seed=4, global_batch_size=14)
     with (
-        TrainingLoader(
+        training_loader(
             built.location, plan, World(2, 0), input_size=INPUT, cache_folder=tmp_path, decoded_cache_bytes=PLENTY
         ) as one,
-        TrainingLoader(
+        training_loader(
             built.location, plan, World(2, 1), input_size=INPUT, cache_folder=tmp_path, decoded_cache_bytes=PLENTY
         ) as two,
-        TrainingLoader(built.location, plan, World(1, 0), input_size=INPUT) as plain,
+        training_loader(built.location, plan, World(1, 0), input_size=INPUT) as plain,
     ):
         for _ in range(6):
             assert torch.equal(torch.cat([next(one).images, next(two).images]), next(plain).images)
@@ -167,15 +168,15 @@ def test_gray_cmyk_turned_and_png_images_come_out_alike(tmp_path: Path) -> None:
     for image, data in zip(content["images"], files, strict=True):
         (images / image["file_name"]).write_bytes(data)
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
-    shards = Shards(report.location, report.manifest)
-    plain = Samples(shards)
-    decoded = Samples(shards, decoded=DecodedImages(shards, tmp_path / "decoded", PLENTY))
+    shards = Shards(open_store(report.location), report.manifest)
+    plain = ShardSamples(shards)
+    decoded = ShardSamples(shards, decoded=DecodedImages(shards, tmp_path / "decoded", PLENTY))
     for row in range(4):
-        expected = plain.image(0, row)
+        expected = plain.image(row)
         assert expected is not None
         expected = expected.copy()
         for _ in range(2):
-            found = decoded.image(0, row)
+            found = decoded.image(row)
             assert found is not None
             assert np.array_equal(found, expected)
         pixels = np.empty(expected.size, np.uint8)

@@ -15,11 +15,12 @@ from numpy.testing import assert_allclose
 from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
 from data_shards.loading.augment import augment
+from data_shards.loading.batch import Batch
 from data_shards.loading.random_draws import draw, padded_size, resized
-from data_shards.loading.training_loader import Batch, EvaluationLoader, TrainingLoader
 from data_shards.order.plan import World, make_plan
-from data_shards.reading.decode import crop_matrix, without_rotation
+from data_shards.reading.geometry import crop_matrix, without_rotation
 from data_shards.settings import AugmentationSettings
+from tests.data_shards.loaders import evaluation_loader, training_loader
 from tests.data_shards.loading.test_augment import CocoNormalisation
 from tests.data_shards.samples import document, write_coco
 
@@ -93,7 +94,7 @@ def test_a_whole_batch_has_the_moments_of_the_published_pipeline(tmp_path: Path)
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
     plan = make_plan(report.manifest, seed=0, global_batch_size=16)
     ours: list[np.ndarray] = []
-    with TrainingLoader(report.location, plan, World(1, 0), input_size=(64, 64), stop_step=100, threads=1) as loader:
+    with training_loader(report.location, plan, World(1, 0), input_size=(64, 64), stop_step=100, threads=1) as loader:
         for batch in loader:
             pixels = augment(batch, CocoNormalisation()).numpy()
             for row in range(16):
@@ -267,7 +268,7 @@ def test_training_resizes_mirrors_and_pads_as_the_authors_do(
     )
     plan = make_plan(report.manifest, seed=5, global_batch_size=5)
     shapes, flipped, sides = set(), 0, set()
-    with TrainingLoader(
+    with training_loader(
         report.location, plan, World(1, 0), input_size=(8, 8), augmentation=settings, stop_step=8, max_objects=4
     ) as loader:
         for batch in loader:
@@ -308,7 +309,7 @@ def test_colours_are_jittered_by_the_image_without_its_padding(
     contrast = {**PLAIN, "contrast": 0.9}
     settings = AugmentationSettings(geometry="shorter_side", shorter_sides=(60,), flip_probability=0.0, **contrast)
     plan = make_plan(report.manifest, seed=5, global_batch_size=10)
-    with TrainingLoader(report.location, plan, World(1, 0), input_size=(8, 8), augmentation=settings) as loader:
+    with training_loader(report.location, plan, World(1, 0), input_size=(8, 8), augmentation=settings) as loader:
         batch = next(loader)
     assert batch.content_sizes is not None
     together = augment(batch, CocoNormalisation())
@@ -329,7 +330,7 @@ def test_evaluation_by_the_shorter_side(photographs: tuple[dict[str, Any], Path,
     content, images, report = photographs
     seen: list[int] = []
     for rank in range(ranks):
-        with EvaluationLoader(
+        with evaluation_loader(
             report.location,
             World(ranks, rank),
             geometry="shorter_side",

@@ -56,7 +56,7 @@ def test_samples_in_a_folder_are_the_images_themselves(tmp_path: Path) -> None:
     content = document(6)
     annotations, images = write_coco(tmp_path, content)
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train", shard_bytes=12_000)
-    found = read_everything(Shards(report.location, report.manifest))
+    found = read_everything(Shards(open_store(report.location), report.manifest))
     assert found == {image["id"]: (images / image["file_name"]).read_bytes() for image in content["images"]}
 
 
@@ -64,14 +64,14 @@ def test_a_shard_is_verified_once_and_again_when_it_changed(
     built: BuildReport, copied: Path, counted: list[str]
 ) -> None:
     for _ in range(3):
-        read_everything(Shards(str(copied), built.manifest))
+        read_everything(Shards(open_store(copied), built.manifest))
     first = str(copied / built.manifest.shards[0].name)
     assert counted.count(first) == 1
     assert len(counted) == len(built.manifest.shards)
     # The same bytes as a new file: checked anew, and found right.
     shutil.copy(first, f"{first}.new")
     os.replace(f"{first}.new", first)
-    read_everything(Shards(str(copied), built.manifest))
+    read_everything(Shards(open_store(copied), built.manifest))
     assert counted.count(first) == 2
 
 
@@ -86,7 +86,7 @@ def test_a_shard_with_one_wrong_bit_is_refused(built: BuildReport, copied: Path,
         match=rf"shard .*/copied/{shard.name} does not match the manifest: sha256 {found}, expected {shard.sha256}\. "
         "It is not the shard that was built",
     ):
-        Shards(str(copied), built.manifest).read_image(1, 0)
+        Shards(open_store(copied), built.manifest).read_image(1, 0)
 
 
 def test_a_shard_of_another_length_or_a_missing_one_is_refused(built: BuildReport, copied: Path) -> None:
@@ -96,21 +96,21 @@ def test_a_shard_of_another_length_or_a_missing_one_is_refused(built: BuildRepor
     with pytest.raises(
         DataError, match=rf"{shard.name} has {shard.bytes - 512:,} bytes, the manifest says {shard.bytes:,}\."
     ):
-        Shards(str(copied), built.manifest).read_image(0, 0)
+        Shards(open_store(copied), built.manifest).read_image(0, 0)
     path.unlink()
     with pytest.raises(DataError, match=rf"shard .*/{shard.name} cannot be opened \(No such file"):
-        Shards(str(copied), built.manifest).read_image(0, 0)
+        Shards(open_store(copied), built.manifest).read_image(0, 0)
 
 
 def test_an_index_that_is_not_the_one_of_the_manifest_is_refused(built: BuildReport, copied: Path) -> None:
     shard = built.manifest.shards[0]
     flip_a_bit(copied / shard.index, 200)
     with pytest.raises(DataError, match=rf"index .*/{shard.index} does not match the manifest: sha256 "):
-        Shards(str(copied), built.manifest).index(0)
+        Shards(open_store(copied), built.manifest).index(0)
 
 
 def test_bytes_that_rot_after_the_check_are_noticed_by_their_image(built: BuildReport, copied: Path) -> None:
-    shards = Shards(str(copied), built.manifest)
+    shards = Shards(open_store(copied), built.manifest)
     shards.read_image(0, 0)
     # The file system shows no change, so only the image's own checksum can tell.
     flip_a_bit(copied / built.manifest.shards[0].name, int(shards.index(0).image_offsets[1]) + 30)
@@ -145,7 +145,9 @@ def test_a_shard_in_s3_is_fetched_once_and_kept_under_its_hash(
     # Three readers at once, as three ranks of a node would be.
     threads = [
         threading.Thread(
-            target=lambda: everything.append(read_everything(Shards(remote, built.manifest, tmp_path / "cache")))
+            target=lambda: everything.append(
+                read_everything(Shards(open_store(remote), built.manifest, tmp_path / "cache"))
+            )
         )
         for _ in range(3)
     ]
@@ -153,7 +155,7 @@ def test_a_shard_in_s3_is_fetched_once_and_kept_under_its_hash(
         thread.start()
     for thread in threads:
         thread.join()
-    assert everything == [read_everything(Shards(built.location, built.manifest))] * 3
+    assert everything == [read_everything(Shards(open_store(built.location), built.manifest))] * 3
     assert sorted(fetched) == [shard.name for shard in built.manifest.shards]
     kept = {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
     assert kept == {f"{shard.sha256}.tar" for shard in built.manifest.shards}
@@ -166,7 +168,7 @@ def test_a_wrong_shard_in_s3_is_refused_and_not_kept(built: BuildReport, remote:
     open_store(remote).write_bytes(shard.name, bytes(data))
     message = rf"shard s3://shards-test/set/train/{shard.name} does not match the manifest: sha256 "
     with pytest.raises(DataError, match=message):
-        Shards(remote, built.manifest, tmp_path / "cache").read_image(0, 0)
+        Shards(open_store(remote), built.manifest, tmp_path / "cache").read_image(0, 0)
     assert [path.name for path in (tmp_path / "cache" / "shards").iterdir()] == []
 
 
@@ -175,8 +177,8 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(built: BuildReport, remote
     cached = tmp_path / "cache" / "shards" / f"{shard.sha256}.tar"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"what a full disk left behind")
-    expected = Shards(built.location, built.manifest).read_image(0, 0)
-    assert Shards(remote, built.manifest, tmp_path / "cache").read_image(0, 0) == expected
+    expected = Shards(open_store(built.location), built.manifest).read_image(0, 0)
+    assert Shards(open_store(remote), built.manifest, tmp_path / "cache").read_image(0, 0) == expected
     assert cached.stat().st_size == shard.bytes
 
 
@@ -184,7 +186,7 @@ def test_a_shard_that_is_gone_from_s3_is_named(built: BuildReport, remote: str, 
     shard = built.manifest.shards[0]
     open_store(remote).delete(shard.name)
     with pytest.raises(DataError, match=rf"bucket 'shards-test' has no object 'set/train/{shard.name}'"):
-        Shards(remote, built.manifest, tmp_path / "cache").read_image(0, 0)
+        Shards(open_store(remote), built.manifest, tmp_path / "cache").read_image(0, 0)
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(built: BuildReport, remote: str, tmp_path: Path) -> None:
@@ -192,7 +194,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(built: BuildReport, remote:
     with pytest.raises(
         DataError, match=r"cannot keep shards in .*/file/cache/shards: .*or choose another cache folder"
     ):
-        Shards(remote, built.manifest, tmp_path / "file" / "cache").read_image(0, 0)
+        Shards(open_store(remote), built.manifest, tmp_path / "file" / "cache").read_image(0, 0)
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_an_empty_manifest_reads_nothing(built: BuildReport) -> None:
     empty = Manifest("train", built.manifest.classes, (), built.manifest.source)
-    assert read_everything(Shards(built.location, empty)) == {}
+    assert read_everything(Shards(open_store(built.location), empty)) == {}
 
 
 def test_bytes_damaged_on_the_way_are_fetched_again(
@@ -222,6 +224,6 @@ def test_bytes_damaged_on_the_way_are_fetched_again(
         return size
 
     monkeypatch.setattr(type(open_store(remote)), "fetch", flaky)
-    expected = Shards(built.location, built.manifest).read_image(0, 1)
-    assert Shards(remote, built.manifest, tmp_path / "cache").read_image(0, 1) == expected
+    expected = Shards(open_store(built.location), built.manifest).read_image(0, 1)
+    assert Shards(open_store(remote), built.manifest, tmp_path / "cache").read_image(0, 1) == expected
     assert len(downloads) == 2

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 
 from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
-from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.node_schedule import NodeSchedule
 from data_shards.order.plan import Plan, World, make_plan
 from data_shards.reading.prefetch import Travelling
 from data_shards.reading.shards import Shards
 from data_shards.storage.node_cache import NodeCache
+from data_shards.storage.open import open_store
 from pipelines.stand_ins.object_server import Fault, ObjectServer
+from tests.data_shards.loaders import training_loader
 from tests.data_shards.samples import document, write_coco
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -140,9 +141,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
 READ_ALL = """
 import sys
-from data_shards.format.manifest import load_manifest
-from data_shards.reading.shards import Shards
-shards = Shards(sys.argv[1], load_manifest(sys.argv[1]), sys.argv[2])
+from data_shards.reading.split import open_split
+shards = open_split(sys.argv[1], cache_folder=sys.argv[2]).shards()
 print("ready", flush=True)
 sys.stdin.readline()
 for number, shard in enumerate(shards.manifest.shards):
@@ -200,7 +200,7 @@ def test_a_kill_in_the_middle_of_a_fetch_leaves_what_the_next_reader_uses(
     reader.communicate()
     assert f"{last.sha256}.tar.part" in names(tmp_path / "shards")
     before = len(object_server.gets())
-    shards = Shards(served, built.manifest, tmp_path)
+    shards = Shards(open_store(served), built.manifest, tmp_path)
     for number, shard in enumerate(built.manifest.shards):
         shards.read_image(number, shard.samples - 1)
     shards.close()
@@ -238,12 +238,14 @@ def least_bytes(many: BuildReport, plan: Plan) -> int:
 RANK = """
 import hashlib, os, sys
 from data_shards.loading.training_loader import TrainingLoader
-from data_shards.format.manifest import load_manifest
 from data_shards.order.plan import World, make_plan
+from data_shards.reading.reading import Reading
+from data_shards.reading.split import open_split
 location, cache, budget, rank, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-plan = make_plan(load_manifest(location), seed=3, global_batch_size=4, streams=2, window_shards=4)
-with TrainingLoader(location, plan, World(2, rank), input_size=(32, 32), stop_step=steps, threads=1,
-                    cache_folder=cache, cache_bytes=budget) as loader:
+split = open_split(location, cache_folder=cache, cache_bytes=budget)
+plan = make_plan(split.manifest, seed=3, global_batch_size=4, streams=2, window_shards=4)
+reading = Reading(split=split, threads=1)
+with TrainingLoader(reading, plan, World(2, rank), input_size=(32, 32), stop_step=steps) as loader:
     # The ranks of a run go step by step together.
     for batch in loader:
         print(*batch.sample_ids.tolist(), hashlib.sha256(batch.images.numpy().tobytes()).hexdigest(), flush=True)
@@ -276,7 +278,7 @@ def test_two_ranks_read_through_a_small_cache_what_they_read_from_a_folder(
         for rank in range(2)
     ]
     expected = [
-        TrainingLoader(many.location, plan, World(2, rank), input_size=(32, 32), stop_step=steps) for rank in range(2)
+        training_loader(many.location, plan, World(2, rank), input_size=(32, 32), stop_step=steps) for rank in range(2)
     ]
     smallest = min(shard.bytes for shard in many.manifest.shards)
     for _ in range(steps):
@@ -305,7 +307,7 @@ def test_what_comes_next_is_fetched_before_it_is_asked_for(
     many: BuildReport, many_served: str, object_server: ObjectServer, plan: Plan, tmp_path: Path
 ) -> None:
     object_server.latency = 0.02
-    with TrainingLoader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path) as loader:
+    with training_loader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path) as loader:
         images = [next(loader).images]
         sizes = np.array([shard.bytes for shard in many.manifest.shards])
         schedule = NodeSchedule(plan, sizes, World(1, 0))
@@ -325,7 +327,7 @@ def test_what_comes_next_is_fetched_before_it_is_asked_for(
     ahead = [many.manifest.shards[shard] for shard in needs.shards[needs.in_use : schedule.wanted(needs, 0)]]
     places = [(asked.index(f"bucket/many/{one.index}"), asked.index(f"bucket/many/{one.name}")) for one in ahead]
     assert all(index < shard for index, shard in places)
-    with TrainingLoader(many.location, plan, World(1, 0), input_size=(32, 32)) as loader:
+    with training_loader(many.location, plan, World(1, 0), input_size=(32, 32)) as loader:
         for image in images:
             assert (next(loader).images == image).all()
 
@@ -352,7 +354,7 @@ def test_more_shards_travel_only_where_that_brings_more_bytes(
 def test_a_loader_that_is_closed_early_leaves_no_part(
     many: BuildReport, many_served: str, object_server: ObjectServer, plan: Plan, tmp_path: Path
 ) -> None:
-    loader = TrainingLoader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path)
+    loader = training_loader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path)
     next(loader)
     loader.close()
     loader.close()
@@ -368,7 +370,7 @@ def test_an_error_ahead_is_said_by_the_batch_that_needs_it(
     needs = NodeSchedule(plan, sizes, World(1, 0)).needs(0)
     name = many.manifest.shards[needs.shards[needs.in_use]].name
     object_server.order(f"bucket/many/{name}", Fault("forbidden"), always=True)
-    with TrainingLoader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path) as loader:
+    with training_loader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path) as loader:
         first_use = int(needs.next_steps[needs.in_use])
         for _ in range(first_use - 3):
             next(loader)
@@ -380,6 +382,6 @@ def test_a_cache_that_is_too_small_is_refused(many: BuildReport, many_served: st
     with pytest.raises(
         DataError, match=r"^a cache of 1e-05 GB is too small for s3://bucket/many: this node needs up to 0\.\d+ GB"
     ):
-        TrainingLoader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path, cache_bytes=10_000)
+        training_loader(many_served, plan, World(1, 0), input_size=(32, 32), cache_folder=tmp_path, cache_bytes=10_000)
     # In a folder nothing is cached.
-    TrainingLoader(many.location, plan, World(1, 0), input_size=(32, 32), cache_bytes=10_000).close()
+    training_loader(many.location, plan, World(1, 0), input_size=(32, 32), cache_bytes=10_000).close()

@@ -166,8 +166,8 @@ def test_flipped_bytes_are_fetched_again(
     shard = built.manifest.shards[0]
     object_server.order(f"bucket/train/{shard.name}", Fault("flip", place))
     object_server.order(f"bucket/train/{shard.index}", Fault("flip", 100))
-    shards = Shards(served, built.manifest, tmp_path / "cache")
-    assert shards.read_image(0, 0) == Shards(built.location, built.manifest).read_image(0, 0)
+    shards = Shards(open_store(served), built.manifest, tmp_path / "cache")
+    assert shards.read_image(0, 0) == Shards(open_store(built.location), built.manifest).read_image(0, 0)
     assert len(object_server.gets(shard.name)) == len(object_server.gets(shard.index)) == 2
     shards.close()
 
@@ -178,7 +178,7 @@ def test_bytes_that_stay_flipped_end_in_one_line(
 ) -> None:
     name = getattr(built.manifest.shards[0], file)
     object_server.order(f"bucket/train/{name}", Fault("flip", 200), always=True)
-    shards = Shards(served, built.manifest, tmp_path / "cache")
+    shards = Shards(open_store(served), built.manifest, tmp_path / "cache")
     with pytest.raises(
         DataError, match=rf"s3://bucket/train/{name} does not match the manifest: sha256 .* fetched 3 times\.$"
     ):
@@ -196,7 +196,7 @@ def test_a_shard_replaced_by_another_is_refused(
     assert first.bytes != second.bytes
     other = object_server.objects[f"bucket/train/{second.name}"]
     object_server.order(f"bucket/train/{first.name}", Fault("replace", 3_000, other))
-    shards = Shards(served, built.manifest, tmp_path / "cache")
+    shards = Shards(open_store(served), built.manifest, tmp_path / "cache")
     with pytest.raises(
         DataError,
         match=rf"shard s3://bucket/train/{first.name} has {second.bytes:,} bytes, the manifest says {first.bytes:,}\.",

@@ -8,7 +8,8 @@ import pytest
 
 from data_shards.building.build import build_shards
 from data_shards.loading.random_draws import draw
-from data_shards.reading.decode import crop_resize, decode_jpeg
+from data_shards.reading.decode import decode_jpeg
+from data_shards.reading.geometry import crop_resize
 from data_shards.settings import AugmentationSettings
 from pipelines.bench.floor import crop_of, read_all
 from pipelines.bench.published_loader import Example, PublishedDataset

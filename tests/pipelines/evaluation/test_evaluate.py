@@ -10,16 +10,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from data_shards.building.build import build_shards
-from data_shards.format.manifest import load_manifest
 from data_shards.loading.augment import augment
-from data_shards.loading.training_loader import EvaluationLoader
 from data_shards.order.plan import World
+from data_shards.reading.reading import Reading
+from data_shards.reading.split import open_split
 from data_shards.settings import BoxRules
 from detectors import Detections, Detector, Preprocessing
 from detectors.sizes import Multiples
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.report import figures, tables
 from pipelines.recipes.settings import EvaluationSettings
+from tests.data_shards.loaders import evaluation_loader
 from tests.data_shards.samples import document, write_coco
 
 EDGES = BoxRules()
@@ -37,7 +38,7 @@ class Oracle(Detector):
         super().__init__()
         self.truth: dict[float, tuple[Tensor, Tensor]] = {}
         options: dict[str, Any] = {"geometry": geometry, "shorter_side": 80, "boxes": rules}
-        with EvaluationLoader(location, World(1, 0), input_size=input_size, **options) as batches:
+        with evaluation_loader(location, World(1, 0), input_size=input_size, **options) as batches:
             for batch in batches:
                 real = batch.labels[0] >= 0
                 key = float(augment(batch, PLAIN).double().sum())
@@ -64,16 +65,11 @@ class Oracle(Detector):
 def _evaluate(location: str, geometry: str, batch_size: int, rules: BoxRules = EDGES) -> Evaluation:
     found = evaluate(
         Oracle(location, geometry, (64, 96), rules),
-        location,
-        load_manifest(location),
+        Reading(split=open_split(location), max_objects=8, threads=1, boxes=rules),
         replace(EvaluationSettings(), geometry=geometry, batch_size=batch_size, shorter_side=80, pictures=2),  # type: ignore[arg-type]
         input_size=(64, 96),
-        max_objects=8,
-        cache_folder=None,
-        threads=1,
         device=torch.device("cpu"),
         world=World(1, 0),
-        boxes=rules,
     )
     assert found is not None
     return found
@@ -118,7 +114,7 @@ class Posed(Oracle):
     def __init__(self, location: str) -> None:
         super().__init__(location, "keep", (64, 96), BoxRules())
         self.joints: dict[float, Tensor] = {}
-        with EvaluationLoader(location, World(1, 0), geometry="keep") as batches:
+        with evaluation_loader(location, World(1, 0), geometry="keep") as batches:
             for batch in batches:
                 assert batch.keypoints is not None
                 key = float(augment(batch, PLAIN).double().sum())
@@ -151,13 +147,9 @@ def test_joints_come_back_to_the_image_and_are_judged(tmp_path: Path) -> None:
     location = build_shards(annotations, images, str(tmp_path / "out"), split="val").location
     found = evaluate(
         Posed(location),
-        location,
-        load_manifest(location),
+        Reading(split=open_split(location), max_objects=8, threads=1),
         replace(EvaluationSettings(), geometry="keep", pictures=0),
         input_size=(64, 96),
-        max_objects=8,
-        cache_folder=None,
-        threads=1,
         device=torch.device("cpu"),
         world=World(1, 0),
     )

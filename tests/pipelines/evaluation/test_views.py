@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,16 +10,19 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from data_shards.loading.augment import augment
-from data_shards.loading.training_loader import EvaluationLoader, coco_ground_truth
+from data_shards.loading.ground_truth import coco_ground_truth
 from data_shards.order.plan import World
+from data_shards.reading.reading import Reading
+from data_shards.reading.split import open_split
 from detectors import Detections, Detector, DetectorError, Preprocessing
 from detectors.detections import joined
 from detectors.detector import MODES
 from detectors.sizes import Multiples
-from pipelines.evaluation.views import Reading, detect, milliseconds_one_by_one, open_views
+from pipelines.evaluation.views import detect, milliseconds_one_by_one, open_views
 from pipelines.recipes.recipe import with_flags
 from pipelines.recipes.settings import EvaluationSettings, Recipe
 from pipelines.training.checks import check
+from tests.data_shards.loaders import evaluation_loader
 
 PLAIN = Preprocessing("rgb", (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), scale=1.0)
 SCALES = (0.5, 1.0, 1.5)
@@ -40,7 +44,7 @@ class Seer(Detector):
         self.merged: list[list[Detections]] = []
         self.shown: list[Tensor] = []
         for scale in SCALES:
-            with EvaluationLoader(
+            with evaluation_loader(
                 location,
                 World(1, 0),
                 geometry=settings.geometry,
@@ -84,7 +88,10 @@ class Seer(Detector):
 
 
 def reading(location: str) -> Reading:
-    return Reading(location, (64, 96), 8, None, 0, 1, World(1, 0))
+    return Reading(split=open_split(location), max_objects=8, threads=1)
+
+
+FRAME: Any = {"input_size": (64, 96), "world": World(1, 0)}
 
 
 def settings_of(geometry: str, tta: str, **more: object) -> EvaluationSettings:
@@ -107,11 +114,11 @@ def test_all_scales_see_the_boxes_in_the_same_place(small_shards: Path, geometry
     settings = settings_of(geometry, "multiscale")
     seer = Seer(location, settings, in_input)
     truth: dict[int, list[list[float]]] = {}
-    for annotation in coco_ground_truth(location)["annotations"]:
+    for annotation in coco_ground_truth(open_split(location))["annotations"]:
         x, y, w, h = annotation["bbox"]
         truth.setdefault(annotation["image_id"], []).append([x, y, x + w, y + h])
     seen = []
-    with open_views(seer, reading(location), settings) as batches:
+    with open_views(seer, reading(location), settings, **FRAME) as batches:
         for views in batches:
             assert len(views) == 3
             found = detect(seer, views, settings)
@@ -132,7 +139,7 @@ def test_flip_shows_the_mirror_of_the_input(small_shards: Path) -> None:
     location = str(small_shards / "train")
     settings = settings_of("keep", "flip")
     seer = Seer(location, settings)
-    with open_views(seer, reading(location), settings) as batches:
+    with open_views(seer, reading(location), settings, **FRAME) as batches:
         views = next(batches)
         detect(seer, views, settings)
     half = len(views[0].images)
@@ -144,7 +151,7 @@ def test_padding_of_the_shorter_side_geometry_is_zero_after_normalisation(small_
     location = str(small_shards / "train")
     settings = settings_of("shorter_side", "none")
     seer = Seer(location, settings)
-    with open_views(seer, reading(location), settings) as batches:
+    with open_views(seer, reading(location), settings, **FRAME) as batches:
         views = next(batches)
         detect(seer, views, settings)
     height, width = views[0].original_sizes[0].tolist()
@@ -160,7 +167,7 @@ def test_given_scales_stand_before_the_published_ones(small_shards: Path) -> Non
     location = str(small_shards / "train")
     settings = settings_of("fixed", "multiscale", scales=(1.5, 0.5))
     seer = Seer(location, settings)
-    with open_views(seer, reading(location), settings) as batches:
+    with open_views(seer, reading(location), settings, **FRAME) as batches:
         views = next(batches)
     assert [round(float(view.transforms[0, 0, 0] / views[1].transforms[0, 0, 0]), 3) for view in views] == [3.0, 1.0]
     assert detect(seer, views, settings).batch is views[0]  # none of them is the unscaled one
@@ -170,11 +177,12 @@ def test_images_are_timed_one_by_one_after_a_warm_up(small_shards: Path) -> None
     location = str(small_shards / "train")
     settings = settings_of("keep", "none")
     seer = Seer(location, settings)
-    milliseconds = milliseconds_one_by_one(seer, reading(location), settings, torch.device("cpu"), images=4, warm_up=2)
+    options: Any = {"device": torch.device("cpu"), "input_size": (64, 96)}
+    milliseconds = milliseconds_one_by_one(seer, reading(location), settings, images=4, warm_up=2, **options)
     assert milliseconds > 0
     assert [len(images) for images in seer.shown] == [1] * 6
     # A set that is smaller than the warm-up is timed on its last image.
-    assert milliseconds_one_by_one(seer, reading(location), settings, torch.device("cpu"), images=1, warm_up=99) > 0
+    assert milliseconds_one_by_one(seer, reading(location), settings, images=1, warm_up=99, **options) > 0
 
 
 def test_a_mode_that_was_not_published_opens_nothing(small_shards: Path) -> None:
@@ -184,7 +192,7 @@ def test_a_mode_that_was_not_published_opens_nothing(small_shards: Path) -> None
     seer.test_modes = ("none",)
     with (
         pytest.raises(DetectorError, match="has no test mode 'flip', only none"),
-        open_views(seer, reading(location), settings),
+        open_views(seer, reading(location), settings, **FRAME),
     ):
         pass
 

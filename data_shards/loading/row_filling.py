@@ -1,0 +1,160 @@
+"""Filling one row of a batch with one sample: read, decode, resample, and take its labels to the input frame."""
+
+import cv2
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from data_shards.format.joints import joint_partners
+from data_shards.loading.batch_arrays import BatchArrays
+from data_shards.reading.geometry import (
+    crop_resize,
+    ends_on_last_pixel,
+    scaled,
+    transform_boxes,
+    transform_points,
+    warp,
+    without_rotation,
+)
+from data_shards.reading.samples import Samples
+from data_shards.reading.scratch import Image, Scratch
+from data_shards.settings import BoxRules
+
+_GRAY = 128
+
+# Each thread's memory for resampled images, kept from batch to batch.
+_scratch = Scratch()
+
+
+def fill(
+    arrays: BatchArrays,
+    row: int,
+    samples: Samples,
+    number: int,
+    matrix: Float64[np.ndarray, "2 3"],
+    rules: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
+    scale: float = 1.0,
+) -> None:
+    """Read, decode and resample one sample into one row; `BatchArrays.take` comes before it, for what is drawn.
+
+    Args:
+        arrays: the batch.
+        row: the row to fill.
+        samples: the data.
+        number: the sample.
+        matrix: image frame to input frame; of the resized image, if `scale` is not 1.
+        rules: which boxes count, and where they end.
+        scale: factor on the image's sides before the matrix applies; resized sides are rounded down.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    describe(arrays, row, samples, number, matrix, rules, scale)
+    show(arrays, row, samples, number, matrix, scale)
+
+
+def describe(
+    arrays: BatchArrays,
+    row: int,
+    samples: Samples,
+    number: int,
+    matrix: Float64[np.ndarray, "2 3"],
+    rules: BoxRules,
+    scale: float = 1.0,
+) -> None:
+    """Do all of `fill` but the pixels. One thread does it for all rows of a batch, before others show them."""
+    # Boxes follow the exact scale, as published, although the resized sides are rounded.
+    to_input = matrix * np.array([scale, scale, 1.0])
+    size = samples.size(number)
+    _fill_labels(arrays, row, samples, number, to_input, size, rules)
+    arrays.transforms[row] = to_input
+    arrays.original_sizes[row] = size
+
+
+def show(
+    arrays: BatchArrays,
+    row: int,
+    samples: Samples,
+    number: int,
+    matrix: Float64[np.ndarray, "2 3"],
+    scale: float = 1.0,
+) -> None:
+    """Do the pixels of `fill`. Where gray replaces an image, remove its objects again."""
+    image = samples.image(number)
+    if image is None:
+        arrays.images[row] = _GRAY
+        arrays.clear_objects(row)
+        return
+    # OpenCV has interleaved channels, the network wants planes: split writes them without another copy.
+    cv2.split(_pixels(arrays, row, image, matrix, scale), list(arrays.images[row]))
+
+
+def _pixels(
+    arrays: BatchArrays, row: int, image: Image, matrix: Float64[np.ndarray, "2 3"], scale: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the input in scratch memory."""
+    height, width = arrays.images.shape[2:]
+    if arrays.content_sizes is not None:
+        content_height, content_width = arrays.content_sizes[row].tolist()
+        return _resized_whole(image, (content_height, content_width), _scratch.image("input", height, width))
+    if scale != 1:
+        image = scaled(image, scale)
+    if arrays.flips is not None:
+        return crop_resize(image, matrix, (height, width), _scratch)
+    # Evaluation uses the published resampling to the bit.
+    return warp(image, matrix, (height, width), _scratch.image("input", height, width))
+
+
+def _resized_whole(image: Image, content_size: tuple[int, int], out: Image) -> Image:
+    """Put the resized image into the top left corner; bilinear, as the published resizing is."""
+    height, width = content_size
+    out[height:] = 0
+    out[:height, width:] = 0
+    if image.shape[:2] == (height, width):
+        out[:height, :width] = image
+    else:
+        cv2.resize(image, (width, height), dst=out[:height, :width], interpolation=cv2.INTER_LINEAR)
+    return out
+
+
+def _fill_labels(
+    arrays: BatchArrays,
+    row: int,
+    samples: Samples,
+    number: int,
+    matrix: Float64[np.ndarray, "2 3"],
+    size: tuple[int, int],
+    rules: BoxRules,
+) -> None:
+    known = samples.labels(number)
+    arrays.image_ids[row] = known.image_id
+    chosen = np.arange(len(known.labels))
+    if rules.crowd == "drop":
+        chosen = chosen[~known.iscrowd]
+    boxes = known.boxes[chosen]
+    if rules.box_ends == "last_pixel":
+        boxes = ends_on_last_pixel(boxes, size)
+        not_empty = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        chosen, boxes = chosen[not_empty], boxes[not_empty]
+    chosen = chosen[: arrays.labels.shape[1]]
+    count = len(chosen)
+    mirrored = arrays.flips is not None and bool(arrays.flips[row])
+    is_turned = matrix[0, 1] != 0
+    # As published, joints turn with the image; boxes stay those of the unturned one.
+    input_height, input_width = arrays.images.shape[2:]
+    of_boxes = without_rotation(matrix, (input_height, input_width), mirrored=mirrored) if is_turned else matrix
+    arrays.boxes[row, :count] = transform_boxes(boxes[:count], of_boxes)
+    arrays.labels[row, :count] = labels = known.labels[chosen]
+    if arrays.keypoints is not None and known.keypoints is not None:
+        joints = known.keypoints[chosen]
+        if mirrored:
+            # The device mirrors pixels and coordinates; which joint is the left one is only known here.
+            partners = joint_partners(samples.classes)[np.maximum(labels, 0)]
+            joints = np.take_along_axis(joints, partners[..., None], axis=1)
+        joints[..., :2] = np.where(joints[..., 2:] > 0, transform_points(joints[..., :2], matrix), 0)
+        arrays.keypoints[row, :count] = joints
+    if arrays.depth is not None:
+        for name in ("depth", "dimensions", "alpha"):
+            # Regions to ignore may lack these; nothing is learnt there.
+            getattr(arrays, name)[row, :count] = np.nan_to_num(getattr(known, name)[chosen])
+    if arrays.calibration is not None and known.calibration is not None:
+        arrays.calibration[row] = known.calibration
