@@ -1,5 +1,6 @@
-"""Run a function in real processes joined by gloo: a worker group without Ray, for what Ray has no part in."""
+"""Run a function in real processes joined by gloo: a worker group without Ray, for tests that do not need Ray."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,18 @@ import torch.multiprocessing
 
 
 def run_processes(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
-    """Call `function(rank, *arguments)` in `world_size` processes; an exception in one is raised here."""
+    """Call `function(rank, *arguments)` in `world_size` processes; an exception in one is raised here.
+
+    The processes are forked from one that has imported torch and DeepSpeed and done nothing else. They have the
+    environment of the first call.
+    """
+    multiprocessing.set_forkserver_preload(["tests.cluster.preloaded"])
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _join, args=(world_size, str(Path(folder) / "rendezvous"), function, arguments), nprocs=world_size
+        torch.multiprocessing.start_processes(
+            _join,
+            args=(world_size, str(Path(folder) / "rendezvous"), function, arguments),
+            nprocs=world_size,
+            start_method="forkserver",
         )
 
 
