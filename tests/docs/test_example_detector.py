@@ -1,4 +1,4 @@
-"""The example of a detector in a package of its own: found by its entry point, tested, and trained by `aweigh train`."""
+"""The example of a detector in a package of its own: found by its entry point, and trained by `aweigh train`."""
 
 import os
 import shutil
