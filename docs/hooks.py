@@ -115,7 +115,7 @@ class _Command:
         self.prog = parser.prog
         self.help = help_line
         self.description = parser.description or ""
-        takes_fields = bool(parser.get_default("takes_flags"))
+        takes_fields = bool(parser.get_default("takes_fields"))
         usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
         self.usage = usage + (" [--field.subfield VALUE …]" if takes_fields else "")
         self.arguments = [
