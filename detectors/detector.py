@@ -95,6 +95,13 @@ class Detector(nn.Module, ABC):
     test_time: TestTime = TestTime()
     needs: tuple[str, ...] = ()
     """Names of the further annotations without which `encode` has no targets."""
+    takes_rotated_images: bool = False
+    """`encode` takes `rotated`, images that augmentation has turned, whose boxes are those of the unturned image."""
+
+    @property
+    def max_objects(self) -> int | None:
+        """Annotations of an image that `encode` uses, the first ones in file order; None for all."""
+        return None
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
@@ -123,6 +130,14 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
         """The best `limit` detections an image, boxes in the input frame; more where the publication keeps ties."""
+
+    def heatmaps(self, targets: Any) -> Tensor | None:
+        """Heatmaps among the targets, for pictures: float `(batch, classes, height, width)`, 1 at object centres."""
+        return None
+
+    def biases(self) -> list[str]:
+        """Names of the parameters that are biases, which some publications train with a rate and decay of their own."""
+        return [name for name, _ in self.named_parameters() if name.endswith("bias")]
 
     @torch.no_grad()
     def detect(

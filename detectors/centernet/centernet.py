@@ -149,6 +149,11 @@ class CenterNet(Detector):
         for name, layer in self.network.make_layers().items():
             self.add_module(name, layer)
 
+    @property
+    def max_objects(self) -> int:
+        """Annotations of an image that `encode` uses, the first ones in file order."""
+        return self.settings.max_objects
+
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
         return {"hm": self.num_classes, "wh": 2, "reg": 2}
@@ -210,6 +215,10 @@ class CenterNet(Detector):
             offset = offset + regression_loss(offsets, targets.offset, targets.object_mask) / len(outputs)
         loss = settings.heatmap_weight * heatmap + settings.size_weight * size + settings.offset_weight * offset
         return {"heatmap": heatmap, "size": size, "offset": offset, "loss": loss}
+
+    def heatmaps(self, targets: CenterNetTargets) -> Tensor:
+        """Heatmaps of the classes, `(batch, classes, height / 4, width / 4)`; see `Detector.heatmaps`."""
+        return targets.heatmap
 
     @torch.no_grad()
     def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:

@@ -85,6 +85,7 @@ class CenterNetPose(CenterNet):
 
     settings: CenterNetPoseSettings
     needs = ("keypoints",)
+    takes_rotated_images = True
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
