@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detectors.catalogue import build, names
     from detectors.detections import Detections
-    from detectors.detector import Detector, Preprocessing, View
+    from detectors.detector import Detector, Preprocessing, Published, TestTime, View
     from detectors.errors import DetectorError, nearest
     from detectors.weights import published
 
-__all__ = ["Detections", "Detector", "DetectorError", "Preprocessing", "View", "build", "names", "nearest", "published"]
+__all__ = [
+    "Detections",
+    "Detector",
+    "DetectorError",
+    "Preprocessing",
+    "Published",
+    "TestTime",
+    "View",
+    "build",
+    "names",
+    "nearest",
+    "published",
+]
 
 _MODULE_OF = {
     "build": "detectors.catalogue",
@@ -22,6 +34,8 @@ _MODULE_OF = {
     "Detections": "detectors.detections",
     "Detector": "detectors.detector",
     "Preprocessing": "detectors.detector",
+    "Published": "detectors.detector",
+    "TestTime": "detectors.detector",
     "View": "detectors.detector",
     "DetectorError": "detectors.errors",
     "nearest": "detectors.errors",

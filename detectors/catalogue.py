@@ -1,15 +1,24 @@
-"""The detectors by name: a table of the functions that build them.
+"""The detectors by name: a table of the functions that build them, and those of other packages.
 
-Nothing but the package's face imports this module, since it imports every family.
+Another package adds a detector by an entry point of the group `aweigh.detectors`, whose name is the detector's and
+whose object is a function like those in the table. In its pyproject.toml:
+
+    [project.entry-points."aweigh.detectors"]
+    my_detector = "my_package.detector:my_detector"
+
+This module imports every family, so nothing but the package's face imports it.
 """
 
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from detectors.centernet import boxes_3d, centernet, pose
 from detectors.detector import Detector
 from detectors.errors import DetectorError, nearest
 from detectors.fcos import fcos
+
+ENTRY_POINT_GROUP = "aweigh.detectors"
 
 _BUILDERS: dict[str, Callable[..., Detector]] = {
     "centernet_resnet18": centernet.centernet_resnet18,
@@ -27,8 +36,8 @@ _BUILDERS: dict[str, Callable[..., Detector]] = {
 
 
 def names() -> list[str]:
-    """Names that `build` takes, in alphabetical order."""
-    return sorted(_BUILDERS)
+    """Names that `build` takes, those of other packages included, in alphabetical order."""
+    return sorted({*_BUILDERS, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
 def build(name: str, num_classes: int | None = None, **settings: Any) -> Detector:
@@ -40,12 +49,45 @@ def build(name: str, num_classes: int | None = None, **settings: Any) -> Detecto
         settings: the detector's own settings, by name.
 
     Raises:
-        DetectorError: the name or a setting is unknown (the nearest is named), or a value cannot be honoured.
+        DetectorError: the name or a setting is unknown (the message names the nearest), a value cannot be honoured,
+            or the detector of another package cannot be used.
     """
-    if name not in _BUILDERS:
-        raise DetectorError(f"unknown detector {name!r}{nearest(name, names())}")
+    builder = _builder(name)
     if num_classes is not None:
         settings["num_classes"] = num_classes
-    detector = _BUILDERS[name](**settings)
+    detector = builder(**settings)
+    if not isinstance(detector, Detector):
+        raise DetectorError(
+            f"the builder of detector {name!r} returned a {type(detector).__name__}, not a detectors.Detector. "
+            f"Correct the function that its entry point names."
+        )
     detector.name = name
     return detector
+
+
+def _builder(name: str) -> Callable[..., Any]:
+    points = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+    owners = [*(["aweigh"] if name in _BUILDERS else []), *map(_package, points)]
+    if not owners:
+        raise DetectorError(f"unknown detector {name!r}{nearest(name, names())}")
+    if len(owners) > 1:
+        # Which one was meant cannot be known, and weights of one may load into the other without an error.
+        raise DetectorError(
+            f"detector {name!r} comes from {owners[0]} and again from {owners[1]}; uninstall {owners[1]}, or have its "
+            f"authors choose another name."
+        )
+    return _BUILDERS[name] if name in _BUILDERS else _loaded(points[0])
+
+
+def _loaded(point: EntryPoint) -> Callable[..., Any]:
+    try:
+        return point.load()
+    except Exception as error:  # importing a package may raise anything
+        raise DetectorError(
+            f"detector {point.name!r} of package {_package(point)} cannot be imported from {point.value!r}: "
+            f"{type(error).__name__}: {error}. Update or uninstall {_package(point)}."
+        ) from error
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an unnamed package"

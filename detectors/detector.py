@@ -2,8 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -53,6 +52,36 @@ class View:
         return self.images.shape[-2], self.images.shape[-1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What others published for a detector, and how their files keep it."""
+
+    imagenet_weights: str = ""
+    """Address of the ImageNet weights that the publication starts from; empty where it starts from none."""
+    backbone_prefix: str = ""
+    """Prefix in the state dict of the keys of an ImageNet file."""
+    class_layers: tuple[str, ...] = ()
+    """Layers whose first dimension counts classes: a file for other classes does not fit them."""
+    file_layouts: tuple[FileLayout, ...] = ()
+    """How files of other libraries keep this detector; if none fits a file, its keys are taken as they are."""
+    export_layouts: Mapping[str, FileLayout] = field(default_factory=lambda: {"authors": AUTHORS_STATE_DICT})
+    """Layouts that the weights can be written in, by the library's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestTime:
+    """Test-time augmentation, as far as a publication has it."""
+
+    modes: tuple[TestMode, ...] = ("none",)
+    """What the network may be shown."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on the size of the image in the mode "multiscale"."""
+    soft_nms: bool = False
+    """Soft-NMS is part of the publication."""
+    merges_in_input: bool = False
+    """`merge` measures boxes in pixels of the first scale's input, not of the image."""
+
+
 class Detector(nn.Module, ABC):
     """One published detector: its network, its targets, its losses and its decoding."""
 
@@ -62,27 +91,17 @@ class Detector(nn.Module, ABC):
     sizes: Multiples
     """Input sizes that the network takes."""
     num_classes: int
-    imagenet_weights: str = ""
-    """Address of the ImageNet weights that the publication starts from; empty where it starts from none."""
-    backbone_prefix: str = ""
-    """What stands before the keys of an ImageNet file in the state dict."""
-    class_layers: tuple[str, ...] = ()
-    """Layers whose first dimension counts classes: the ones a file for other classes does not fit."""
+    published: Published = Published()
+    test_time: TestTime = TestTime()
     needs: tuple[str, ...] = ()
     """Names of the further annotations without which `encode` has no targets."""
-    test_modes: tuple[TestMode, ...] = ("none",)
-    """What the network may be shown at test time."""
-    soft_nms: bool = False
-    """Soft-NMS is part of the publication."""
-    test_scales: tuple[float, ...] = (1.0,)
-    """Factors on the size of the image in the mode "multiscale", as published."""
-    merges_in_input: bool = False
-    """`merge` measures boxes in pixels of the first scale's input, not of the image."""
-    file_layouts: tuple[FileLayout, ...] = ()
-    """How files of other libraries keep this detector; without one that fits, keys are taken as they are."""
+    takes_rotated_images: bool = False
+    """`encode` takes `rotated`, images that augmentation has turned, whose boxes are those of the unturned image."""
 
-    export_layouts: Mapping[str, FileLayout] = MappingProxyType({"authors": AUTHORS_STATE_DICT})
-    """Layouts that the weights can be written in, by the library's name."""
+    @property
+    def max_objects(self) -> int | None:
+        """Annotations of an image that `encode` uses, the first ones in file order; None for all."""
+        return None
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
@@ -111,6 +130,14 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
         """The best `limit` detections an image, boxes in the input frame; more where the publication keeps ties."""
+
+    def heatmaps(self, targets: Any) -> Tensor | None:
+        """Heatmaps among the targets, for pictures: float `(batch, classes, height, width)`, 1 at object centres."""
+        return None
+
+    def biases(self) -> list[str]:
+        """Names of the parameters that are biases, which some publications train with a rate and decay of their own."""
+        return [name for name, _ in self.named_parameters() if name.endswith("bias")]
 
     @torch.no_grad()
     def detect(
@@ -151,11 +178,13 @@ class Detector(nn.Module, ABC):
             )
             for row, one in enumerate(found):
                 here, first = transforms[number][row], transforms[0][row]
-                parts[row].append(in_other_input(one, here, first) if self.merges_in_input else in_image(one, here))
+                parts[row].append(
+                    in_other_input(one, here, first) if self.test_time.merges_in_input else in_image(one, here)
+                )
         detections = []
         for row, of_image in enumerate(parts):
             merged = self.merge(of_image, limit, soft=soft)
-            detections.append(in_image(merged, transforms[0][row]) if self.merges_in_input else merged)
+            detections.append(in_image(merged, transforms[0][row]) if self.test_time.merges_in_input else merged)
         return detections
 
     def scales_shown(self, mode: TestMode, soft: bool = False, scales: Sequence[float] = ()) -> tuple[float, ...]:
@@ -170,7 +199,7 @@ class Detector(nn.Module, ABC):
             DetectorError: this detector was not published with the mode, or with soft-NMS.
         """
         self.check_test_mode(mode, soft)
-        return (tuple(scales) or self.test_scales) if mode == "multiscale" else (1.0,)
+        return (tuple(scales) or self.test_time.scales) if mode == "multiscale" else (1.0,)
 
     def mirror(self, images: Tensor, content_widths: Tensor) -> Tensor:
         """The images `(batch, 3, height, width)` as the mirror shows them; `candidates` turns what comes of it back.
@@ -211,7 +240,8 @@ class Detector(nn.Module, ABC):
         """The final detections of one image from those that `candidates` gave at each scale.
 
         Args:
-            parts: one a scale, boxes in one frame: the first scale's input where `merges_in_input`, else the image.
+            parts: one for each scale, all in one frame: the first scale's input frame if
+                `test_time.merges_in_input`, otherwise the image frame.
             limit: detections an image.
             soft: soft-NMS for a single scale, too.
 
@@ -253,12 +283,12 @@ class Detector(nn.Module, ABC):
         Raises:
             DetectorError: with the modes that it has, or `soft` is set, and soft-NMS is not part of it.
         """
-        if soft and not self.soft_nms:
+        if soft and not self.test_time.soft_nms:
             raise DetectorError(f"{self.name} was not published with soft-NMS, which is CenterNet's. Leave it off.")
-        if mode not in self.test_modes:
+        if mode not in self.test_time.modes:
             raise DetectorError(
-                f"{self.name} has no test mode {mode!r}, only {', '.join(self.test_modes)}: its authors publish no "
-                "other."
+                f"{self.name} has no test mode {mode!r}, only {', '.join(self.test_time.modes)}; its authors published "
+                "no other. Choose one of these."
             )
 
     def _run(self, view: View, *, flip: bool) -> tuple[Any, Any]:

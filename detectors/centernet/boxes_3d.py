@@ -18,6 +18,7 @@ from torch.nn import functional
 from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet.networks import DLANetwork, DLASettings, Outputs
 from detectors.detections import Detections
+from detectors.detector import TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
 from detectors.shared.losses import at_centers, penalty_reduced_focal_loss
@@ -47,8 +48,6 @@ class CenterNet3DSettings(CenterNetSettings):
             require_weight(name, getattr(self, name))
         if self.regression_loss != "l1":
             raise DetectorError("regression_loss has to be 'l1' in 3D, where the published loss is a mean over slots.")
-        if self.class_specific_size:
-            raise DetectorError("class_specific_size is for boxes; the heads of 3D do not have it.")
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ class CenterNet3D(CenterNet):
     settings: CenterNet3DSettings
     needs = ("depth", "dimensions", "alpha")
     # A mirror turns the observation angle around, which nobody has published an average of.
-    test_modes = ("none",)
-    soft_nms = False
-    test_scales = (1.0,)
+    test_time = TestTime()
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
@@ -111,7 +108,6 @@ class CenterNet3D(CenterNet):
             size=torch.where(is_object[..., None], objects.size, 0),
             offset=torch.where(is_object[..., None], objects.offset, 0),
             center_index=torch.where(is_object, objects.index, 0),
-            labels=torch.where(is_object, objects.labels, 0),
             object_mask=is_object,
             depth=torch.where(is_object, fields["depth"], 0)[..., None],
             dimensions=torch.where(is_object[..., None], fields["dimensions"], 0),

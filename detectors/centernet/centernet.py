@@ -26,9 +26,9 @@ from detectors.centernet.networks import (
     ResNetSettings,
 )
 from detectors.detections import Detections
-from detectors.detector import MODES, Detector
+from detectors.detector import MODES, Detector, Published, TestTime
 from detectors.errors import DetectorError
-from detectors.settings import configure, require_choice, require_count, require_flag, require_fraction, require_weight
+from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.shared import boxes as box
 from detectors.shared.gaussian import gaussian_heatmaps, published_radius
 from detectors.shared.losses import (
@@ -63,8 +63,6 @@ class CenterNetSettings:
     pixel_statistics: Literal["coco", "imagenet"] = "coco"
     """Mean and spread of pixels that inputs are normalised by: COCO's, or, as published for VOC and KITTI, ImageNet's
     for RGB though the images are BGR."""
-    class_specific_size: bool = False
-    """A width and height for every class (`cat_spec_wh`), trained by L1 always; no published network has it."""
 
     def __post_init__(self) -> None:
         require_count("max_objects", self.max_objects)
@@ -73,7 +71,6 @@ class CenterNetSettings:
         require_choice("regression_loss", self.regression_loss, ("l1", "smooth_l1"))
         require_choice("pixel_statistics", self.pixel_statistics, tuple(PREPROCESSING))
         require_fraction("min_overlap", self.min_overlap)
-        require_flag("class_specific_size", self.class_specific_size)
 
 
 @dataclass(frozen=True)
@@ -81,15 +78,14 @@ class CenterNetTargets:
     """What the losses are given for a batch; object rows keep the slots of the annotations.
 
     `heatmap` float32 `(batch, classes, height, width)`; `size` and `offset` float32 `(batch, max_objects, 2)` in
-    cells; `center_index` int64 `(batch, max_objects)`, y * width + x; `labels` int64 and `object_mask` bool, same
-    shape. The mask is False where a slot is padding or its box was dropped, and all else is 0 there.
+    cells; `center_index` int64 `(batch, max_objects)`, y * width + x; `object_mask` bool, same shape. The
+    mask is False where a slot is padding or its box was dropped, and all else is 0 there.
     """
 
     heatmap: Tensor
     size: Tensor
     offset: Tensor
     center_index: Tensor
-    labels: Tensor
     object_mask: Tensor
 
 
@@ -132,9 +128,7 @@ class CenterNet(Detector):
         settings: of the task.
     """
 
-    test_modes = MODES
-    soft_nms = True
-    test_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    test_time = TestTime(modes=MODES, scales=(0.5, 0.75, 1.0, 1.25, 1.5), soft_nms=True)
 
     def __init__(
         self, num_classes: int, network: Callable[[Mapping[str, int]], Network], settings: CenterNetSettings
@@ -145,18 +139,24 @@ class CenterNet(Detector):
         self.settings = settings
         self.network = network(self.head_channels())
         self.sizes = self.network.sizes
-        self.imagenet_weights = self.network.imagenet_weights
-        self.backbone_prefix = self.network.backbone_prefix
         self.preprocessing = PREPROCESSING[settings.pixel_statistics]
-        # The heads of an hourglass are lists with an entry per stack, of two layers each.
-        self.class_layers = ("hm.2",) if self.network.stacks == 1 else ("hm.0.1", "hm.1.1")
+        self.published = Published(
+            imagenet_weights=self.network.imagenet_weights,
+            backbone_prefix=self.network.backbone_prefix,
+            # The heads of an hourglass are lists with an entry per stack, of two layers each.
+            class_layers=("hm.2",) if self.network.stacks == 1 else ("hm.0.1", "hm.1.1"),
+        )
         for name, layer in self.network.make_layers().items():
             self.add_module(name, layer)
 
+    @property
+    def max_objects(self) -> int:
+        """Annotations of an image that `encode` uses, the first ones in file order."""
+        return self.settings.max_objects
+
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
-        sizes = self.num_classes if self.settings.class_specific_size else 1
-        return {"hm": self.num_classes, "wh": 2 * sizes, "reg": 2}
+        return {"hm": self.num_classes, "wh": 2, "reg": 2}
 
     def forward(self, images: Tensor) -> Outputs:
         """Raw maps of each stack, from normalised images `(batch, 3, height, width)`."""
@@ -193,7 +193,6 @@ class CenterNet(Detector):
             size=torch.where(is_object[..., None], objects.size, 0),
             offset=torch.where(is_object[..., None], objects.offset, 0),
             center_index=torch.where(is_object, objects.index, 0),
-            labels=torch.where(is_object, objects.labels, 0),
             object_mask=is_object,
         )
 
@@ -207,16 +206,19 @@ class CenterNet(Detector):
         """
         settings = self.settings
         regression_loss = masked_l1_loss if settings.regression_loss == "l1" else masked_smooth_l1_loss
-        size_loss = masked_l1_loss if settings.class_specific_size else regression_loss
         heatmap = size = offset = torch.zeros((), device=targets.heatmap.device)
         for maps in outputs:
-            sizes = self._sizes(maps["wh"], targets.center_index, targets.labels)
+            sizes = at_centers(maps["wh"], targets.center_index)
             offsets = at_centers(maps["reg"], targets.center_index)
             heatmap = heatmap + penalty_reduced_focal_loss(maps["hm"], targets.heatmap) / len(outputs)
-            size = size + size_loss(sizes, targets.size, targets.object_mask) / len(outputs)
+            size = size + regression_loss(sizes, targets.size, targets.object_mask) / len(outputs)
             offset = offset + regression_loss(offsets, targets.offset, targets.object_mask) / len(outputs)
         loss = settings.heatmap_weight * heatmap + settings.size_weight * size + settings.offset_weight * offset
         return {"heatmap": heatmap, "size": size, "offset": offset, "loss": loss}
+
+    def heatmaps(self, targets: CenterNetTargets) -> Tensor:
+        """Heatmaps of the classes, `(batch, classes, height / 4, width / 4)`; see `Detector.heatmaps`."""
+        return targets.heatmap
 
     @torch.no_grad()
     def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
@@ -290,7 +292,7 @@ class CenterNet(Detector):
         peaks = top_peaks(maps["hm"], limit)
         cell = torch.stack((peaks.x, peaks.y), dim=-1)
         center = cell + at_centers(maps["reg"], peaks.index)
-        size = self._sizes(maps["wh"], peaks.index, peaks.labels)
+        size = at_centers(maps["wh"], peaks.index)
         return CenterNetPoints(peaks, cell, center * STRIDE, box.around(center, size) * STRIDE)
 
     def locate(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int]) -> CenterNetObjects:
@@ -347,14 +349,6 @@ class CenterNet(Detector):
             (first_plane + planes).flatten(), cell.flatten(0, 1), radii.flatten(), drawn.flatten(), shape
         )
         return heatmaps.view(batch, num_planes, *shape[1:])
-
-    def _sizes(self, maps: Tensor, index: Tensor, labels: Tensor) -> Tensor:
-        """Width and height `(batch, objects, 2)` at the cells `index`, of the objects' classes where they differ."""
-        sizes = at_centers(maps, index)
-        if not self.settings.class_specific_size:
-            return sizes
-        of_class = 2 * labels[..., None] + torch.arange(2, device=labels.device)
-        return sizes.gather(2, of_class)
 
 
 _RESNET_DCN = ResNetSettings(deconv_channels=(256, 128, 64))

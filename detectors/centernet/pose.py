@@ -60,8 +60,6 @@ class CenterNetPoseSettings(CenterNetSettings):
         require_count("joints", self.joints)
         for name in ("joint_weight", "joint_heatmap_weight", "joint_offset_weight"):
             require_weight(name, getattr(self, name))
-        if self.class_specific_size:
-            raise DetectorError("class_specific_size is for boxes; the heads of pose do not have it.")
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,7 @@ class CenterNetPose(CenterNet):
 
     settings: CenterNetPoseSettings
     needs = ("keypoints",)
+    takes_rotated_images = True
 
     def head_channels(self) -> dict[str, int]:
         """Output channels of each head, under the published names and in their order."""
@@ -140,7 +139,6 @@ class CenterNetPose(CenterNet):
             size=people.size,
             offset=people.offset,
             center_index=people.center_index,
-            labels=people.labels,
             object_mask=people.object_mask & (keypoints[..., 2].sum(dim=-1) != 0) & ~rotated,
             displacement=displacement.flatten(2),
             displacement_mask=joint_mask.repeat_interleave(2, dim=-1) & ~rotated[..., None],

@@ -6,7 +6,7 @@ row, P3 first, each level line by line.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET
 from detectors.detections import Detections, joined
-from detectors.detector import MODES, Detector
+from detectors.detector import MODES, Detector, Published, TestTime
 from detectors.errors import DetectorError
-from detectors.fcos.file_keys import AUTHORS_LAYOUTS, EXPORTS, TORCHVISION_LAYOUTS
+from detectors.fcos.file_keys import EXPORTS, LAYOUTS
 from detectors.fcos.network import (
     AuthorsHead,
     EvaluationOutputs,
@@ -46,9 +46,6 @@ class FCOSSettings:
 
     variant: Literal["original", "improved", "torchvision"] = "original"
     """Whose FCOS: the authors' of the paper, their improved one, or torchvision's."""
-    last_pixel: float = 0.0
-    """Taken off x2 and y2 before training and given back after decoding. The authors' boxes end on their last pixel:
-    1 at the image's own scale, which their published files expect; 0 takes boxes as they come."""
     score_threshold: float | None = None
     """Candidates score above this; without it 0.05 on the class, at torchvision 0.2 on the joint score."""
     nms_threshold: float = 0.6
@@ -64,7 +61,6 @@ class FCOSSettings:
 
     def __post_init__(self) -> None:
         require_choice("variant", self.variant, tuple(VARIANTS))
-        require_weight("last_pixel", self.last_pixel)
         if self.score_threshold is not None:
             require_fraction("score_threshold", self.score_threshold)
         require_fraction("nms_threshold", self.nms_threshold)
@@ -90,11 +86,12 @@ class FCOS(Detector):
     """A point per cell of five levels, the box it lies in, and how central it is in it."""
 
     sizes = Multiples(32)
-    backbone_prefix = "backbone.body."
-    test_modes = MODES
-    # The image at its test size, then shorter sides of 400 to 1200 pixels where that one is 800.
-    test_scales = (1.0, 0.5, 0.625, 0.75, 0.875, 1.125, 1.25, 1.375, 1.5)
-    merges_in_input = True
+    test_time = TestTime(
+        modes=MODES,
+        # The image at its test size, then shorter sides of 400 to 1200 pixels where that one is 800.
+        scales=(1.0, 0.5, 0.625, 0.75, 0.875, 1.125, 1.25, 1.375, 1.5),
+        merges_in_input=True,
+    )
 
     def __init__(self, depth: int, num_classes: int | None, network: FCOSNetworkSettings, settings: FCOSSettings):
         super().__init__()
@@ -103,18 +100,19 @@ class FCOS(Detector):
         self.num_classes = self.variant.num_classes if num_classes is None else num_classes
         require_count("num_classes", self.num_classes)
         self.preprocessing = self.variant.preprocessing
-        self.export_layouts = EXPORTS[settings.variant]
-        self.imagenet_weights = (TORCHVISION_IMAGENET if self.variant.torchvision_layout else CAFFE_IMAGENET)[depth]
         self.backbone = trunk_and_pyramid(depth, network, self.variant)
         if self.variant.torchvision_layout:
             self.head = TorchvisionHead(network.channels, self.num_classes, self.variant)
-            self.class_layers = ("head.classification_head.cls_logits",)
-            self.file_layouts = TORCHVISION_LAYOUTS
         else:
             head = AuthorsHead(network.channels, self.num_classes, self.variant)
             self.rpn = nn.ModuleDict({"head": head})
-            self.class_layers = ("rpn.head.cls_logits",)
-            self.file_layouts = AUTHORS_LAYOUTS[settings.variant]
+        self.published = Published(
+            imagenet_weights=(TORCHVISION_IMAGENET if self.variant.torchvision_layout else CAFFE_IMAGENET)[depth],
+            backbone_prefix="backbone.body.",
+            class_layers=(self.variant.class_layer,),
+            file_layouts=LAYOUTS[settings.variant],
+            export_layouts=EXPORTS[settings.variant],
+        )
 
     def forward(self, images: Tensor) -> Outputs:
         """Logits, distances and centerness, each a list of five levels.
@@ -149,7 +147,6 @@ class FCOS(Detector):
         self.check_labels(labels)
         # A row of padding gives images without any row something to choose from.
         boxes, labels = functional.pad(boxes.float(), (0, 0, 0, 1)), functional.pad(labels, (0, 1), value=-1)
-        boxes = boxes - boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
         boxes = box.clip(boxes, input_size[0] - self.variant.pixel, input_size[1] - self.variant.pixel)
         is_object = (labels >= 0) & (box.sizes(boxes) > 0).all(dim=-1)
         parts = [self._assign(level, boxes, is_object, input_size) for level in range(len(STRIDES))]
@@ -260,8 +257,7 @@ class FCOS(Detector):
             kept = shifting_nms(*found, threshold=threshold, limit=limit)
         else:
             kept = nms(*found, threshold=threshold, plus_one=self.variant.pixel == 1, limit=limit, keep_ties=True)
-        boxes = every.boxes + every.boxes.new_tensor([0, 0, 1, 1]) * self.settings.last_pixel
-        return replace(every, boxes=boxes).rows(kept)
+        return every.rows(kept)
 
     def _all_candidates(
         self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]

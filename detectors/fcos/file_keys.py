@@ -180,7 +180,7 @@ def _of_other_variant(layout: FileLayout, variant: str) -> FileLayout:
     return replace(layout, note=note)
 
 
-AUTHORS_LAYOUTS = {
+LAYOUTS = {
     "original": (
         AUTHORS,
         _of_other_variant(ADELAIDET, '"improved"'),
@@ -194,13 +194,12 @@ AUTHORS_LAYOUTS = {
         *(IMAGENET, CAFFE_IMAGENET, DETECTRON2_IMAGENET),
         _refused(TORCHVISION, '"torchvision"'),
     ),
+    "torchvision": (
+        TORCHVISION,
+        *(_refused(layout, '"original" or "improved"') for layout in (AUTHORS, ADELAIDET, MMDETECTION)),
+    ),
 }
-"""By variant. The authors' own files of the two cannot be told apart by their keys."""
-TORCHVISION_LAYOUTS = (
-    TORCHVISION,
-    *(_refused(layout, '"original" or "improved"') for layout in (AUTHORS, ADELAIDET, MMDETECTION)),
-)
-"""For the variant "torchvision"."""
+"""By variant. The authors' own files of "original" and "improved" cannot be told apart by their keys."""
 
 EXPORTS = {
     # Without biases in the towers this is the library's own configuration of the paper's version.

@@ -21,6 +21,8 @@ class Variant:
     """Outputs of the published file."""
     torchvision_layout: bool
     """Names of parameters, stride of a bottleneck in its 3x3 convolution, no learned scale per level."""
+    class_layer: str
+    """Path of the layer that gives the class scores."""
     norm_eps: float
     """In the frozen batch norm."""
     exponential: bool
@@ -59,6 +61,7 @@ ORIGINAL = Variant(
     ),
     num_classes=80,
     torchvision_layout=False,
+    class_layer="rpn.head.cls_logits",
     norm_eps=0.0,
     exponential=True,
     pixels_in_evaluation=False,
@@ -92,6 +95,7 @@ TORCHVISION = Variant(
     preprocessing=Preprocessing(channel_order="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     num_classes=91,
     torchvision_layout=True,
+    class_layer="head.classification_head.cls_logits",
     norm_eps=1e-5,
     exponential=False,
     pixels_in_evaluation=False,

@@ -69,7 +69,7 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
     Takes what the authors' code, torchvision and PyTorch's ImageNet files hold: a state dict, plain or under
     "state_dict", "model" or "blobs", with or without the prefix "module." and the counters of batch norm. A file of the
     backbone alone loads into the backbone. What other libraries call and keep otherwise is renamed and adjusted as
-    the detector's `file_layouts` say. Nothing is changed unless all of it fits.
+    the detector's `published.file_layouts` say. Nothing is changed unless all of it fits.
 
     Args:
         detector: receives the weights; what the file does not have keeps its value.
@@ -92,7 +92,7 @@ def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: b
     matched: dict[str, Tensor] = {}
     mismatched: list[tuple[str, Tensor]] = []
     for key, value in entries.items():
-        name = _own_name(key, own, detector.backbone_prefix, layout)
+        name = _own_name(key, own, detector.published.backbone_prefix, layout)
         if name is not None and isinstance(value, Tensor):
             _check_kind(path, key, value)
             value, adjustment = _adjusted(detector, layout, name, value, own[name])
@@ -206,7 +206,7 @@ def _unwrap(content: Mapping[str, Any], receipt: Receipt) -> Mapping[str, Any]:
 
 def _layout(detector: Detector, entries: Mapping[str, Any], path: Path) -> FileLayout | None:
     bare = [str(key).removeprefix("module.") for key in entries]
-    for layout in detector.file_layouts:
+    for layout in detector.published.file_layouts:
         if any(key.startswith(layout.marker) for key in bare):
             if layout.refusal is not None:
                 raise DetectorError(
@@ -231,7 +231,7 @@ def _adjusted(
     if value.shape != own.shape and value.numel() == own.numel() == 1:
         return value.reshape(own.shape), f"{_shape(value)} in the file, {_shape(own)} in the detector"
     rows = layout.class_rows.get(detector.num_classes)
-    if rows and name.rpartition(".")[0] in detector.class_layers and value.shape[0] > max(rows):
+    if rows and name.rpartition(".")[0] in detector.published.class_layers and value.shape[0] > max(rows):
         return value[list(rows)], f"{len(rows)} of the file's {value.shape[0]} rows: the classes in use"
     if name.endswith(".running_var") and layout.norm_eps is not None:
         norm: Any = detector.get_submodule(name.rpartition(".")[0])
@@ -254,7 +254,9 @@ def _check_kind(path: Path, key: str, value: Tensor) -> None:
 
 
 def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatched: list[tuple[str, Tensor]]) -> str:
-    by_class = [(name, value) for name, value in mismatched if name.rpartition(".")[0] in detector.class_layers]
+    by_class = [
+        (name, value) for name, value in mismatched if name.rpartition(".")[0] in detector.published.class_layers
+    ]
     name, value = (by_class if len(by_class) == len(mismatched) else mismatched)[0]
     shapes = f"{name} is {_shape(value)} in {path} but {_shape(own[name])} in {detector.name}"
     more = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""

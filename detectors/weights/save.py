@@ -38,15 +38,15 @@ def save_as(detector: Detector, path: str | os.PathLike[str], library: str = "au
     Args:
         detector: whose weights are written; they stay as they are.
         path: the file, replaced in one rename when all of it is written.
-        library: a key of the detector's `export_layouts`.
+        library: a key of the detector's `published.export_layouts`.
 
     Raises:
         DetectorError: the library has no such detector, or cannot hold a value of this one; the file cannot be
             written.
     """
-    if library not in detector.export_layouts:
+    if library not in detector.published.export_layouts:
         raise DetectorError(f"{detector.name} cannot be written as {library!r}{nearest(library, _known(detector))}")
-    layout = detector.export_layouts[library]
+    layout = detector.published.export_layouts[library]
     exported = Exported(Path(path), layout.library)
     weights = _weights(detector, layout, exported)
     content: Any = weights if layout.wrapper is None else {**layout.beside, layout.wrapper: weights}
@@ -104,4 +104,4 @@ def _adjusted(detector: Detector, layout: FileLayout, exported: Exported, name: 
 
 
 def _known(detector: Detector) -> list[str]:
-    return sorted(detector.export_layouts)
+    return sorted(detector.published.export_layouts)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.utils._pytree
+from torch import Tensor
 
 from data_shards.format.manifest import Manifest
 from data_shards.loading.batch import Batch
@@ -133,10 +134,9 @@ def _add(
     class_ids = [item.id for item in manifest.classes]
     for row, one in enumerate(found.detections):
         image_id = int(batch.image_ids[row])
-        last_pixel = 1.0 if rules.box_ends == "last_pixel" else 0.0
         share.results += results_from_detections(
             [image_id] * len(one.scores),
-            (one.boxes + one.boxes.new_tensor([0, 0, last_pixel, last_pixel])).numpy(),
+            _up_to_edges(one.boxes, rules).numpy(),
             one.scores.numpy(),
             one.labels.numpy(),
             class_ids,
@@ -145,6 +145,12 @@ def _add(
         )
         if image_id in pictured:
             share.pictures.append(_picture(batch, row, one, pictured[image_id]))
+
+
+def _up_to_edges(boxes_in_image: Tensor, rules: BoxRules) -> Tensor:
+    """Boxes that end on edges, as COCO's do, from boxes that end as those the detector was trained on."""
+    last_pixel = 1.0 if rules.box_ends == "last_pixel" else 0.0
+    return boxes_in_image + boxes_in_image.new_tensor([0, 0, last_pixel, last_pixel])
 
 
 def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -> None:

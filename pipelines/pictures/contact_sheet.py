@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -156,7 +155,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     batch = Batch.over(arrays, epoch, 0)
     photographs = [_photograph(images, number) for number in sample_ids.tolist()]
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)
-    heatmaps = _heatmaps(detector.encode(batch.boxes, batch.labels, input_size, **batch.extra))
+    heatmaps = detector.heatmaps(detector.encode(batch.boxes, batch.labels, input_size, **batch.extra))
     rows = []
     for row, number in enumerate(sample_ids.tolist()):
         known = images.labels(number)
@@ -175,7 +174,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
                 input_boxes=batch.boxes[row][real].numpy(),
                 input_labels=batch.labels[row][real].numpy(),
                 input_joints=None if batch.keypoints is None else batch.keypoints[row][real].numpy(),
-                heatmap=None if heatmaps is None else heatmaps[row],
+                heatmap=None if heatmaps is None else heatmaps[row].float().numpy(),
             )
         )
     return rows
@@ -195,11 +194,6 @@ def received_pixels(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.
     pixels = ((images * std + mean) / preprocessing.scale).round().clamp(0, 255).to(torch.uint8)
     pixels = pixels if preprocessing.channel_order == "rgb" else pixels.flip(1)
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _heatmaps(targets: Any) -> NDArray[np.float32] | None:
-    heatmap = getattr(targets, "heatmap", None)
-    return heatmap.float().numpy() if isinstance(heatmap, Tensor) and heatmap.ndim == 4 else None
 
 
 def _page(rows: Sequence[_Row], classes: Sequence[CocoClass], header: str) -> NDArray[np.uint8]:

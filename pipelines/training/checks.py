@@ -113,7 +113,7 @@ def check_input_size(recipe: Recipe, detector: Detector) -> None:
 
 def _check_max_objects(recipe: Recipe, detector: Detector) -> None:
     """Refuse a number of boxes that was raised in vain: the detector would leave the rest out without a word."""
-    places = getattr(getattr(detector, "settings", None), "max_objects", None)
+    places = detector.max_objects
     if places is not None and recipe.data.max_objects > max(places, DataSettings.max_objects):
         raise ConfigError(
             f"data.max_objects is {recipe.data.max_objects}, but {recipe.detector.name} trains on the first {places} "
@@ -127,7 +127,7 @@ def _check_labels(recipe: Recipe, detector: Detector, manifest: Manifest) -> Non
     empty = BatchArrays.empty(np.zeros(1, dtype=np.int64), recipe.data.input_size, 1, augmented=True, manifest=manifest)
     batch = Batch.over(empty, 0, 0)
     detector.encode(batch.boxes, batch.labels, batch.input_size, **batch.extra)
-    if recipe.augmentation.rotation_probability and not hasattr(getattr(detector, "settings", None), "joints"):
+    if recipe.augmentation.rotation_probability and not detector.takes_rotated_images:
         raise ConfigError(
             f"augmentation.rotation_probability is {recipe.augmentation.rotation_probability:g}, which is for pose: "
             f"{recipe.detector.name} would learn boxes of the unturned image. Set it to 0."

@@ -47,8 +47,9 @@ def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[d
     """Group the parameters for torch's optimizer: one group, or two if biases are trained differently."""
     own = {"momentum": optimizer.momentum} if optimizer.name == "sgd" else {"betas": optimizer.betas}
     learning = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
-    biases = [parameter for name, parameter in learning.items() if name.endswith("bias")]
-    others = [parameter for name, parameter in learning.items() if not name.endswith("bias")]
+    names_of_biases = set(detector.biases())
+    biases = [parameter for name, parameter in learning.items() if name in names_of_biases]
+    others = [parameter for name, parameter in learning.items() if name not in names_of_biases]
     decay, factor = optimizer.bias_weight_decay, optimizer.bias_learning_rate_factor
     if decay is None and factor == 1:
         others, biases = list(learning.values()), []

@@ -75,7 +75,7 @@ def imagenet_location(detector: "Detector") -> str:
     Raises:
         ConfigError: the detector's publication does not start from ImageNet weights.
     """
-    published = detector.imagenet_weights
+    published = detector.published.imagenet_weights
     if not published:
         raise ConfigError(
             f"there are no published ImageNet weights for {detector.name}; set detector.weights to a file, or to none."

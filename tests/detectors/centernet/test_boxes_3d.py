@@ -281,7 +281,5 @@ def test_what_cannot_be_honoured_is_refused() -> None:
         detector().encode(boxes, labels, INPUT, **{**extra, "dimensions": extra["depth"]})
     with pytest.raises(detectors.DetectorError, match="regression_loss has to be 'l1' in 3D"):
         detector(regression_loss="smooth_l1")
-    with pytest.raises(detectors.DetectorError, match="class_specific_size is for boxes; the heads of 3D"):
-        detector(class_specific_size=True)
     with pytest.raises(detectors.DetectorError, match="depth_weight is -1; a weight has to be a number"):
         detector(depth_weight=-1)

@@ -205,25 +205,6 @@ def test_size_and_offset_losses_by_hand() -> None:
     assert parts["offset"].item() == pytest.approx((3 * 0.25 + 2 * 0.0625 + 0.5625) / 2 / 3.0001, rel=1e-6)
 
 
-def test_sizes_of_each_class_are_read_by_class() -> None:
-    detector = narrow("centernet_resnet18", class_specific_size=True)
-    assert detector.state_dict()["wh.2.weight"].shape == (6, 8, 1, 1)
-    _, boxes, labels = batch()
-    targets = detector.encode(boxes, labels, (64, 64))
-    maps = {"hm": torch.full((2, 3, 16, 16), -9.0), "wh": torch.zeros(2, 6, 16, 16), "reg": torch.zeros(2, 2, 16, 16)}
-    # Class c says 10 c + 1 wide and 10 c + 2 high everywhere; the objects are of classes 0, 2 and 1.
-    maps["wh"] += torch.tensor([1.0, 2, 11, 12, 21, 22]).view(6, 1, 1)
-    parts = detector.losses([maps], targets)
-    missed = (9 - 1) + (6 - 2) + (21 - 7.5) + (22 - 7.5) + (11 - 10) + (12 - 2.5)
-    assert parts["size"].item() == pytest.approx(missed / 6.0001, rel=1e-6)
-    # The published code trains them by L1 even where offsets take smooth L1.
-    smooth = narrow("centernet_resnet18", class_specific_size=True, regression_loss="smooth_l1")
-    assert smooth.losses([maps], targets)["size"].item() == pytest.approx(missed / 6.0001, rel=1e-6)
-    maps["hm"][0, 2, 8, 8] = 1.0
-    best = detector.decode([maps], (64, 64), limit=1)[0]
-    assert best.boxes.tolist() == [[32 - 42, 32 - 44, 32 + 42, 32 + 44]]  # 21 x 22 cells around cell 8
-
-
 def test_stacks_are_averaged() -> None:
     detector = narrow("centernet_resnet18")
     outputs, targets = outputs_and_targets(detector)
@@ -275,7 +256,6 @@ def test_an_image_whose_sides_do_not_fit_is_refused() -> None:
         ({"offset_weight": float("nan")}, "offset_weight is nan; a weight has to be a number of at least 0."),
         ({"heatmap_weight": "1"}, "heatmap_weight is '1'; a weight has to be a number of at least 0."),
         ({"regression_loss": "l2"}, "regression_loss is 'l2'; known are 'l1', 'smooth_l1'."),
-        ({"class_specific_size": 1}, "class_specific_size is 1; it has to be True or False."),
         ({"min_overlap": 1.0}, "min_overlap is 1.0; it has to lie between 0 and 1."),
         ({"num_classes": 0}, "num_classes is 0; it has to be a whole number of at least 1."),
     ],
@@ -287,7 +267,7 @@ def test_settings_that_cannot_be_honoured_are_refused(settings: dict[str, object
 
 
 def test_settings_of_other_networks_are_refused() -> None:
-    message = "centernet_hourglass104 has no setting 'head_channels'; known are activation_checkpointing, class_speci"
+    message = "centernet_hourglass104 has no setting 'head_channels'; known are activation_checkpointing, heatmap_wei"
     with pytest.raises(detectors.DetectorError, match=message):
         detectors.build("centernet_hourglass104", 3, head_channels=64)
     with pytest.raises(detectors.DetectorError, match="centernet_dla34 has no setting 'deconv_channels'"):

@@ -292,7 +292,6 @@ def test_missing_or_misshapen_keypoints_are_refused() -> None:
     [
         ({"joints": 0}, "joints is 0; it has to be a whole number of at least 1"),
         ({"joint_weight": -1}, "joint_weight is -1; a weight has to be a number of at least 0"),
-        ({"class_specific_size": True}, "class_specific_size is for boxes; the heads of pose do not have it"),
         ({"joint_wieght": 1}, "centernet_dla34_pose has no setting 'joint_wieght'; did you mean 'joint_weight'"),
     ],
 )

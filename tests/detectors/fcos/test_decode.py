@@ -154,7 +154,6 @@ def test_boxes_end_at_the_last_pixel_at_the_authors() -> None:
     maps[4]["logits"][0, 0] = 0
     maps[4]["distances"].fill_(500)
     assert fcos("original").decode(joined(maps), (64, 64))[0].boxes.tolist() == [[0, 0, 63, 63]]
-    assert fcos("original", last_pixel=1.0).decode(joined(maps), (64, 64))[0].boxes.tolist() == [[0, 0, 64, 64]]
     assert fcos("torchvision").decode(joined(maps), (64, 64))[0].boxes.tolist() == [[0, 0, 64, 64]]
 
 

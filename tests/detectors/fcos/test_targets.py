@@ -178,12 +178,6 @@ def test_boxes_are_clipped_to_the_last_pixel_or_to_the_edge() -> None:
     assert torchvision.distances[0, 6 * 8 + 6].tolist() == [1.0, 1.0, 2.0, 2.0]  # 48, 48 in 40 .. 64
 
 
-def test_last_pixel_shortens_boxes() -> None:
-    box, label = tensor([[[8.0, 8.0, 29.0, 29.0]]]), tensor([[3]])
-    given = fcos("original", last_pixel=1.0).encode(box, label, (64, 64))
-    assert_same(given, fcos("original").encode(tensor([[[8.0, 8.0, 28.0, 28.0]]]), label, (64, 64)))
-
-
 def test_torchvisions_points_follow_the_number_of_cells() -> None:
     # 96 / 64 gives 2 cells, 48 pixels apart; 160 / 128 gives 2, 80 apart.
     points = fcos("torchvision").points(3, (64, 96), torch.device("cpu"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+import detectors
 from data_shards.loading.augment import augment
 from data_shards.loading.ground_truth import coco_ground_truth
 from data_shards.order.plan import World
@@ -34,12 +35,10 @@ class Seer(Detector):
     preprocessing = PLAIN
     sizes = Multiples(32)
     num_classes = 3
-    test_modes = MODES
-    test_scales = SCALES
 
     def __init__(self, location: str, settings: EvaluationSettings, in_input: bool = False) -> None:
         super().__init__()
-        self.merges_in_input = in_input
+        self.test_time = detectors.TestTime(modes=MODES, scales=SCALES, merges_in_input=in_input)
         self.truth: dict[float, tuple[Tensor, Tensor]] = {}
         self.merged: list[list[Detections]] = []
         self.shown: list[Tensor] = []
@@ -189,7 +188,7 @@ def test_a_mode_that_was_not_published_opens_nothing(small_shards: Path) -> None
     location = str(small_shards / "train")
     settings = settings_of("fixed", "flip")
     seer = Seer(location, settings)
-    seer.test_modes = ("none",)
+    seer.test_time = detectors.TestTime()
     with (
         pytest.raises(DetectorError, match="has no test mode 'flip', only none"),
         open_views(seer, reading(location), settings, **FRAME),
