@@ -147,7 +147,7 @@ class CheckpointFolder:
             try:
                 return open_checkpoint(path)
             except HarmedCheckpointError as error:
-                self._warn(f"passed over: {error}")
+                self._warn(f"skipped: {error}")
         return None
 
     def _by_score(self) -> list[Path]:

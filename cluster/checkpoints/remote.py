@@ -140,7 +140,7 @@ class RemoteCheckpoints:
             try:
                 return self.fetch(name, local.folder)
             except HarmedCheckpointError as error:
-                self._warn(f"passed over: {error}")
+                self._warn(f"skipped: {error}")
         if here is None and (trouble or names):
             raise trouble or ClusterError(
                 f"none of the {len(names)} checkpoints in {self.store.location} is whole. Restore one from a copy, or "
