@@ -96,7 +96,7 @@ def test_a_folder_without_a_whole_checkpoint_is_not_taken_for_a_fresh_start(tmp_
     folder = CheckpointFolder(tmp_path)
     path = folder.save(_state(1.0), {"step": 1}).path
     (path / "checkpoint.json").unlink()
-    with pytest.raises(ClusterError, match=r"none of the 1 checkpoints in .* is whole"):
+    with pytest.raises(ClusterError, match=r"the only checkpoint in .* is damaged"):
         folder.latest()
 
 

@@ -81,7 +81,7 @@ def test_a_bucket_without_a_whole_checkpoint_is_not_taken_for_a_fresh_start(s3: 
     store = _store(s3)
     RemoteCheckpoints(store).upload(CheckpointFolder(tmp_path / "one").save(_state(1), {"step": 1}))
     store.delete("step-00000001/state.json")
-    with pytest.raises(ClusterError, match="none of the 1 checkpoints in s3://"):
+    with pytest.raises(ClusterError, match=r"the only checkpoint in s3://.* is damaged"):
         RemoteCheckpoints(store).newest(CheckpointFolder(tmp_path / "two"))
 
 
@@ -107,23 +107,3 @@ def test_whoever_waits_for_an_upload_or_a_download_is_told_that_it_goes_on(s3: s
     remote.progress = lambda: blocks.append(1)
     remote.fetch("step-00000001", tmp_path / "two")
     assert len(blocks) >= 5  # four files and the seal
-
-
-def test_a_failed_write_is_tried_again_with_the_next_and_told_when_that_fails(tmp_path: Path) -> None:
-    place = tmp_path / "checkpoints"
-    place.write_text("a file where the folder should be")
-    writer = CheckpointWriter(CheckpointFolder(place))
-    writer.save(_state(1), {"step": 1})
-    with pytest.raises(ClusterError, match="step-00000002 could not be written"):
-        writer.save(_state(2), {"step": 2})
-    writer.save(_state(3), {"step": 3})
-    writer.close()
-    place.unlink()
-    writer.save(_state(4), {"step": 4})
-    writer.wait()
-    assert [path.name for path in place.glob("step-*")] == ["step-00000004"]
-    place.rename(tmp_path / "elsewhere")
-    place.write_text("again")
-    writer.save(_state(5), {"step": 5})
-    with pytest.raises(ClusterError, match="step-00000005 could not be written"):
-        writer.wait()
