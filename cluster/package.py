@@ -50,12 +50,12 @@ class Package:
         """Bytes of all files."""
         return sum(self.sizes.values())
 
-    def biggest(self, count: int = 5) -> list[tuple[str, int]]:
-        """Find the largest folders and files of the first two levels."""
+    def biggest(self) -> list[tuple[str, int]]:
+        """Find the five largest folders and files of the first two levels."""
         found = Counter[str]()
         for name, size in self.sizes.items():
             found["/".join(name.split("/")[:2])] += size
-        return found.most_common(count)
+        return found.most_common(5)
 
     def write(self, path: Path) -> None:
         """Write the zip; its bytes depend only on the files' names, contents and mode."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -262,9 +262,8 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(path: Path, out: TextIO | None = None) -> Iterator[None]:
+def _followed(path: Path) -> Iterator[None]:
     """Copy what is appended to `path` to stderr while the block runs."""
-    out = out or sys.stderr
     # From its present end: earlier attempts have shown the rest.
     position = path.stat().st_size if path.exists() else 0
     done = threading.Event()
@@ -277,8 +276,8 @@ def _followed(path: Path, out: TextIO | None = None) -> Iterator[None]:
                 text = file.read()
                 position = file.tell()
             if text:
-                out.write(text)
-                out.flush()
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
     def follow() -> None:
         while not done.wait(0.25):
