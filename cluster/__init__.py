@@ -1,1 +1,1 @@
-"""Ray workers, the DeepSpeed engine, checkpoints and failures; nothing here knows what a box is."""
+"""Ray workers, the DeepSpeed engine, checkpoints, failures and job submission; nothing here knows what a box is."""

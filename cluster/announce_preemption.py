@@ -1,10 +1,12 @@
-"""Tells Ray that this machine will be taken away, so that a training writes its checkpoint while there is time.
+"""Announce to Ray that this machine will be taken away, so that a training saves a checkpoint while there is time.
 
-Unusual here: it runs on the nodes of `ray_cluster.yaml` and `cluster/kuberay`, outside of any job and with nothing but
-Ray installed, for Ray itself looks at no cloud's notice.
+Unusual here: it runs as a script on the nodes of `ray_cluster.yaml` and `cluster/kuberay`, outside of any job and with
+nothing but Ray installed, because Ray itself does not watch any cloud's notices.
 
-    python leaving.py watch HEAD:6379            until EC2 says that it takes this spot instance back, in two minutes
-    python leaving.py now HEAD:6379 SECONDS      at once, then wait so long: before Kubernetes ends a pod
+    python announce_preemption.py watch HEAD:6379          wait for EC2's notice, two minutes before it takes the
+                                                           spot instance back
+    python announce_preemption.py now HEAD:6379 SECONDS    announce it now, then wait SECONDS: before Kubernetes ends
+                                                           a pod
 """
 
 import json
@@ -15,18 +17,18 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 
-_METADATA = "http://169.254.169.254"
-_LOOK_SECONDS = 5.0
+_METADATA = "http://169.254.169.254"  # the same address on every EC2 instance
+_ASK_SECONDS = 5.0
 
 
 def seconds_until_taken(metadata: str) -> float | None:
-    """Ask EC2's metadata service whether this instance is to be ended; gives when, or None where nothing is planned.
+    """Ask EC2's metadata service when this instance will be interrupted; None if nothing is planned.
 
     Args:
-        metadata: its address.
+        metadata: address of the service.
 
     Raises:
-        OSError: it does not answer.
+        OSError: the service does not answer.
 
     Source:
         "Spot Instance interruption notices" and "Use IMDSv2" of the EC2 user guide.
@@ -49,7 +51,7 @@ def seconds_until_taken(metadata: str) -> float | None:
 
 
 def announce(address: str, seconds: float, message: str) -> list[str]:
-    """Tell a cluster that its nodes on this machine, the head excepted, end in so many seconds; gives their ids."""
+    """Tell a cluster that its nodes on this machine, except the head, end in `seconds`; returns their ids."""
     from ray._private.services import find_node_ids
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
@@ -62,29 +64,29 @@ def announce(address: str, seconds: float, message: str) -> list[str]:
     for id in ids:
         accepted, why_not = client.drain_node(id, DRAIN_NODE_REASON_PREEMPTION, message, deadline)
         if not accepted:
-            raise RuntimeError(f"node {id} is not drained: {why_not}")
+            raise RuntimeError(f"the cluster refuses to drain node {id}: {why_not}")
     return ids
 
 
 def watch(address: str, metadata: str) -> None:
-    """Look every few seconds until there is a notice, and hand it on."""
+    """Ask every few seconds until there is a notice, and pass it on to Ray."""
     answered = True
     while True:
         try:
             seconds = seconds_until_taken(metadata)
             if seconds is not None and announce(address, seconds, "EC2 takes the spot instance back"):
-                print(f"notice: this instance ends in {seconds:.0f} s; the cluster knows", flush=True)
+                print(f"notice: this instance ends in {seconds:.0f} s; announced to the cluster", flush=True)
                 return
             answered = True
-        except Exception as error:  # of the network, the metadata service or the head: it may come back
-            if answered:
-                print(f"no look at the notice: {error}; goes on trying", flush=True)
+        except Exception as error:  # the network, the metadata service or the head failed, and may recover
+            if answered:  # one line for each outage
+                print(f"cannot ask for the notice: {error}; retrying", flush=True)
             answered = False
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_ASK_SECONDS)
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     action, address, *more = sys.argv[1:]
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if action == "watch":

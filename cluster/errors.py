@@ -1,16 +1,16 @@
-"""The one error a user of this room may see."""
+"""Errors that a user may see."""
 
 
 class ClusterError(RuntimeError):
-    """Workers, engine settings or a checkpoint that cannot be used: one line with what, where and what to do."""
+    """Workers, settings or a checkpoint cannot be used; the message is one line: what, where, and what to do."""
 
 
 class WorkersFailedError(ClusterError):
-    """Training had begun and could not go on; its checkpoints are kept."""
+    """Training had begun and could not continue; its checkpoints are kept."""
 
 
 class StoppedError(WorkersFailedError):
-    """Training was asked to stop and did; `signal` is the number of the signal that asked."""
+    """Training stopped because of a signal, whose number is `signal`."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

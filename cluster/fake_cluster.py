@@ -1,8 +1,8 @@
 """A Ray cluster of several raylets on one machine, whose nodes can be warned, lost and replaced: for drills and tests.
 
 `python -m cluster.fake_cluster NODES CPUS DASHBOARD` prints the addresses to join, then obeys lines on stdin: "kill N"
-ends the raylet of a node with SIGKILL, its workers with it; "drain N SECONDS" tells the cluster that the node will be
-taken away; "add" starts one more; end of file takes everything down.
+ends the raylet of a node and its workers with SIGKILL; "drain N SECONDS" announces to the cluster that the node will be
+taken away; "add" starts one more node; end of file stops everything.
 """
 
 import os
@@ -22,10 +22,11 @@ import psutil
 from cluster.errors import ClusterError
 
 _START_SECONDS = 300.0
+_ANSWER = "fake cluster: "  # Ray prints to the same stdout
 
 
 def free_port() -> int:
-    """A port that nobody listens on, outside of those that Ray gives to its workers."""
+    """Find a port that nobody listens on, outside the range that Ray assigns to its workers."""
     while True:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -33,12 +34,12 @@ def free_port() -> int:
                 return port
 
 
-class Rehearsal:
-    """The cluster of another process.
+class FakeCluster:
+    """A cluster that runs in another process.
 
     Attributes:
-        dashboard: address of its job server; empty where it has none.
-        environment: what a command needs to use it.
+        dashboard: address of its job server; empty if it has none.
+        environment: variables with which a command uses it.
     """
 
     def __init__(self, process: "subprocess.Popen[str]", token: Mapping[str, str]) -> None:
@@ -47,11 +48,11 @@ class Rehearsal:
         self.environment: dict[str, str] = {**token, **({} if self.dashboard else {"RAY_ADDRESS": address})}
 
     def kill_node(self, node: int) -> None:
-        """kill -9 of a node's raylet and of the workers below it; the first one is 0, the head is none of them."""
+        """Kill a node's raylet and its workers with SIGKILL; nodes count from 0, without the head."""
         self._ask(f"kill {node}")
 
     def drain_node(self, node: int, seconds: int) -> None:
-        """Give notice that a node goes away in so many seconds, as an autoscaler does for a spot instance."""
+        """Announce that a node will be taken away after these seconds, as an autoscaler does for a spot instance."""
         self._ask(f"drain {node} {seconds}")
 
     def add_node(self) -> None:
@@ -59,10 +60,10 @@ class Rehearsal:
         self._ask("add")
 
     def kill_process(self, title: str) -> None:
-        """kill -9 of the cluster's one process with this in its command line.
+        """Kill the one process of the cluster that has this in its command line.
 
         Raises:
-            ClusterError: there is none, or there are more.
+            ClusterError: there is none, or more than one.
         """
         found = []
         for process in psutil.Process(self._process.pid).children(recursive=True):
@@ -72,7 +73,7 @@ class Rehearsal:
             except psutil.Error:
                 continue
         if len(found) != 1:
-            raise ClusterError(f"{len(found)} processes of the cluster are a {title}, not one.")
+            raise ClusterError(f"the fake cluster has {len(found)} {title} processes instead of 1.")
         found[0].kill()
 
     def _ask(self, words: str) -> None:
@@ -84,24 +85,24 @@ class Rehearsal:
     def _answer(self) -> str:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("rehearsal: "):
-                return line.removeprefix("rehearsal: ").strip()
-        raise ClusterError(
-            "the cluster of several raylets did not start; run `python -m cluster.fake_cluster 2 1 0` to see why."
-        )
+            if line.startswith(_ANSWER):
+                return line.removeprefix(_ANSWER).strip()
+        raise ClusterError("the fake cluster did not start; run `python -m cluster.fake_cluster 2 1 0` to see why.")
 
 
 @contextmanager
-def rehearsal(nodes: int, cpus: int, environment: Mapping[str, str], *, dashboard: bool = False) -> Iterator[Rehearsal]:
-    """Start a cluster in a process of its own: a head for the driver, and nodes with so many CPUs each.
+def fake_cluster(
+    nodes: int, cpus: int, environment: Mapping[str, str], *, dashboard: bool = False
+) -> Iterator[FakeCluster]:
+    """Start a cluster in a process of its own: a head for the driver, and nodes for the workers.
 
     Args:
-        nodes: beside the head, which has no CPU to spare.
-        cpus: of each of them.
-        environment: of Ray's processes.
-        dashboard: with a job server.
+        nodes: number of nodes, without the head, which offers no CPU.
+        cpus: CPUs of each node.
+        environment: variables of Ray's processes.
+        dashboard: start a job server too.
     """
-    # Jobs are started as `python`, by the path that the head was started with.
+    # Ray starts jobs as `python`, which it looks up on the PATH that the head was started with.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     process = subprocess.Popen(
@@ -113,8 +114,9 @@ def rehearsal(nodes: int, cpus: int, environment: Mapping[str, str], *, dashboar
         env={**os.environ, "PATH": path, **environment, **token},
     )
     try:
-        yield Rehearsal(process, token)
+        yield FakeCluster(process, token)
     finally:
+        # Listed before the process ends: afterwards its children can no longer be found through it.
         started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         assert process.stdin is not None
         process.stdin.close()
@@ -127,7 +129,7 @@ def rehearsal(nodes: int, cpus: int, environment: Mapping[str, str], *, dashboar
 
 
 def main() -> None:
-    """Hold the cluster and obey stdin."""
+    """Run the cluster, and obey the lines on stdin."""
     from ray.cluster_utils import Cluster
 
     nodes, cpus, dashboard = (int(word) for word in sys.argv[1:4])
@@ -135,7 +137,7 @@ def main() -> None:
     if dashboard:
         head |= {"dashboard_host": "127.0.0.1", "dashboard_port": free_port()}
         head["dashboard_agent_listen_port"] = free_port()
-    # Ray Train's controller needs no CPU of its own; the head has none to spare for workers.
+    # No CPUs on the head, so that every worker runs on a node that can be lost. Ray Train's controller needs none.
     cluster = Cluster(initialize_head=True, head_node_args=head)
 
     def add() -> Any:
@@ -147,7 +149,7 @@ def main() -> None:
     web = f" http://127.0.0.1:{head['dashboard_port']}" if dashboard else ""
     if dashboard:
         _wait_for_job_server(head["dashboard_port"])
-    print(f"rehearsal: {cluster.address}{web}", flush=True)
+    print(f"{_ANSWER}{cluster.address}{web}", flush=True)
     for line in sys.stdin:
         word, *numbers = line.split()
         if word == "kill":
@@ -156,29 +158,30 @@ def main() -> None:
             _drain(cluster.address, added[int(numbers[0])].node_id, numbers[1])
         elif word == "add":
             added.append(add())
-        print("rehearsal: done", flush=True)
+        print(f"{_ANSWER}done", flush=True)
     cluster.shutdown()
 
 
 def _kill(cluster: Any, node: Any) -> None:
+    # Workers are killed as well: on a machine that is lost, they would not outlive their raylet.
     raylets = [found.process.pid for found in node.all_processes["raylet"]]
     below = [child.pid for raylet in raylets for child in psutil.Process(raylet).children(recursive=True)]
     for process in [*raylets, *below]:
         try:
             os.kill(process, signal.SIGKILL)
         except ProcessLookupError:
-            continue  # it went with its parent
+            continue  # it ended with its parent
     cluster.remove_node(node, allow_graceful=False)
 
 
 def _drain(address: str, node_id: str, seconds: str) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node_id]
-    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the instance is taken away"]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the instance will be taken away"]
     subprocess.run([*command, "--deadline-remaining-seconds", seconds], check=True)
 
 
 def _wait_for_job_server(port: int) -> None:
-    """The dashboard answers before its agent on the head can start jobs."""
+    """Wait until jobs can be started; the dashboard answers before its agent on the head can do that."""
     import requests
 
     token = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
@@ -190,7 +193,7 @@ def _wait_for_job_server(port: int) -> None:
         except requests.RequestException:
             pass
         time.sleep(0.5)
-    raise ClusterError("Ray's job server did not start.")
+    raise ClusterError(f"Ray's job server did not start within {_START_SECONDS:.0f} s; read its logs in /tmp/ray.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where each rank stands, in a small file that a thread renews; the rank that holds up the others is named.
+"""Each rank's progress, in a small file that a thread renews, to find the rank that blocks the others.
 
 Unusual here: when one rank hangs, all of them stop, each inside a collective. Ranks go through the same phases in the
 same order, so the culprit is the one that has begun the fewest.
@@ -16,15 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.files import write_text
+
 logger = logging.getLogger("aweigh")
 
 HUNG_STATUS = 75
-"""Exit status of a worker that ends itself because training hangs."""
+"""Exit status of a worker that ends itself because training hangs (EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What a rank's file says."""
+    """A rank's progress, as its file records it."""
 
     rank: int
     node: str
@@ -35,23 +37,23 @@ class Standing:
     since: float
     """Unix time at which the phase began or last made progress."""
     written: float
-    """Unix time at which this was written."""
+    """Unix time at which the file was written."""
     started: float = 0.0
-    """Unix time at which the process had joined the others."""
+    """Unix time at which the process joined the others."""
     last: bool = False
-    """Whether the process wrote this when it ended; a killed one may have gone on for half a second after its last."""
+    """True if the process wrote this at its end; a killed one may have run for half a second after its last record."""
 
 
 class Heartbeat:
-    """This rank's standing, renewed by a thread that also watches for a standstill.
+    """This rank's progress record, renewed by a thread that also watches for a standstill.
 
     Args:
-        folder: the run's folder; standings lie in its `heartbeats`.
+        folder: the run's folder; records are in its `heartbeats`.
         rank: this rank.
         world_size: number of ranks.
-        hang_seconds: without progress for so long the culprit is named and this process ends, so that Ray starts the
-            group again; 0 only keeps the standing.
-        end: called instead of ending the process.
+        hang_seconds: seconds without progress after which the culprit is named and this process ends, so that Ray
+            restarts the group; 0 only keeps the record.
+        end: ends the process; replaced in tests.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Heartbeat:
         rank: int,
         world_size: int,
         hang_seconds: float,
+        # Not sys.exit: the main thread is stuck in a collective and would never see the exception.
         end: Callable[[], None] = lambda: os._exit(HUNG_STATUS),
     ) -> None:
         self._folder = folder / "heartbeats"
@@ -73,13 +76,13 @@ class Heartbeat:
         self._started = time.time()
         self._done = threading.Event()
         self.previous = read_standing(folder, rank)
-        """Where this rank stood when the last attempt ended; None in the first one."""
+        """This rank's progress when the last attempt ended; None in the first attempt."""
         self._write()
         self._thread = threading.Thread(target=self._renew, name="aweigh-heartbeat", daemon=True)
         self._thread.start()
 
     def begin(self, phase: str, step: int | None = None) -> None:
-        """Say which phase begins; cheap enough for every part of every step."""
+        """Record that a phase begins; cheap enough for every part of every step."""
         self._phase = phase
         self._begun += 1
         if step is not None:
@@ -87,12 +90,13 @@ class Heartbeat:
         self.progress()
 
     def progress(self) -> None:
-        """Say that a long phase is getting on."""
+        """Record progress within a long phase."""
+        # Unix time is for other nodes to read; the monotonic clock, which nobody sets, decides about a standstill.
         self._since = time.time()
         self._progress = time.monotonic()
 
     def close(self) -> None:
-        """Write the last standing and stop watching."""
+        """Write the last record and stop watching."""
         self._done.set()
         self._thread.join()
         self._write(last=True)
@@ -123,9 +127,8 @@ class Heartbeat:
             started=self._started,
             last=last,
         )
-        temporary = self._folder / f".rank-{self._rank}.{os.getpid()}"
-        temporary.write_text(json.dumps(asdict(standing)))
-        os.replace(temporary, self._folder / f"rank-{self._rank}.json")
+        # Not flushed to disk: it is renewed twice a second, and a flush may wait behind a checkpoint that is written.
+        write_text(self._folder / f"rank-{self._rank}.json", json.dumps(asdict(standing)), flush=False)
 
     def _waits(self) -> bool:
         return waits_for_work(self._rank, self._standings(), self._hang_seconds, time.time())
@@ -144,12 +147,12 @@ class Heartbeat:
 
 
 def waits_for_work(rank: int, standings: list[Standing], hang_seconds: float, now: float) -> bool:
-    """Whether one that this rank waits for is getting on, only slowly, as with a long upload: no standstill.
+    """Return True if a rank that this one waits for still makes progress, as during a long upload: no standstill.
 
     Args:
-        rank: who waits.
-        standings: of every rank that has one.
-        hang_seconds: without progress for so long, a rank is not getting on.
+        rank: the rank that waits.
+        standings: records of all ranks that have one.
+        hang_seconds: seconds without progress after which a rank counts as hung.
         now: Unix time.
     """
     fewest = min((one.phases_begun for one in standings), default=0)
@@ -158,32 +161,33 @@ def waits_for_work(rank: int, standings: list[Standing], hang_seconds: float, no
 
 
 def describe_standstill(standings: list[Standing], still: float, now: float) -> str:
-    """Name who holds up the others, in one line.
+    """Name the rank that blocks the others, in one line.
 
     Args:
-        standings: of every rank that has one.
+        standings: records of all ranks that have one.
         still: seconds since this rank made progress.
         now: Unix time.
     """
     fewest = min(standings, key=lambda one: one.phases_begun)
-    # A process that does not even renew its file is named whatever phase the others wait for it in.
+    # A process that no longer renews its file is the culprit, even if it began as many phases as the others.
     frozen = [one for one in standings if now - one.written >= still / 2]
     behind = frozen or [one for one in standings if one.phases_begun == fewest.phases_begun]
     if len(behind) == len(standings) > 1:
         return (
-            f"hung      all {len(standings)} workers stand in {fewest.phase} after step {fewest.step:,} for "
-            f"{still:.0f} s: the network between them, or what they all read. Stacks are in the logs; all start again"
+            f"hung      all {len(standings)} workers have been in {fewest.phase} after step {fewest.step:,} for "
+            f"{still:.0f} s: check the network between them and the storage that they read. Stacks are in the logs; "
+            f"all workers restart"
         )
     named = "; ".join(
-        f"worker {one.rank} on {one.node} (process {one.process}) is in {one.phase} after step {one.step:,} "
-        f"for {now - one.since:.0f} s" + (", its process frozen or gone" if one in frozen else "")
+        f"worker {one.rank} on {one.node} (process {one.process}) has been in {one.phase} after step {one.step:,} "
+        f"for {now - one.since:.0f} s" + (", and its process is frozen or gone" if one in frozen else "")
         for one in behind
     )
-    return f"hung      {named}. Stacks are in the logs; all start again from the last checkpoint"
+    return f"hung      {named}. Stacks are in the logs; all workers restart from the last checkpoint"
 
 
 def read_standing(folder: Path, rank: int) -> Standing | None:
-    """The last standing of a rank in a run's folder; None where there is none that can be read."""
+    """Read the last progress record of a rank in a run's folder; None if there is no readable one."""
     try:
         content: dict[str, Any] = json.loads((folder / "heartbeats" / f"rank-{rank}.json").read_text())
         return Standing(**content)

@@ -1,4 +1,4 @@
-"""Ray: the cluster at RAY_ADDRESS, or one started on this machine for the length of a command."""
+"""A connection to Ray: to the cluster at RAY_ADDRESS, or to one that is started on this machine for one command."""
 
 import logging
 import os
@@ -9,32 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from cluster.authentication import WHERE, send_token
+from cluster.counting import counted
 from cluster.errors import ClusterError
 from cluster.placement import reserved, wants_gpu
 from cluster.settings import ClusterSettings
 
-# Set before Ray is imported anywhere; a value of the user's stays.
+# Ray reads these when it is imported. A value that the user has set stays.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # How often Ray asks whether a node is to be taken away: a spot instance has two minutes.
+    # How often Ray looks for notices of preemption: a spot instance has two minutes left.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A submitted job has variables of its own; ours are added to them instead of being refused.
+    # A submitted job has a runtime environment already; Ray would refuse a second one instead of merging them.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
-    # Ray starts workers at niceness 15; training is what the machine is there for.
+    # Ray starts workers at niceness 15, but training is what the machine is for.
     "RAY_worker_niceness": "0",
     # Ceph and other S3 servers refuse the trailing checksums that newer clients send by default.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
-# What a worker needs to know of the driver's environment, where the cluster was not started from it.
+# Variables that workers take over from the driver, also on a cluster that was started elsewhere.
 _CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "OMP_")
 
 
 @contextmanager
 def connected(settings: ClusterSettings) -> Iterator[Any]:
-    """Yield the `ray` module, connected; what was started here is stopped at the end.
+    """Yield the `ray` module, connected; a Ray that was started here is stopped at the end.
 
     Raises:
         ClusterError: the cluster cannot be reached, or has too few CPUs or GPUs for the workers.
@@ -45,11 +46,10 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     carried = _worker_environment(settings)
     if address:
         send_token()
-    if not address:
-        # Handed down by inheritance: with a runtime environment, Ray would discard the workers it starts ahead.
-        os.environ.update(carried)
-    if address:
         _knock(address)
+    else:
+        # Workers inherit them: with a runtime environment, Ray would discard the workers that it starts in advance.
+        os.environ.update(carried)
     import ray
 
     if ray.is_initialized():
@@ -58,7 +58,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     try:
         ray.init(
             address=address or "local",
-            # Logical cores: a small machine may still run two workers, each a process of its own.
+            # Ray only counts cores; with more than the machine has, a small machine can still run two workers.
             num_cpus=None if address else max(os.cpu_count() or 1, _cores_needed(settings)),
             include_dashboard=None if address else False,
             log_to_driver=False,
@@ -68,8 +68,8 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     except Exception as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(
-            f"{where} did not answer: {str(error).strip().splitlines()[-1]}. Check that it runs, and that this machine "
-            f"has its token: {WHERE}."
+            f"{where} did not answer: {str(error).strip().splitlines()[-1]}. Check that it is running and that this "
+            f"machine has its token: {WHERE}."
         ) from error
     try:
         _check_resources(ray, settings, address)
@@ -79,10 +79,10 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
 
 
 def _knock(address: str) -> None:
-    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    """Fail at once if nobody listens at an address; Ray itself would try for minutes."""
     host, colon, port = address.rpartition("/")[2].rpartition(":")
     if not (colon and port.isdecimal()):
-        return  # "auto" and the like: Ray finds its own way
+        return  # "auto" and the like, which Ray resolves
     try:
         socket.create_connection((host, int(port)), timeout=20).close()
     except OSError as error:
@@ -93,7 +93,7 @@ def _knock(address: str) -> None:
 
 
 def _cores_needed(settings: ClusterSettings) -> int:
-    # One beside the workers for Ray Train's controller.
+    # One more than the workers need, for Ray Train's controller.
     return int(settings.max_workers * settings.cpus_per_worker) + 1
 
 
@@ -109,7 +109,7 @@ def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
 
 
 def dashboard_url() -> str:
-    """Address of the dashboard of the cluster that this process is connected to; empty where it has none."""
+    """Return the dashboard's address of the connected cluster; empty if it has none."""
     from ray._private.worker import _global_node
 
     url = (_global_node.webui_url if _global_node else "") or ""
@@ -124,16 +124,16 @@ def _check_resources(ray: Any, settings: ClusterSettings, address: str | None) -
     if address and settings.wait_minutes and (lacks_gpus or lacks_cpus):
         with reserved(ray, settings, 60 * settings.wait_minutes, gpu=wants_gpu(ray, settings)):
             return
-    wait = " Where an autoscaler starts nodes, give it time: --cluster.wait_minutes 20." if address else ""
+    wait = " If an autoscaler starts nodes, give it time: --cluster.wait_minutes 20." if address else ""
     if lacks_gpus:
         where = "the cluster" if address else "this machine"
         fewer = f"cluster.workers to {gpus:g} or " if gpus >= 1 else ""
         raise ClusterError(
-            f"cluster.workers {settings.workers} on cuda need {settings.min_workers} GPUs, {where} has {gpus:g}; "
-            f"set {fewer}cluster.device to cpu.{wait}"
+            f"{settings.workers_in_words} on cuda need {counted(settings.min_workers, 'GPU')}, but {where} has "
+            f"{gpus:g}; set {fewer}cluster.device to cpu.{wait}"
         )
     if lacks_cpus:
         raise ClusterError(
-            f"cluster.workers {settings.workers} × cluster.cpus_per_worker {settings.cpus_per_worker:g} need more "
-            f"than the cluster's {cpus:g} CPUs; lower one of them.{wait}"
+            f"{settings.workers_in_words} with {settings.cpus_per_worker:g} CPUs each need more than the {cpus:g} CPUs "
+            f"of the cluster; lower cluster.workers or cluster.cpus_per_worker.{wait}"
         )

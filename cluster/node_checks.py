@@ -1,4 +1,4 @@
-"""What the preflight runs on the nodes; each of them stands alone and says what it found, or raises."""
+"""Checks that the preflight runs on the nodes; each is independent, and returns what it found or raises."""
 
 import hashlib
 import os
@@ -12,17 +12,19 @@ from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
+from cluster.counting import counted
+
 _PACKAGES = ("torch", "ray", "deepspeed", "numpy")
-_ROOMS = ("cluster", "data_shards", "detectors", "pipelines")
+_CODE = ("cluster", "data_shards", "detectors", "pipelines")
 _JOIN_SECONDS = 60
 
 
 def versions() -> dict[str, str]:
-    """Python, the packages that have to agree, and a digest of our own code, as this process has them."""
+    """Return the versions of Python and of the packages that must match on all nodes, and a digest of our own code."""
 
     def version(package: str) -> str:
         try:
-            # The build after the plus is the device's affair; the device's own check looks at it.
+            # After the plus is the build for a device, which may differ; `device` checks it.
             return metadata.version(package).partition("+")[0]
         except metadata.PackageNotFoundError:
             return "none"
@@ -31,11 +33,11 @@ def versions() -> dict[str, str]:
 
 
 def code_digest(root: Path | None = None) -> str:
-    """A digest of every Python file of the rooms, in the order of their names."""
+    """Digest every Python file of the four packages, in the order of their names."""
     root = root or Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for room in _ROOMS:
-        for path in sorted((root / room).rglob("*.py")):
+    for package in _CODE:
+        for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
@@ -51,10 +53,11 @@ class Device:
     """CUDA version that torch was built for; empty for a CPU build."""
     gpus_of_node: int
     problem: str
+    """The reason why torch cannot use it; empty if it can."""
 
 
 def device() -> Device:
-    """Try this process's first GPU; what does not work is the `problem`."""
+    """Run a small computation on this process's first GPU; a failure is returned as `problem`."""
     import torch
 
     driver, gpus = _driver()
@@ -63,7 +66,7 @@ def device() -> Device:
     if not cuda:
         problem = f"torch {torch.__version__} is built for CPU"
     elif not torch.cuda.is_available():
-        problem = f"torch for CUDA {cuda} finds no GPU (driver {driver or 'none'}, {gpus} GPUs)"
+        problem = f"torch for CUDA {cuda} finds no GPU (driver {driver or 'none'}, {counted(gpus, 'GPU')})"
     else:
         try:
             name = torch.cuda.get_device_name(0)
@@ -74,7 +77,7 @@ def device() -> Device:
 
 
 def _driver() -> tuple[str, int]:
-    """The NVIDIA driver's version and how many GPUs it has, whether torch can use them or not."""
+    """Return the NVIDIA driver's version and its number of GPUs, whether torch can use them or not."""
     import pynvml
 
     try:
@@ -85,7 +88,7 @@ def _driver() -> tuple[str, int]:
 
 
 def free_address() -> str:
-    """An address of this node that a process group can meet at."""
+    """Find an address of this node at which a process group can meet."""
     import ray
 
     with socket.socket() as free:
@@ -94,9 +97,10 @@ def free_address() -> str:
 
 
 def all_reduce(rank: int, address: str, ranks: int, backend: str) -> float:
-    """Reduce a vector over all ranks, check the sum, and give the bus bandwidth in bytes a second.
+    """Reduce a vector over all ranks, check the sum, and return the bus bandwidth in bytes a second.
 
-    Bus bandwidth is what a link carries: 2 (n − 1) / n times the vector's bytes over the time, whatever n is.
+    Bus bandwidth is the load of one link, which does not depend on n: 2 (n − 1) / n times the vector's bytes, divided
+    by the time.
     """
     import torch
     from torch import distributed
@@ -106,6 +110,7 @@ def all_reduce(rank: int, address: str, ranks: int, backend: str) -> float:
         backend, init_method=address, rank=rank, world_size=ranks, timeout=timedelta(seconds=_JOIN_SECONDS)
     )
     try:
+        # 256 MiB over NCCL, so that bandwidth and not latency decides; 16 MiB over gloo, which is slower.
         elements, repeats = (1 << 26, 10) if backend == "nccl" else (1 << 22, 3)
         vector = torch.full((elements,), float(rank + 1), device=place)
         distributed.all_reduce(vector)
@@ -127,12 +132,12 @@ def all_reduce(rank: int, address: str, ranks: int, backend: str) -> float:
 
 
 def free_bytes(folder: str) -> int:
-    """Free bytes of the file system of a folder."""
+    """Return the free bytes of a folder's file system."""
     return shutil.disk_usage(folder).free
 
 
 def writable_free_bytes(folder: str) -> int:
-    """Free bytes for a folder that is made where it is missing; raises OSError where it cannot be written."""
+    """Return the free bytes of a folder, which is created if missing; raises OSError if it cannot be written."""
     path = Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f".preflight-{os.getpid()}"
@@ -142,7 +147,7 @@ def writable_free_bytes(folder: str) -> int:
 
 
 def leave(folder: Path, name: str = "") -> str:
-    """Write a file for others to find; gives its name."""
+    """Write a file for other nodes to find; returns its name."""
     name = name or f"node-{socket.gethostname()}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w") as file:
@@ -153,7 +158,7 @@ def leave(folder: Path, name: str = "") -> str:
 
 
 def wait_for_names(folder: Path, names: Iterable[str], seconds: float) -> set[str]:
-    """The names of these that are found; network file systems may show a new file late."""
+    """Return those of the names that appear in a folder in time; network file systems may show a new file late."""
     wanted = set(names)
     deadline = time.monotonic() + seconds
     while True:
@@ -164,5 +169,5 @@ def wait_for_names(folder: Path, names: Iterable[str], seconds: float) -> set[st
 
 
 def clear(folder: Path) -> None:
-    """Remove what was left."""
+    """Remove the folder of such files."""
     shutil.rmtree(folder, ignore_errors=True)

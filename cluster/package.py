@@ -1,6 +1,6 @@
-"""The working directory as one small zip: what a job needs to run on a cluster, and no more.
+"""The working directory as one small zip: the files that a job needs on a cluster, and no more.
 
-The same files give the same bytes, so that Ray uploads a package once. `.gitignore` and `.rayignore` are honoured in
+The same files make the same bytes, so that Ray uploads a package only once. `.gitignore` and `.rayignore` count in
 every folder.
 """
 
@@ -15,7 +15,8 @@ from pathspec import GitIgnoreSpec
 
 from cluster.errors import ClusterError
 
-# Data, results, environments and caches: never code. In the notation of .gitignore; a leading slash means the top.
+# Data, results, environments, caches and secrets are never sent. In the notation of .gitignore: a leading slash means
+# the top folder.
 EXCLUDED = (
     *(
         ".git/",
@@ -33,12 +34,12 @@ EXCLUDED = (
 )
 LARGEST_BYTES = 100 * 2**20
 _IGNORE_FILES = (".gitignore", ".rayignore")
-_EPOCH = (1980, 1, 1, 0, 0, 0)
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can contain
 
 
 @dataclass(frozen=True)
 class Package:
-    """The files of a package by their name in it."""
+    """The files of a package, by their name in it."""
 
     files: Mapping[str, Path]
     sizes: Mapping[str, int]
@@ -49,15 +50,15 @@ class Package:
         """Bytes of all files."""
         return sum(self.sizes.values())
 
-    def biggest(self, count: int = 5) -> list[tuple[str, int]]:
-        """Folders and files of the first two levels with the most bytes."""
+    def biggest(self) -> list[tuple[str, int]]:
+        """Find the five largest folders and files of the first two levels."""
         found = Counter[str]()
         for name, size in self.sizes.items():
             found["/".join(name.split("/")[:2])] += size
-        return found.most_common(count)
+        return found.most_common(5)
 
     def write(self, path: Path) -> None:
-        """Write the zip; only names and contents of the files decide its bytes."""
+        """Write the zip; its bytes depend only on the files' names, contents and mode."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, file in sorted(self.files.items()):
                 entry = zipfile.ZipInfo(name, _EPOCH)
@@ -70,19 +71,20 @@ def collect(folder: Path, code: Path, packages: tuple[str, ...], extra: Mapping[
     """Choose the files of a package.
 
     Args:
-        folder: the working directory; all of it goes along but what is excluded or ignored.
-        code: folder of the import packages that the job runs; taken from here where `folder` is another one.
+        folder: the working directory; all its files are sent unless excluded or ignored.
+        code: folder of the import packages that the job runs; they are added if `folder` is another folder.
         packages: names of these import packages.
-        extra: more files by their name in the package, though they may be ignored or lie elsewhere.
+        extra: more files by their name in the package, even if they are ignored or outside of `folder`.
 
     Raises:
-        ClusterError: there is too much, the biggest paths are named; or a folder of the working directory has the
-            name of one of `packages` but is another.
+        ClusterError: the files are too large, with the largest of them; or a folder of the working directory has the
+            name of one of `packages` but is a different one.
     """
     files = dict(_walk(folder))
     if folder.resolve() != code.resolve():
         for name in packages:
             if (folder / name).exists():
+                # The working directory comes first on the job's import path.
                 raise ClusterError(
                     f"{folder / name} would hide {code / name} on the cluster; submit from another folder, or from "
                     f"{code}."
@@ -94,33 +96,34 @@ def collect(folder: Path, code: Path, packages: tuple[str, ...], extra: Mapping[
         shown = ", ".join(f"{name} {megabytes(size)}" for name, size in package.biggest())
         raise ClusterError(
             f"{folder} is {megabytes(package.size_bytes)}, too much to send with a job (at most "
-            f"{megabytes(LARGEST_BYTES)}); the biggest are {shown}. Name what is not code in .rayignore, or submit "
-            f"from a smaller folder."
+            f"{megabytes(LARGEST_BYTES)}); the largest parts are {shown}. List what is not code in .rayignore, or "
+            f"submit from a smaller folder."
         )
     return package
 
 
 def megabytes(size: int) -> str:
-    """A size as a person reads it."""
+    """Format a size for people."""
     return f"{size / 2**20:,.1f} MiB"
 
 
 def _walk(top: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of every file below `top` that no rule leaves out."""
+    """Yield name and path of every file below `top` that no rule excludes."""
     rules: dict[Path, list[tuple[Path, GitIgnoreSpec]]] = {top.parent: [(top, GitIgnoreSpec.from_lines(EXCLUDED))]}
 
     for folder, folders, names in os.walk(top):
         here = Path(folder)
         own = [(here, _read_rules(here / name)) for name in _IGNORE_FILES if name in names]
+        # A rule counts in its own folder and all below it.
         active = rules[here] = [*rules[here.parent], *own]
 
-        def left_out(path: Path, active: list[tuple[Path, GitIgnoreSpec]] = active, slash: str = "") -> bool:
+        def is_excluded(path: Path, active: list[tuple[Path, GitIgnoreSpec]] = active, slash: str = "") -> bool:
             return any(spec.match_file(path.relative_to(base).as_posix() + slash) for base, spec in active)
 
-        folders[:] = sorted(name for name in folders if not left_out(here / name, slash="/"))
+        folders[:] = sorted(name for name in folders if not is_excluded(here / name, slash="/"))
         for name in sorted(names):
             path = here / name
-            if path.is_file() and not left_out(path):
+            if path.is_file() and not is_excluded(path):
                 yield path.relative_to(top).as_posix(), path
 
 

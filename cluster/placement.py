@@ -1,7 +1,7 @@
-"""Room for the workers: held where training will run, and waited for where the cluster grows by itself.
+"""CPUs and GPUs for the workers: reserved before training starts, and waited for on a cluster that grows by itself.
 
-A placement group, not a request to the autoscaler, since Ray gives it back when the driver dies: nodes that nobody
-asks for any more are let go.
+Unusual here: a placement group, not a request to the autoscaler, because Ray releases it when the driver dies, and the
+autoscaler then stops nodes that nobody needs any more.
 """
 
 import logging
@@ -18,7 +18,7 @@ _NOTE_SECONDS = 30
 
 
 def wants_gpu(ray: Any, settings: ClusterSettings) -> bool:
-    """Whether workers take a GPU each; `auto` says so where the cluster has one for each."""
+    """Return True if each worker takes a GPU; with `auto`, if the cluster has one for each."""
     return settings.device == "cuda" or (
         settings.device == "auto" and ray.cluster_resources().get("GPU", 0) >= settings.min_workers
     )
@@ -26,10 +26,10 @@ def wants_gpu(ray: Any, settings: ClusterSettings) -> bool:
 
 @contextmanager
 def reserved(ray: Any, settings: ClusterSettings, seconds: float, *, gpu: bool) -> Iterator[Any]:
-    """Hold CPUs and GPUs of every worker while the block runs; gives the placement group.
+    """Reserve the CPUs and GPUs of every worker while the block runs; yields the placement group.
 
     Raises:
-        ClusterError: the cluster did not have them within the seconds.
+        ClusterError: the cluster did not have them within `seconds`.
     """
     bundle = {"CPU": settings.cpus_per_worker, **({"GPU": 1} if gpu else {})}
     group = ray.util.placement_group([bundle] * settings.min_workers, strategy="PACK")
@@ -39,23 +39,23 @@ def reserved(ray: Any, settings: ClusterSettings, seconds: float, *, gpu: bool) 
             waited = time.monotonic() - began
             if waited > seconds:
                 raise ClusterError(
-                    f"the cluster has no room for {settings.workers} workers of {_shown(bundle)} after "
+                    f"the cluster could not reserve {settings.workers_in_words} with {_shown(bundle)} each within "
                     f"{waited / 60:.0f} minutes: it has {_shown(ray.cluster_resources())}. Start more nodes, raise "
                     f"max_workers of its autoscaler, or lower cluster.workers."
                 )
-            logger.info("%-10s%d of them so far; %d s", "nodes", len(alive_nodes(ray)), waited)
+            logger.info("%-10s%d so far, after %d s; waiting for more", "nodes", len(alive_nodes(ray)), waited)
         yield group
     finally:
         ray.util.remove_placement_group(group)
 
 
 def alive_nodes(ray: Any) -> list[dict[str, Any]]:
-    """Ray's own records of the nodes that are up."""
+    """Return Ray's records of the nodes that are up."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def node_of_each_worker(group: Any) -> list[str]:
-    """Ray's node id for every bundle of a placement group that is ready."""
+    """Return Ray's node id for every bundle of a placement group that is ready."""
     from ray.util import placement_group_table
 
     nodes = placement_group_table(group)["bundles_to_node_id"]

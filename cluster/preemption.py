@@ -1,13 +1,13 @@
-"""The notice that a node will be taken away, as Ray hands it to each worker."""
+"""The notice that a node will be taken away, as Ray passes it to each worker."""
 
 import time
 
 
 def preemption_notice() -> str:
-    """One line of what is to be taken and when; empty while there is no notice.
+    """Say in one line which nodes will be taken away, and when; empty while there is no notice.
 
-    Read without `ray.train.get_preemption_info`, which is a barrier of all workers: asked at every step it would cost
-    more than the step. Ranks that see the notice at different steps agree on one by `Agreement`.
+    `ray.train.get_preemption_info` is avoided: it is a barrier of all workers, and calling it at every step would cost
+    more than the step. Ranks may see the notice at different steps; `Agreement` makes them act at the same one.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 

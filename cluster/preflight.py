@@ -1,7 +1,7 @@
-"""What would spoil a training on this cluster, found before a GPU minute is spent.
+"""Checks of a cluster that find what would make a training fail, before a minute of GPU time is spent.
 
-One small process stands where each worker will stand. Every check says what it found and, where something is wrong,
-what to do. Checks of data and tracking are handed in as functions: this room knows neither.
+One small process runs in the place of each worker. Every check reports what it found and, if something is wrong, what
+to do. The caller passes checks of data and tracking as functions, for this package knows neither.
 """
 
 import time
@@ -13,71 +13,72 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster import node_checks
+from cluster.counting import counted
 from cluster.local import connected
 from cluster.placement import node_of_each_worker, reserved, wants_gpu
 from cluster.settings import ClusterSettings
 
-Verdict = Literal["ok", "look", "wrong"]
+Verdict = Literal["ok", "warn", "wrong"]
 Say = Callable[[str], None]
 
 _ANSWER_SECONDS = 180
-_SKEW_LOOK_SECONDS, _SKEW_WRONG_SECONDS = 1.0, 30.0
+_SKEW_WARN_SECONDS, _SKEW_WRONG_SECONDS = 1.0, 30.0
 _SEEN_SECONDS = 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was checked, what was found, and the fix."""
+    """The result of one check."""
 
     check: str
     verdict: Verdict
-    """ok; look: training works, but worse than it might; wrong: it would fail, or be lost."""
+    """ok; warn: training works, but worse than it could; wrong: it would fail, or its results would be lost."""
     found: str
     fix: str = ""
     stops_training: bool = True
-    """Whether a training refuses to start where this is wrong."""
+    """True if a training must not start while this is wrong."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A check that somebody else knows how to make, on one worker of every node or on the first worker alone."""
+    """A check that the caller provides, to run on one worker of every node or on the first worker only."""
 
     check: str
     run: Callable[[], str]
-    """Importable and picklable; gives what it found, raises what is wrong."""
+    """Importable and picklable; returns what it found, and raises if something is wrong."""
     fix: str
     everywhere: bool = True
-    """On every node, where all have to find the same; else on the node of rank 0."""
+    """Run it on every node, and require the same result from all; otherwise run it on the node of rank 0."""
     stops_training: bool = True
 
 
 @dataclass(frozen=True)
 class SharedFolder:
-    """A folder that has to be the same one on every node and for this process."""
+    """A folder that must be the same one on every node and for this process."""
 
     check: str
     path: Path
     setting: str
-    """The field that names it."""
+    """The setting that names it."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Disk that a node needs for what it fetches."""
+    """Disk space that a node needs for the files it fetches."""
 
     folder: str
     whole_bytes: int
-    """What a node reads in an epoch; with less, it fetches again."""
+    """Bytes that a node reads in an epoch; with less space, it fetches files again."""
     least_bytes: int
-    """Less than this, and it cannot read at all."""
+    """Bytes without which it cannot read at all."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What was looked at, and what was found there."""
+    """The results of all checks."""
 
     nodes: int
-    """Nodes that workers stand on."""
+    """Number of nodes that run workers."""
     findings: list[Finding]
 
 
@@ -93,32 +94,32 @@ def examine(
     """Check the cluster at RAY_ADDRESS, or this machine.
 
     Args:
-        settings: workers, device and cores as the training will have them.
-        folders: that training writes to, such as the run's.
+        settings: workers, device and cores of the training.
+        folders: folders that training writes to, such as the run's.
         probes: checks of data and tracking.
-        cache: disk for fetched shards; None where they are read in place.
-        say: told what is looked at.
-        only_several_nodes: look at nothing where all workers stand on one node.
+        cache: disk space for fetched shards; None if they are read in place.
+        say: receives a line about what is being checked.
+        only_several_nodes: check nothing if all workers run on one node.
 
     Raises:
-        ClusterError: the cluster cannot be reached or has no room for the workers.
+        ClusterError: the cluster cannot be reached, or cannot hold the workers.
     """
     with connected(settings) as ray:
         gpu = wants_gpu(ray, settings)
-        # Nodes that were asked for have come by now; what is left is the time to hand the room out.
+        # `connected` has waited for missing nodes already; all that can take time now is Ray's own scheduling.
         with reserved(ray, settings, _ANSWER_SECONDS, gpu=gpu) as group:
             ids = node_of_each_worker(group)
             nodes = len(set(ids))
             if only_several_nodes and nodes == 1:
                 return Examination(nodes, [])
-            say(f"looking at {_counted(len(ids), 'worker')} on {_counted(nodes, 'node')}")
+            say(f"checking {counted(len(ids), 'worker')} on {counted(nodes, 'node')}")
             with _posts(ray, group, settings, ids, gpu=gpu) as posts:
                 return Examination(nodes, list(_findings(posts, folders, probes, cache, gpu=gpu)))
 
 
 @dataclass(frozen=True)
 class _Posts:
-    """The processes that stand where the workers will, by rank."""
+    """The processes that run in the place of the workers, by rank."""
 
     ray: Any
     actors: list[Any]
@@ -127,21 +128,24 @@ class _Posts:
 
     @property
     def first_of_node(self) -> dict[str, int]:
-        """The lowest rank of each node, by the node's name."""
+        """Lowest rank of each node, by the node's name."""
         return {node: rank for rank, node in reversed(list(enumerate(self.nodes)))}
 
     def ask(
-        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, told_rank: bool = False
+        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, pass_rank: bool = False
     ) -> dict[int, Any]:
-        """Run a function at some ranks at once, with its rank first where it is told; gives value or exception."""
+        """Run a function on some ranks at once; returns each rank's value or exception.
+
+        With `pass_rank`, the rank is the function's first argument.
+        """
         pending = {
-            self.actors[rank].run.remote(function, *([rank] if told_rank else []), *arguments): rank for rank in ranks
+            self.actors[rank].run.remote(function, *([rank] if pass_rank else []), *arguments): rank for rank in ranks
         }
         self.ray.wait(list(pending), num_returns=len(pending), timeout=_ANSWER_SECONDS)
         return {rank: self._answer(reference) for reference, rank in pending.items()}
 
     def ask_nodes(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """Run a function once on every node; by the node's name."""
+        """Run a function once on every node; returns each node's value or exception by the node's name."""
         first = self.first_of_node
         answers = self.ask(sorted(first.values()), function, *arguments)
         return {node: answers[rank] for node, rank in sorted(first.items(), key=lambda item: item[1])}
@@ -152,11 +156,12 @@ class _Posts:
         except self.ray.exceptions.GetTimeoutError:
             return TimeoutError(f"no answer within {_ANSWER_SECONDS} s")
         except Exception as error:
+            # Ray wraps an exception of the function; the cause is what the function raised.
             return getattr(error, "cause", None) or error
 
 
 class _Post:
-    """What stands at a worker's place: runs what it is handed."""
+    """An actor in the place of a worker, which runs functions."""
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
@@ -180,7 +185,7 @@ def _posts(ray: Any, group: Any, settings: ClusterSettings, ids: Sequence[str], 
 
 
 def _names(ray: Any, ids: Sequence[str]) -> list[str]:
-    """Hosts as a person knows them; with a part of Ray's id where several nodes share one."""
+    """Name each rank's node by its host, with a part of Ray's id if several nodes share a host."""
     hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
     shared = [hosts[id] for id in set(ids)]
     return [hosts[id] if shared.count(hosts[id]) == 1 else f"{hosts[id]}/{id[:6]}" for id in ids]
@@ -209,15 +214,15 @@ def _workers(posts: _Posts) -> Finding:
     even = len(set(counts.values())) == 1
     return Finding(
         "workers",
-        "ok" if even else "look",
-        f"{len(posts.nodes)} on {_counted(len(counts), 'node')}: {shown}",
-        "" if even else "nodes with fewer workers share the network with fewer; take a multiple of a node's GPUs",
+        "ok" if even else "warn",
+        f"{len(posts.nodes)} on {counted(len(counts), 'node')}: {shown}",
+        "" if even else "workers share their node's network unevenly; take a multiple of a node's GPUs",
         stops_training=False,
     )
 
 
 def _versions(posts: _Posts) -> Iterator[Finding]:
-    """Python, packages and our own code, equal everywhere and to this process."""
+    """Compare Python, packages and our own code on every node with those of this process."""
     answers = posts.ask_nodes(node_checks.versions)
     if failed := _failures(answers):
         yield Finding("versions", "wrong", failed, "start Ray on every node in the environment of requirements.txt")
@@ -230,7 +235,7 @@ def _versions(posts: _Posts) -> Iterator[Finding]:
         fix = (
             "submit with `aweigh submit`, which sends the code, or install the same checkout on every node"
             if ours
-            else "install requirements.txt of this checkout there, and start Ray from that environment"
+            else "install requirements.txt of this checkout on that node, and start Ray from that environment"
         )
         yield Finding(
             name, "wrong" if others else "ok", f"{value} here; {shown}" if others else value, fix if others else ""
@@ -241,14 +246,14 @@ def _devices(posts: _Posts, *, gpu: bool) -> Finding:
     answers = posts.ask(range(len(posts.actors)), node_checks.device)
     named = {f"rank {rank} on {posts.nodes[rank]}": answer for rank, answer in answers.items()}
     if failed := _failures(named):
-        return Finding("GPU", "wrong", failed, "import torch there by hand, and read what it says")
+        return Finding("GPU", "wrong", failed, "run `python -c 'import torch'` on that node, and mend what it reports")
     if not gpu:
         idle = sorted({posts.nodes[rank] for rank, found in answers.items() if found.gpus_of_node})
         return Finding(
             "GPU",
-            "look" if idle else "ok",
-            f"not used, though {', '.join(idle)} has some" if idle else "none, workers compute on CPU",
-            "start Ray there with --num-gpus, and set cluster.device cuda" if idle else "",
+            "warn" if idle else "ok",
+            f"not used, although {', '.join(idle)} has GPUs" if idle else "none; workers compute on CPU",
+            "start Ray on that node with --num-gpus, and set cluster.device to cuda" if idle else "",
             stops_training=False,
         )
     broken = {name: found.problem for name, found in named.items() if found.problem}
@@ -257,16 +262,16 @@ def _devices(posts: _Posts, *, gpu: bool) -> Finding:
             "GPU",
             "wrong",
             "; ".join(f"{name}: {problem}" for name, problem in broken.items()),
-            "install a driver for the CUDA version of torch, or the build of torch for the driver",
+            "install a driver for torch's CUDA version, or a build of torch for the driver",
         )
     kinds = sorted({found.name for found in answers.values()})
     facts = sorted({f"driver {found.driver}, CUDA {found.cuda} of torch" for found in answers.values()})
     mixed = len(kinds) > 1
     return Finding(
         "GPU",
-        "look" if mixed else "ok",
+        "warn" if mixed else "ok",
         f"{' and '.join(kinds)}; {'; '.join(facts)}",
-        "every step waits for the slowest kind; use one" if mixed else "",
+        "every step waits for the slowest GPU; use nodes with one kind" if mixed else "",
         stops_training=False,
     )
 
@@ -275,21 +280,21 @@ def _all_reduce(posts: _Posts, *, gpu: bool) -> Finding:
     backend = "nccl" if gpu else "gloo"
     check, ranks = f"{backend} all-reduce", len(posts.actors)
     if ranks == 1:
-        return Finding(check, "ok", "one worker, nothing to reduce")
+        return Finding(check, "ok", "1 worker, nothing to reduce")
     address = posts.ask([0], node_checks.free_address)[0]
     fix = (
-        "let nodes reach one another on every TCP port (AWS: a security group that allows itself all traffic), and "
-        f"name the network with {'NCCL' if gpu else 'GLOO'}_SOCKET_IFNAME where a node has several"
+        "let nodes reach one another on every TCP port (AWS: a security group that allows all traffic from itself); "
+        f"on nodes with several networks, name the one to use in {'NCCL' if gpu else 'GLOO'}_SOCKET_IFNAME"
     )
     if isinstance(address, Exception):
         return Finding(check, "wrong", _brief(address), fix)
-    found = posts.ask(range(ranks), node_checks.all_reduce, address, ranks, backend, told_rank=True)
+    found = posts.ask(range(ranks), node_checks.all_reduce, address, ranks, backend, pass_rank=True)
     answers = {f"rank {rank} on {posts.nodes[rank]}": answer for rank, answer in found.items()}
     if failed := _failures(answers):
         return Finding(check, "wrong", failed, fix)
     slowest = min(answers.values())
     return Finding(
-        check, "ok", f"{ranks} ranks, the right sum, {slowest / 1e9:.2f} GB/s bus bandwidth at the slowest rank"
+        check, "ok", f"{ranks} ranks, correct sum, {slowest / 1e9:.2f} GB/s bus bandwidth at the slowest rank"
     )
 
 
@@ -297,14 +302,14 @@ def _shared_memory(posts: _Posts, *, gpu: bool) -> Finding:
     needed = {node: (256 if gpu else 64) * 2**20 * posts.nodes.count(node) for node in posts.first_of_node}
     answers = posts.ask_nodes(node_checks.free_bytes, "/dev/shm")
     if failed := _failures(answers):
-        return Finding("shared memory", "look", failed, "mount /dev/shm", stops_training=False)
+        return Finding("shared memory", "warn", failed, "mount /dev/shm", stops_training=False)
     least = min(answers, key=lambda node: answers[node] - needed[node])
     small = answers[least] < needed[least]
     return Finding(
         "shared memory",
-        ("wrong" if gpu else "look") if small else "ok",
-        f"{_gib(answers[least])} free in /dev/shm of {least}, {_gib(needed[least])} wanted for its workers",
-        "start the container with --shm-size 8g (Kubernetes: an emptyDir with medium Memory at /dev/shm)"
+        ("wrong" if gpu else "warn") if small else "ok",
+        f"{_gib(answers[least])} free in /dev/shm of {least}, {_gib(needed[least])} needed for its workers",
+        "start the container with --shm-size 8g (Kubernetes: mount an emptyDir of medium Memory at /dev/shm)"
         if small
         else "",
         stops_training=gpu,
@@ -319,25 +324,27 @@ def _clocks(posts: _Posts) -> Finding:
             sent = time.time()
             there = posts.ask([rank], time.time)[rank]
             if isinstance(there, Exception):
-                return Finding("clocks", "wrong", f"{node}: {_brief(there)}", "look at Ray's dashboard")
+                return Finding("clocks", "wrong", f"{node}: {_brief(there)}", "look for this node in Ray's dashboard")
+            # Its clock was read about half-way through the round trip.
             trips.append((time.time() - sent, there - (sent + time.time()) / 2))
+        # The shortest trip leaves the least doubt.
         skews[node] = min(trips)[1]
     worst = max(skews, key=lambda node: abs(skews[node]))
     skew = abs(skews[worst])
-    verdict: Verdict = "ok" if skew < _SKEW_LOOK_SECONDS else "look" if skew < _SKEW_WRONG_SECONDS else "wrong"
+    verdict: Verdict = "ok" if skew < _SKEW_WARN_SECONDS else "warn" if skew < _SKEW_WRONG_SECONDS else "wrong"
     return Finding(
         "clocks",
         verdict,
-        f"at most {skew:.2f} s from this process ({worst})",
-        "" if verdict == "ok" else "run chrony on every node; S3 refuses requests that are 15 minutes off",
+        f"at most {skew:.2f} s off this machine's clock ({worst})",
+        "" if verdict == "ok" else "run chrony on every node; S3 refuses requests whose time is 15 minutes off",
     )
 
 
 def _shared_folder(posts: _Posts, shared: SharedFolder) -> Finding:
-    """A file written on each node has to be seen on all others, and by this process."""
+    """Write a file on each node, and look for it on all others and in this process."""
     check, folder = shared.check, shared.path
     token = f".preflight-{uuid.uuid4().hex[:12]}"
-    fix = f"set {shared.setting} to a file system that every node mounts under this path (EFS, FSx for Lustre, NFS)"
+    fix = f"set {shared.setting} to a folder of a file system that every node mounts (EFS, FSx for Lustre, NFS)"
     try:
         node_checks.leave(folder / token, "driver")
         written = posts.ask_nodes(node_checks.leave, folder / token)
@@ -353,24 +360,24 @@ def _shared_folder(posts: _Posts, shared: SharedFolder) -> Finding:
         if apart:
             shown = ", ".join(apart)
             return Finding(check, "wrong", f"{folder} on {shown} is not the folder that the driver writes to", fix)
-        return Finding(check, "ok", f"{folder}, one folder for {_counted(len(written), 'node')}, readable and writable")
+        return Finding(check, "ok", f"{folder}, one folder for {counted(len(written), 'node')}, readable and writable")
     except OSError as error:
         return Finding(check, "wrong", f"{folder}: {error.strerror or error}", fix)
     finally:
         posts.ask_nodes(node_checks.clear, folder / token)
         node_checks.clear(folder / token)
         with suppress(OSError):
-            folder.rmdir()  # where there was no run before, there is none now
+            folder.rmdir()  # fails unless it is empty: the check leaves no folder behind that was not there before
 
 
 def _cache(posts: _Posts, cache: Cache) -> Finding:
     answers = posts.ask_nodes(node_checks.writable_free_bytes, cache.folder)
-    fix = "set data.cache_folder, or AWEIGH_CACHE, to a disk of the node with more room"
+    fix = "set data.cache_folder, or AWEIGH_CACHE, to a disk of the node with more space"
     if failed := _failures(answers):
         return Finding("cache", "wrong", failed, fix)
     least = min(answers, key=lambda node: answers[node])
     free = answers[least]
-    verdict: Verdict = "ok" if free >= cache.whole_bytes else "look" if free >= cache.least_bytes else "wrong"
+    verdict: Verdict = "ok" if free >= cache.whole_bytes else "warn" if free >= cache.least_bytes else "wrong"
     return Finding(
         "cache",
         verdict,
@@ -388,12 +395,12 @@ def _probed(posts: _Posts, probe: Probe) -> Finding:
         return Finding(probe.check, "wrong", failed, probe.fix, probe.stops_training)
     if len(set(answers.values())) > 1:
         shown = "; ".join(f"{node}: {found}" for node, found in answers.items())
-        return Finding(probe.check, "wrong", f"not the same everywhere: {shown}", probe.fix, probe.stops_training)
+        return Finding(probe.check, "wrong", f"differs between nodes: {shown}", probe.fix, probe.stops_training)
     return Finding(probe.check, "ok", next(iter(answers.values())), stops_training=probe.stops_training)
 
 
 def _failures(answers: Mapping[str, Any]) -> str:
-    """What went wrong where, in a line; empty where nothing did."""
+    """Say in one line what failed where; empty if nothing did."""
     wrong: dict[str, list[str]] = {}
     for where, answer in answers.items():
         if isinstance(answer, Exception):
@@ -404,10 +411,6 @@ def _failures(answers: Mapping[str, Any]) -> str:
 def _brief(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _gib(size: int) -> str:

@@ -1,7 +1,7 @@
-"""What any rank asks for, agreed by all ranks at one step boundary, without a step ever waiting for it.
+"""Requests of single ranks that all ranks act on at the same step boundary, without a step ever waiting for them.
 
-Unusual here: each exchange is started at one boundary and read at the next. The reduction of a few numbers runs
-beside the whole step in between, over gloo and a group of its own, so it neither stalls a GPU nor mixes with NCCL.
+Unusual here: each exchange starts at one step boundary and is read at the next. The reduction of a few numbers runs
+during the whole step in between, over gloo and a group of its own, so that it neither stalls a GPU nor mixes with NCCL.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ import torch.distributed
 
 
 class Agreement:
-    """Wishes of single ranks that become decisions of all; every rank makes one and exchanges at every step.
+    """Requests of single ranks that become decisions of all. Collective: every rank exchanges at every step.
 
     Args:
-        names: what can be asked for.
+        names: the possible requests.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -25,10 +25,11 @@ class Agreement:
         self._pending: tuple[torch.Tensor, Any] | None = None
 
     def exchange(self, wishes: Sequence[str]) -> set[str]:
-        """Send this rank's wishes, and receive what any rank wished for at the boundary before.
+        """Send this rank's requests, and receive what any rank requested at the boundary before.
 
-        Every rank is given the same set at the same step.
+        Every rank receives the same set at the same step.
         """
+        # The maximum over ranks: one rank's request is enough.
         agreed = self._receive()
         asked = torch.tensor([name in wishes for name in self._names], dtype=torch.int32)
         work = torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
@@ -36,7 +37,7 @@ class Agreement:
         return agreed
 
     def close(self) -> None:
-        """Receive what is under way; a peer that is gone does not matter any more."""
+        """Receive the pending exchange; a peer that has ended already does not matter."""
         with suppress(RuntimeError):
             self._receive()
 

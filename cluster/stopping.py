@@ -1,12 +1,11 @@
 """From the driver's signals to a checkpoint: a request in the run's folder that workers read at step boundaries.
 
-Unusual here: Ray replaces signal handling in workers, and its own answer to Ctrl-C ends them where they stand. So the
-driver catches SIGINT and SIGTERM (also what `ray job stop` sends), asks through `control.json`, and ends the workers
-by force only when the grace period is over or the signal comes again.
+Unusual here: Ray replaces signal handling in workers, and its own reaction to Ctrl-C ends them in the middle of a step.
+So the driver catches SIGINT and SIGTERM (which `ray job stop` sends), writes its request to `control.json`, and kills
+the workers only when the grace period is over or the signal arrives again.
 """
 
 import json
-import os
 import signal
 import threading
 import time
@@ -16,16 +15,17 @@ from types import FrameType
 from typing import Any, Self
 
 from cluster.errors import StoppedError
+from cluster.files import write_text
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Stopping:
-    """While the block runs, a first signal asks workers to stop and a second one stops them.
+    """Handle signals while the block runs: the first asks workers to stop, the second stops them.
 
     Args:
         folder: the run's folder.
-        grace_seconds: how long workers have.
+        grace_seconds: time that workers have to write a checkpoint.
     """
 
     def __init__(self, folder: Path, grace_seconds: float) -> None:
@@ -35,11 +35,13 @@ class Stopping:
         self._timer: threading.Timer | None = None
         self._before: dict[int, Any] = {}
         self.signal: int | None = None
-        """What was received."""
+        """Number of the last signal that was received."""
 
     def __enter__(self) -> Self:
+        # Requests of an earlier attempt must not stop this one.
         for name in ("control.json", "stopped.json"):
             (self._folder / name).unlink(missing_ok=True)
+        # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._received) for number in _NAMES}
         return self
@@ -51,11 +53,11 @@ class Stopping:
             signal.signal(number, handler)
 
     def workers_run(self, abort: Callable[[], Any]) -> None:
-        """From now on there are workers to ask; `abort` ends them by force."""
+        """Take note that workers run, and of the function that ends them by force."""
         self._abort = abort
 
     def error(self) -> StoppedError | None:
-        """What to raise when the workers are gone; None where nobody asked them to stop, or they had finished."""
+        """Return the error to raise when the workers have ended; None if no signal asked them to stop."""
         if self.signal is None:
             return None
         try:
@@ -63,16 +65,17 @@ class Stopping:
         except (OSError, ValueError, KeyError):
             what = "before a checkpoint was written"
         else:
-            what = f"at step {step:,}, its checkpoint is written"
+            what = f"at step {step:,}; its checkpoint is written"
         return StoppedError(f"stopped with {_NAMES[signal.Signals(self.signal)]} {what}", self.signal)
 
     def finished_in_order(self) -> bool:
-        """Whether workers did what they were asked."""
+        """Return True if the workers wrote the checkpoint and stopped, as they were asked to."""
         return (self._folder / "stopped.json").exists()
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         again, self.signal = self.signal is not None, number
         if self._abort is None:
+            # There are no workers yet, and nothing to save.
             error = self.error()
             assert error is not None
             raise error
@@ -86,11 +89,11 @@ class Stopping:
 
 
 class Control:
-    """What the driver asks of the workers; read by rank 0.
+    """The driver's requests, as rank 0 reads them.
 
     Args:
         folder: the run's folder.
-        interval_seconds: the file is looked at no more often.
+        interval_seconds: shortest time between two readings of the file.
     """
 
     def __init__(self, folder: Path, interval_seconds: float = 0.2) -> None:
@@ -101,7 +104,7 @@ class Control:
         self._wishes: list[str] = []
 
     def wishes(self) -> list[str]:
-        """ "stop" from the moment it is asked for; "save" once for each request."""
+        """Return "stop" from the moment it is requested, and "save" once for each request."""
         now = time.monotonic()
         if now - self._looked < self._interval_seconds:
             return [wish for wish in self._wishes if wish == "stop"]
@@ -118,15 +121,15 @@ class Control:
 
 
 def ask_checkpoint(folder: Path) -> float:
-    """Ask the workers of a run for a checkpoint; gives the Unix time of the request."""
+    """Ask the workers of a run for a checkpoint; returns the Unix time of the request."""
     now = time.time()
     _ask(folder, save=now)
     return now
 
 
 def mark_stopped(folder: Path, step: int) -> None:
-    """Rank 0 says that the checkpoint of `step` is written and the workers end as they were asked."""
-    _write(folder / "stopped.json", {"step": step})
+    """Record that the checkpoint of `step` is written and the workers end as requested; called by rank 0."""
+    write_text(folder / "stopped.json", json.dumps({"step": step}))
 
 
 def _ask(folder: Path, **wish: object) -> None:
@@ -134,10 +137,4 @@ def _ask(folder: Path, **wish: object) -> None:
         asked = json.loads((folder / "control.json").read_text())
     except (OSError, ValueError):
         asked = {}
-    _write(folder / "control.json", {**asked, **wish})
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+    write_text(folder / "control.json", json.dumps({**asked, **wish}))

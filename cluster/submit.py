@@ -1,7 +1,7 @@
-"""Ray's job server: training started on a cluster from any machine that reaches its dashboard.
+"""Ray's job server: start training on a cluster from any machine that can reach its dashboard.
 
-Unusual here: a run may be submitted many times, one job after another (`NAME-1`, `NAME-2`, …), since Ray never frees an
-id. Which run a job belongs to stands in its metadata.
+Unusual here: a run may be submitted many times, one job after another (`NAME-1`, `NAME-2`, …), because Ray never
+releases an id. A job's metadata names its run.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from cluster.package import Package
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-# What a job is told of this machine's environment. Never Ray's token: who can read it has the cluster.
+# Variables of this machine that a job receives. Never Ray's token: whoever can read it controls the cluster.
 CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "RAY_TRAIN_")
-# Files and endpoints of this machine alone mean nothing, or something else, on the nodes.
+# Not these: they name files and endpoints of this machine, which are missing or different on the nodes.
 _OF_THIS_MACHINE = frozenset(
     {
         *("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE"),
@@ -38,7 +38,7 @@ _OF_THIS_MACHINE = frozenset(
     }
 )
 _RUN = "aweigh_run"  # the key of the run's name in a job's metadata
-# Ray kills a job 3 s after it asked it to stop; a checkpoint takes longer.
+# Ray kills a job 3 s after it asked it to stop, unless told otherwise; a checkpoint takes longer.
 _JOB_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
 _RECONNECT_SECONDS = 600
 
@@ -61,15 +61,15 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will come."""
+        """True if the job will print nothing more."""
         return self.status in ENDED
 
 
 def carried_environment(environment: Mapping[str, str], named: tuple[str, ...] = ()) -> dict[str, str]:
-    """Choose what a job is told of an environment.
+    """Choose the variables of an environment that a job receives.
 
     Args:
-        environment: of this process.
+        environment: variables of this process.
         named: more variables, as `NAME` (its value here) or `NAME=VALUE`.
 
     Raises:
@@ -83,15 +83,16 @@ def carried_environment(environment: Mapping[str, str], named: tuple[str, ...] =
     for entry in named:
         name, equals, value = entry.partition("=")
         if not equals and name not in environment:
-            raise ClusterError(f"--env {name}: the variable is not set here; give --env {name}=VALUE.")
+            raise ClusterError(f"--env {name}: this variable is not set here; give --env {name}=VALUE.")
         carried[name] = value if equals else environment[name]
     return carried
 
 
 def job_prefix(run: str) -> str:
-    """The part of a run's job ids before the number: the run's name as far as a URL takes it."""
+    """Return the part of a run's job ids before the number: the run's name, in characters that a URL can contain."""
     if re.fullmatch(r"\w[\w.-]{0,99}", run, flags=re.ASCII):
         return run
+    # The digest tells runs apart whose names differ only in the replaced characters.
     plain = re.sub(r"[^\w.-]+", "-", run, flags=re.ASCII).strip("-.")[:80] or "run"
     return f"{plain}-{hashlib.sha256(run.encode()).hexdigest()[:6]}"
 
@@ -103,11 +104,11 @@ class JobServer:
         """Connect.
 
         Raises:
-            ClusterError: nobody answers there, or the token is missing or wrong.
+            ClusterError: no server answers there, or the token is missing or wrong.
         """
         self.address = _checked_address(address)
         send_token()
-        # Ray prefers these over any address it is given.
+        # Ray prefers these variables to the address that it is called with.
         hidden = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
         try:
             from ray.job_submission import JobSubmissionClient
@@ -120,14 +121,14 @@ class JobServer:
             os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
     def jobs(self, run: str | None = None) -> list[Job]:
-        """Submitted jobs, the oldest first: all of them, or those of one run."""
+        """List the submitted jobs, the oldest first: all of them, or those of one run."""
         with self._explained():
             listed = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         chosen = [job for job in listed if run is None or job.run == run]
         return sorted(chosen, key=lambda job: job.started or 0)
 
     def job(self, id: str) -> Job:
-        """A job as it stands now."""
+        """Return the present state of a job."""
         with self._explained():
             return _job(self._client.get_job_info(id))
 
@@ -135,17 +136,17 @@ class JobServer:
         """Start a run's next job.
 
         Args:
-            run: its name; one job of a run exists at a time.
-            entrypoint: the shell command, with the package as its working directory.
-            package: sent unless the cluster has it.
+            run: name of the run; only one of its jobs runs at a time.
+            entrypoint: the shell command; the package is its working directory.
+            package: the files to send, unless the cluster has them.
             environment: variables of the command and of every worker.
 
         Raises:
-            ClusterError: the run is being trained already, or the cluster refuses the job.
+            ClusterError: the run is already being trained, or the cluster refuses the job.
         """
         earlier = self.jobs(run)
-        if going_on := [job for job in earlier if not job.has_ended]:
-            raise ClusterError(_is_running(run, going_on[-1].id))
+        if active := [job for job in earlier if not job.has_ended]:
+            raise ClusterError(_is_running(run, active[-1].id))
         prefix = f"{job_prefix(run)}-"
         numbers = [job.id.removeprefix(prefix) for job in earlier]
         number = 1 + max((int(text) for text in numbers if text.isdecimal()), default=0)
@@ -165,15 +166,15 @@ class JobServer:
                         metadata={_RUN: run},
                     )
             except ClusterError as error:
-                # Somebody submitted the same run between our look and our request.
+                # Somebody submitted the same run after we listed the jobs.
                 raise ClusterError(_is_running(run, id)) if "already exists" in str(error) else error from None
         return self.job(id)
 
     def follow(self, id: str, write: Callable[[str], object]) -> Job:
-        """Hand over what the job prints, from its first line, until it ends; a lost connection is made again.
+        """Pass on the job's output, from its first line, until it ends; reconnects if the connection is lost.
 
         Raises:
-            ClusterError: the head did not come back for ten minutes, or came back without the job.
+            ClusterError: the head did not answer for ten minutes, or it answers but has lost the job.
         """
         from aiohttp import ClientError
 
@@ -182,7 +183,7 @@ class JobServer:
         async def copy() -> None:
             nonlocal written
             passed = 0
-            # Every connection starts at the first line again.
+            # Every connection starts at the first line again, so skip what has been written.
             async for text in self._client.tail_job_logs(id):
                 fresh = text[max(0, written - passed) :]
                 passed += len(text)
@@ -201,23 +202,24 @@ class JobServer:
             except (ClusterError, RuntimeError, OSError, ClientError) as error:
                 if "does not exist" in str(error):
                     raise ClusterError(
-                        f"the head at {self.address} does not know job {id} any more: it was started anew. Submit the "
-                        f"run again; it resumes."
+                        f"the head at {self.address} does not know job {id} any more: the head was restarted. Submit "
+                        f"the run again; it resumes."
                     ) from error
                 deadline = deadline or time.monotonic() + _RECONNECT_SECONDS
                 if time.monotonic() > deadline:
                     raise ClusterError(
-                        f"the head at {self.address} was lost while {id} was followed: {error}"
+                        f"the head at {self.address} has not answered for {_RECONNECT_SECONDS // 60} minutes while "
+                        f"following {id}: {error}. Start it again and submit the run again; it resumes."
                     ) from error
             time.sleep(2)
 
     def output(self, id: str) -> str:
-        """All that the job has printed so far."""
+        """Return all that the job has printed so far."""
         with self._explained():
             return self._client.get_job_logs(id)
 
     def stop(self, id: str, seconds: float) -> Job:
-        """Ask a job to end, and wait until it has, or until the seconds are over; gives it as it stands then."""
+        """Ask a job to end, and wait until it has, for at most `seconds`; returns its state then."""
         with self._explained():
             self._client.stop_job(id)
         deadline = time.monotonic() + seconds
@@ -227,6 +229,7 @@ class JobServer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        """Turn errors of Ray's client into one line that says what to do."""
         from ray.exceptions import AuthenticationError
         from requests.exceptions import RequestException
 
@@ -236,25 +239,25 @@ class JobServer:
             problem = (
                 f"refuses this machine's token; {WHERE}"
                 if has_token() and "invalid" in str(error).lower()
-                else f"asks for its token; {WHERE}"
+                else f"requires a token; {WHERE}"
             )
             raise ClusterError(f"the Ray cluster at {self.address} {problem}.") from error
         except (ConnectionError, RequestException) as error:
             raise ClusterError(_unreachable(self.address, str(error))) from error
         except RuntimeError as error:
-            # The server answers with its traceback; the last line says it.
+            # The server answers with its traceback, whose last line is the message.
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             raise ClusterError(f"the Ray cluster at {self.address}: {lines[-1].strip().rstrip('.')}.") from error
 
 
 def _checked_address(address: str) -> str:
-    """The dashboard's URL; fails at once where nobody listens."""
+    """Return the dashboard's URL; fails at once if nobody listens there."""
     url = address if "://" in address else f"http://{address}"
     wrong = ClusterError(f"--address {address}: give the address of Ray's dashboard, such as http://HEAD:8265.")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:  # a port that is no number, half an IPv6 address
+    except ValueError:  # a port that is not a number, half an IPv6 address
         raise wrong from None
     if parts.scheme not in ("http", "https") or not host:
         raise wrong
@@ -269,14 +272,14 @@ def _checked_address(address: str) -> str:
 
 def _unreachable(address: str, cause: str) -> str:
     return (
-        f"no Ray job server answers at {address}: {cause.strip().rstrip('.')}. Check --address; from outside, "
-        f"`ray dashboard ray_cluster.yaml` makes a tunnel to {DEFAULT_ADDRESS}."
+        f"no Ray job server answers at {address}: {cause.strip().rstrip('.')}. Check --address; from outside the "
+        f"cluster, `ray dashboard ray_cluster.yaml` opens a tunnel at {DEFAULT_ADDRESS}."
     )
 
 
 def _is_running(run: str, id: str) -> str:
     return (
-        f"run {run} is being trained already, as job {id}. `aweigh logs {run}` follows it, `aweigh stop {run}` ends it."
+        f"run {run} is already being trained as job {id}. `aweigh logs {run}` follows it, `aweigh stop {run}` ends it."
     )
 
 

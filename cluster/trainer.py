@@ -1,6 +1,7 @@
-"""Ray's TorchTrainer with our answer to signals, and an elastic group of only the sizes that divide the batch.
+"""Ray's TorchTrainer with our handling of signals, and an elastic group whose sizes all divide the batch.
 
-The one module that leans on Ray Train's internals (2.60); imported where workers are started, and by Ray's controller.
+The only module that depends on Ray Train's internals (2.60). It imports Ray at once, so import it only after the Ray
+cluster is connected; Ray's controller imports it too.
 """
 
 import time
@@ -14,17 +15,18 @@ from ray.train.v2.api.config import ScalingConfig
 from cluster.checkpoints.checkpoint import CheckpointFolder
 from cluster.stopping import Stopping, ask_checkpoint
 
+# A resize waits at most this long for the checkpoint that it asked for.
 _CHECKPOINT_SECONDS = 60.0
 
 
 class Trainer(TorchTrainer):
-    """A TorchTrainer that asks before it stops.
+    """A TorchTrainer whose workers write a checkpoint before they stop or their number changes.
 
     Args:
-        stopping: told how to end the workers, and told of signals.
-        worlds: sizes that an elastic group may have; empty for a fixed one.
+        stopping: handler of the driver's signals; it receives the function that ends the workers.
+        worlds: sizes that an elastic group may have; empty for a fixed size.
         folder: the run's folder.
-        named: as TorchTrainer takes them.
+        named: other arguments of TorchTrainer.
     """
 
     def __init__(
@@ -41,15 +43,15 @@ class Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**named)
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        # `remote` only sends: a signal handler must not wait.
+        # Ray would abort at the first signal; we do at the second. `remote` only sends, for a handler must not wait.
         self._stopping.workers_run(lambda: controller.abort.remote())
 
 
 class DividingPolicy(ElasticScalingPolicy):
-    """Follows the cluster's resources in world sizes that divide the batch, with a checkpoint before each change.
+    """Ray's elastic policy, limited to world sizes that divide the batch, with a checkpoint before each change.
 
     Args:
-        scaling_config: with the fewest and the most workers.
+        scaling_config: contains the fewest and the most workers.
         worlds: the sizes to choose from.
         folder: the run's folder.
     """
@@ -65,11 +67,12 @@ class DividingPolicy(ElasticScalingPolicy):
         return max((world for world in self._worlds if world <= possible), default=0)
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """As Ray decides; but a change of size waits until what was trained so far is in a checkpoint."""
+        """Decide as Ray does, but delay a change of size until the training so far is in a checkpoint."""
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if not isinstance(decision, ResizeDecision):
             return decision
-        self._latest_monitor_time = float("-inf")  # look again at the next poll
+        # Ray looks every `elastic_resize_monitor_interval_s`; while a checkpoint is awaited, look at every poll.
+        self._latest_monitor_time = float("-inf")
         if not self._asked:
             self._asked = ask_checkpoint(self._folder)
             return NoopDecision()

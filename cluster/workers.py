@@ -1,7 +1,7 @@
 """Workers as real processes under Ray Train: started, joined into one process group, restarted after a failure.
 
-Unusual here: a run's files, not Ray's, say where training stands. A restarted group is given no checkpoint by Ray; the
-loop finds its own, so `kill -9` of a worker, of the driver or of everything ends in the same place.
+Unusual here: the run's own files, not Ray's, record how far training got. Ray passes no checkpoint to a restarted
+group; the loop finds its own, so that `kill -9` of a worker, of the driver or of everything leads to the same state.
 """
 
 import fcntl
@@ -23,7 +23,9 @@ import torch
 
 from cluster.engine.engine import bootstrap
 from cluster.errors import ClusterError, WorkersFailedError
+from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
+from cluster.local import connected
 from cluster.placement import wants_gpu
 from cluster.preemption import preemption_notice
 from cluster.settings import ClusterSettings
@@ -31,12 +33,13 @@ from cluster.stopping import Control, Stopping
 
 logger = logging.getLogger("aweigh")
 
+# How often Ray looks whether an elastic group can grow. Every change of size restarts all workers.
 _RESIZE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where one worker stands among the others."""
+    """One worker's place among the others, and its links to the driver."""
 
     rank: int
     world_size: int
@@ -46,12 +49,13 @@ class WorkerContext:
     folder: Path
     """The run's folder, the same for every worker."""
     heartbeat: Heartbeat
-    """To be told of every phase."""
+    """The loop reports every phase to it."""
     control: Control
-    """What the driver asks for."""
+    """Requests of the driver."""
 
     def wishes(self) -> list[str]:
-        """What this worker would have all do at this step's end: "stop", "save", "preempted"."""
+        """List the requests of this worker for the end of this step: "stop", "save", "preempted"."""
+        # The driver's requests are in one file: rank 0 reads it for all.
         asked = self.control.wishes() if self.rank == 0 else []
         return [*asked, *(["preempted"] if preemption_notice() else [])]
 
@@ -85,19 +89,17 @@ def run_workers(
 
     Args:
         loop: an importable function; it resumes by itself from what it finds in `folder`.
-        config: handed to the loop as it is (pickled).
-        run_name: names the Ray job.
-        folder: the run's folder, seen by every node.
+        config: passed to the loop unchanged (pickled).
+        run_name: name of the Ray Train run.
+        folder: the run's folder, the same on every node.
         settings: number and kind of workers.
-        batch_size: what an elastic number of workers has to divide.
+        batch_size: global batch size, which an elastic number of workers has to divide.
         out: receives the log of rank 0 in place of stderr.
 
     Raises:
-        WorkersFailedError: a worker failed for good; the line names rank and cause.
-        StoppedError: Ctrl-C or SIGTERM; workers were given time to write a checkpoint.
+        WorkersFailedError: training cannot continue; the message names the rank and the cause.
+        StoppedError: Ctrl-C or SIGTERM; workers had time to write a checkpoint.
     """
-    from cluster.local import connected
-
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     failure = folder / "failure.json"
@@ -107,6 +109,7 @@ def run_workers(
         Stopping(folder, settings.grace_seconds) as stopping,
         _followed(logs / "rank-0.log", out),
     ):
+        # Not at the top: Ray reads its environment when it is imported, and `connected` sets it.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
 
@@ -127,7 +130,7 @@ def run_workers(
                 elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             ),
             run_config=RunConfig(
-                # A name of its own for each driver: the state to resume from is ours, not Ray's snapshot.
+                # A new name for each driver, so that Ray does not resume from its own snapshot: the run's files decide.
                 name=f"{run_name}-{time.time_ns():x}",
                 storage_path=str(folder / "ray"),
                 failure_config=FailureConfig(max_failures=settings.max_failures),
@@ -147,7 +150,7 @@ def run_workers(
 
 
 def dividing_worlds(batch_size: int, settings: ClusterSettings) -> tuple[int, ...]:
-    """The numbers of workers that `cluster.workers` allows and that share the global batch equally.
+    """List the numbers of workers that `cluster.workers` allows and that divide the global batch.
 
     Raises:
         ClusterError: there is none.
@@ -156,18 +159,19 @@ def dividing_worlds(batch_size: int, settings: ClusterSettings) -> tuple[int, ..
     worlds = tuple(world for world in allowed if batch_size % world == 0)
     if not worlds:
         raise ClusterError(
-            f"batch.global_size {batch_size} divides among no number of workers from {settings.min_workers} to "
-            f"{settings.max_workers}; widen cluster.workers, or set batch.global_size to a multiple of one of them."
+            f"batch.global_size is {batch_size}, which no number of workers from {settings.min_workers} to "
+            f"{settings.max_workers} divides. Widen cluster.workers, or set batch.global_size to a multiple of one of "
+            f"these numbers."
         )
     return worlds
 
 
 class UnrecoverableError(Exception):
-    """Raised by a loop when another attempt would end the same way: the run is ended, not retried."""
+    """Raised by a loop when another attempt would fail in the same way; the run ends without a retry."""
 
 
 def _worker(arguments: dict[str, Any]) -> None:
-    """What Ray runs in each worker process."""
+    """Run the loop in one worker process of Ray."""
     import ray.train
 
     folder = Path(arguments["folder"])
@@ -176,7 +180,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     failure = folder / "failure.json"
     with _logging_to(folder / "logs" / f"rank-{rank}.log"):
         if failure.exists():
-            return  # the group was restarted after an error that would only come again
+            return  # Ray restarted the group after an error that would only happen again
         try:
             context = _joined(train_context, folder, arguments["settings"])
             try:
@@ -188,7 +192,8 @@ def _worker(arguments: dict[str, Any]) -> None:
             with (folder / "logs" / f"rank-{rank}-errors.log").open("a") as errors:
                 errors.write(traceback.format_exc())
             if isinstance(error, UnrecoverableError):
-                _write_atomically(failure, json.dumps({"rank": rank, "message": str(error)}))
+                # The driver raises this message; Ray itself would pass on a traceback only.
+                write_text(failure, json.dumps({"rank": rank, "message": str(error)}))
             else:
                 last = str(error).strip().splitlines() or [type(error).__name__]
                 logger.error("worker %d stops: %s", rank, last[-1])
@@ -199,6 +204,7 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
     import ray.train.torch
 
     device = ray.train.torch.get_device()
+    # First, because DeepSpeed chooses its accelerator when it is imported.
     bootstrap(device)
     import deepspeed
 
@@ -226,7 +232,7 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
 
 @contextmanager
 def _sole_writer(folder: Path, rank: int) -> Iterator[None]:
-    """Hold the run's lock in rank 0, so that a dying worker of an earlier attempt never writes beside this one."""
+    """Hold the run's lock on rank 0, so that a dying worker of an earlier attempt never writes at the same time."""
     if rank != 0:
         yield
         return
@@ -237,10 +243,10 @@ def _sole_writer(folder: Path, rank: int) -> Iterator[None]:
 
 @contextmanager
 def exclusive_run(folder: Path) -> Iterator[None]:
-    """Hold a run for this driver; the kernel drops the lock with a killed process.
+    """Lock a run for this driver; the kernel releases the lock of a killed process.
 
     Raises:
-        ClusterError: another driver works on the run.
+        ClusterError: another driver is training this run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "driver.lock").open("a+") as lock:
@@ -249,8 +255,8 @@ def exclusive_run(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise ClusterError(
-                f"run {folder.name} is being trained already ({lock.read().strip() or 'by another process'}); "
-                f"wait for it, stop it, or give this one another --run.name."
+                f"run {folder.name} is already being trained ({lock.read().strip() or 'by another process'}); "
+                f"wait for it, stop it, or choose another --run.name."
             ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -260,7 +266,7 @@ def exclusive_run(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Send what this process logs to a file: all that aweigh says, and other libraries' warnings."""
+    """Write this process's log to a file: all records of aweigh and DeepSpeed, and other libraries' warnings."""
     handler = logging.FileHandler(path)
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name in (logger.name, "DeepSpeed"))
     root = logging.getLogger()
@@ -276,7 +282,7 @@ def _logging_to(path: Path) -> Iterator[None]:
 @contextmanager
 def _followed(path: Path, out: LogStream | None = None) -> Iterator[None]:
     """Copy what is appended to `path` to stderr while the block runs."""
-    out = out or sys.stderr
+    # From its present end: earlier attempts have shown the rest.
     position = path.stat().st_size if path.exists() else 0
     done = threading.Event()
 
@@ -288,8 +294,8 @@ def _followed(path: Path, out: LogStream | None = None) -> Iterator[None]:
                 text = file.read()
                 position = file.tell()
             if text:
-                out.write(text)
-                out.flush()
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
     def follow() -> None:
         while not done.wait(0.25):
@@ -306,17 +312,11 @@ def _followed(path: Path, out: LogStream | None = None) -> Iterator[None]:
 
 
 def _cause(error: Exception, logs: Path) -> str:
-    """One line of why the worker group failed for good."""
+    """Say in one line why the worker group failed."""
     failures = getattr(error, "worker_failures", None) or {}
     if failures:
         rank, first = next(iter(sorted(failures.items())))
         text = str(first).strip().splitlines()
-        return f"worker {rank} failed: {text[-1] if text else type(first).__name__}. All of it is in {logs}."
+        return f"worker {rank} failed: {text[-1] if text else type(first).__name__}. The logs are in {logs}."
     text = str(error).strip().splitlines()
-    return f"the workers could not be kept running: {text[-1] if text else error!r}. All of it is in {logs}."
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    return f"the workers could not be kept running: {text[-1] if text else error!r}. The logs are in {logs}."

@@ -430,17 +430,17 @@ def _bench_deformable(known: argparse.Namespace) -> None:
 
 
 def _drill(known: argparse.Namespace) -> None:
-    from pipelines.drill.faults import faults
+    from pipelines.drill.faults import FAULTS
 
     if known.faults:
-        for one in faults().values():
+        for one in FAULTS.values():
             print(f"{one.name:<26} {one.meaning}")
         return
     flags = known.rest
     if not known.recipe:
-        from pipelines.drill.small_course import own_course
+        from pipelines.drill.small_course import small_course
 
-        flags = [*own_course(known.folder), *flags]
+        flags = [*small_course(known.folder), *flags]
     from pipelines.drill.command import run_drill
 
     if not run_drill(known.recipe or "demo", flags, known.fault, known.folder, as_json=known.json):

@@ -1,15 +1,15 @@
-"""Checkpoints that no engine, world size or ZeRO stage owns: safetensors by name and one JSON of facts.
+"""Checkpoints that depend on no engine, world size or ZeRO stage: safetensors by name and one JSON file of facts.
 
     checkpoints/
       step-00000400/
         weights.safetensors     fp32 parameters and buffers, usable alone
         optimizer.safetensors   "parameter|state"
-        ema.safetensors         the average of the weights where one is kept, usable alone
+        ema.safetensors         the average of the weights if one is kept, usable alone
         per_rank.safetensors    "rank|buffer"
-        state.json              step, epoch, score, samples seen, class list, manifest digest, recipe, MLflow run, …
+        state.json              step, score, version of aweigh, and the facts of whoever trains
         checkpoint.json         size and sha256 of the files above, written last
 
-A folder is written under another name, flushed to disk, and made current in one rename; a torn one has no
+A folder is written under another name, flushed to disk, and made current in one rename. A damaged one has no
 `checkpoint.json`, or one that does not fit, and is never chosen.
 """
 
@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.checkpoints import retention
+from cluster.checkpoints.envelope import FACTS_VERSION, Envelope, aweigh_version
 from cluster.engine.engine import TrainingState
 from cluster.errors import ClusterError
 
@@ -32,7 +34,7 @@ FORMAT_VERSION = 1
 _TENSOR_FILES = ("weights", "optimizer", "per_rank")
 _AVERAGE = "ema"
 SEAL = "checkpoint.json"
-"""The file that is written last: with it a checkpoint is complete."""
+"""The seal, a file that is written last: with it a checkpoint is complete."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,17 @@ class Checkpoint:
     """One complete checkpoint on disk, verified when it was opened."""
 
     path: Path
-    facts: dict[str, Any]
-    """What `state.json` says."""
+    envelope: Envelope
 
     @property
     def step(self) -> int:
         """Optimizer steps done when it was written."""
-        return int(self.facts["step"])
+        return self.envelope.step
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts that the caller saved with it."""
+        return self.envelope.facts
 
     def training_state(self) -> TrainingState:
         """Load the complete state onto the CPU."""
@@ -56,11 +62,11 @@ class Checkpoint:
 
     @property
     def has_average(self) -> bool:
-        """Whether it holds an average of the weights beside them."""
+        """True if it also contains an average of the weights."""
         return (self.path / f"{_AVERAGE}.safetensors").exists()
 
     def weights(self) -> dict[str, Tensor]:
-        """Load the weights that were evaluated, fp32 on the CPU: the average where one is kept."""
+        """Load the weights that were evaluated, fp32 on the CPU: the average if one is kept."""
         return self._tensors(_AVERAGE if self.has_average else "weights")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
@@ -69,17 +75,17 @@ class Checkpoint:
         return load_file(self.path / f"{name}.safetensors")
 
 
-class HarmedCheckpointError(ClusterError):
-    """A checkpoint that is incomplete or not what was written; the one before it may be whole."""
+class DamagedCheckpointError(ClusterError):
+    """A checkpoint is incomplete, or differs from what was written; the one before it may be whole."""
 
 
 class CheckpointFolder:
     """The checkpoints of one run, in a folder that every node sees.
 
     Args:
-        folder: made when the first checkpoint is written.
-        keep: how many of the newest stay; the one of the highest score stays beside them.
-        warn: told, in one line, about a checkpoint that is passed over.
+        folder: created when the first checkpoint is written.
+        keep: number of newest checkpoints that stay; the one with the highest score stays as well.
+        warn: receives one line about each damaged checkpoint that is skipped.
     """
 
     def __init__(self, folder: Path, keep: int = 2, warn: Callable[[str], None] = lambda line: None) -> None:
@@ -88,43 +94,48 @@ class CheckpointFolder:
         self._warn = warn
 
     def save(self, state: TrainingState, facts: Mapping[str, Any], score: float | None = None) -> Checkpoint:
-        """Write one checkpoint, make it current in one rename, then drop those no longer kept.
+        """Write one checkpoint, make it current in one rename, then delete those no longer kept.
 
         Args:
-            state: as `Engine.state` gives it to rank 0.
-            facts: JSON-able; "step" names the folder.
-            score: how good these weights are, where that was measured; more is better.
+            state: the state that `Engine.state` returned on rank 0.
+            facts: JSON values by name; "step" is required, and names the folder.
+            score: how good these weights are, if that was measured; more is better.
 
         Raises:
-            ClusterError: the folder cannot be written; the checkpoints there before are untouched.
+            ClusterError: the folder cannot be written; earlier checkpoints are untouched.
         """
-        facts = {**facts, "score": score}
-        name = step_name(int(facts["step"]))
+        own = {key: value for key, value in facts.items() if key != "step"}
+        envelope = Envelope(
+            step=int(facts["step"]), score=score, version=FACTS_VERSION, written_by=aweigh_version(), facts=own
+        )
+        name = step_name(envelope.step)
         partial = self.folder / f".{name}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            _write_files(partial, state, facts)
+            _write_files(partial, state, envelope)
             final = self.folder / name
             for later in self.complete():
-                # Of this step or a later one, yet training came from before: they were harmed and passed over.
+                # Training resumed from before these, so they were damaged and skipped. They must not count as newest.
                 if later.name >= name:
-                    later.rename(self.folder / f".{later.name}.harmed")
+                    later.rename(self.folder / f".{later.name}.damaged")
             partial.rename(final)
             _flush(self.folder)
         except OSError as error:
             raise ClusterError(
                 f"checkpoint {name} could not be written to {self.folder}: {error.strerror or error}. "
-                f"Earlier checkpoints are untouched; make room, or set run.folder or checkpoint.location elsewhere."
+                f"Earlier checkpoints are untouched; free some space, or set run.folder or checkpoint.location to "
+                f"another disk."
             ) from error
+        # Only now: an older one is never deleted before the new one is safe.
         self.collect()
-        return Checkpoint(final, dict(facts))
+        return Checkpoint(final, envelope)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is complete and unharmed, or None where there is none at all.
+        """Open the newest whole checkpoint, or return None if there is no checkpoint at all.
 
-        A harmed one is passed over with a warning, and the one before it is taken.
+        A damaged one is skipped with a warning, and the one before it is taken.
 
         Raises:
             ClusterError: there are checkpoints, but none of them is whole, or one is of a later format.
@@ -132,94 +143,125 @@ class CheckpointFolder:
         folders = sorted(self.complete(), reverse=True)
         found = self._first_whole(folders)
         if folders and found is None:
-            raise ClusterError(
-                f"none of the {len(folders)} checkpoints in {self.folder} is whole. Restore one from a copy, or delete "
-                f"the folder to begin at step 0."
-            )
+            raise none_is_whole(len(folders), str(self.folder))
         return found
 
     def best(self) -> Checkpoint | None:
-        """The unharmed checkpoint of the highest score, or None where none was scored."""
-        return self._first_whole(self._by_score())
+        """Open the whole checkpoint with the highest score, or return None if none was scored."""
+        return self._first_whole([self.folder / name for name in retention.best_first(self._scores())])
 
     def _first_whole(self, folders: list[Path]) -> Checkpoint | None:
         for path in folders:
             try:
                 return open_checkpoint(path)
-            except HarmedCheckpointError as error:
-                self._warn(f"passed over: {error}")
+            except DamagedCheckpointError as error:
+                self._warn(f"skipped: {error}")
         return None
 
-    def _by_score(self) -> list[Path]:
-        """Scored checkpoints, the best and then the newest first."""
-        scored = []
+    def _scores(self) -> dict[str, float | None]:
+        scores: dict[str, float | None] = {}
         for path in self.complete():
             try:
-                score = json.loads((path / "state.json").read_text())["score"]
-            except (OSError, ValueError, KeyError):
-                continue  # harmed: whoever opens it is told
-            if score is not None:
-                scored.append((score, path))
-        return [path for _, path in sorted(scored, reverse=True)]
+                scores[path.name] = retention.read_score((path / "state.json").read_text())
+            except (OSError, ValueError):
+                continue  # whoever opens this checkpoint reports the damage
+        return scores
 
     def complete(self) -> list[Path]:
-        """Every checkpoint that was made current, the oldest first; whether it is unharmed is not looked at."""
+        """List every checkpoint that was made current, the oldest first, without verifying it."""
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
 
     def orphans(self) -> list[Path]:
-        """What a killed process left half-written, or set aside as harmed."""
+        """List folders that a killed process left half-written, or that were set aside as damaged."""
         return sorted(self.folder.glob(".step-*")) if self.folder.is_dir() else []
 
     def collect(self) -> list[Path]:
-        """Remove orphans and what is kept no longer; gives what was removed."""
-        kept = {path.name for path in [*self.complete()[-self.keep :], *self._by_score()[:1]]}
-        removed = [path for path in self.complete() if path.name not in kept] + self.orphans()
+        """Delete orphans and checkpoints that are no longer kept; returns what was deleted."""
+        complete = self.complete()
+        staying = retention.kept([path.name for path in complete], self._scores(), self.keep)
+        removed = [path for path in complete if path.name not in staying] + self.orphans()
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)
         return removed
 
 
 def step_name(step: int) -> str:
-    """What a checkpoint of this step is called."""
+    """Return the name of a checkpoint of this step; names sort as steps do."""
     return f"step-{step:08d}"
 
 
+def none_is_whole(count: int, place: str) -> ClusterError:
+    """Return the error for checkpoints that are all damaged; starting at step 0 would hide the loss."""
+    which = "the only checkpoint" if count == 1 else f"each of the {count} checkpoints"
+    return ClusterError(f"{which} in {place} is damaged. Restore one from a copy, or delete them to start at step 0.")
+
+
+def read_seal(path: Path, shown: str) -> dict[str, Any]:
+    """Read a seal: `format`, and size and sha256 of each of the checkpoint's files.
+
+    Args:
+        path: the file.
+        shown: its location, for messages.
+
+    Raises:
+        DamagedCheckpointError: it is missing or damaged, or names a file outside of the checkpoint.
+    """
+    try:
+        seal = dict(json.loads(path.read_text()))
+        files = dict(seal.get("files", {}))
+    except FileNotFoundError:
+        raise DamagedCheckpointError(
+            f"{shown} is missing, so this checkpoint is not complete. Choose another, or delete it."
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedCheckpointError(f"{shown} cannot be read: {error}. Choose another checkpoint.") from error
+    # A seal may come from a bucket that others can write to.
+    if outside := [name for name in files if Path(name).name != name or name in ("", ".", "..")]:
+        raise DamagedCheckpointError(
+            f"{shown} lists {outside[0]!r}, which is not a plain file name. Choose another checkpoint."
+        )
+    return seal
+
+
 def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """Open one checkpoint folder after comparing every file with the sizes and sha256 sealed with it.
+    """Open one checkpoint folder after comparing every file with its sealed size and sha256.
 
     Args:
         path: the folder.
-        verify: False where another rank has compared the files just now.
+        verify: False if another rank has just compared the files.
 
     Raises:
-        HarmedCheckpointError: it is no checkpoint, incomplete, or harmed.
+        DamagedCheckpointError: it is not a checkpoint, incomplete or damaged.
         ClusterError: it is of a later format.
     """
-    try:
-        seal = json.loads((path / SEAL).read_text())
-    except FileNotFoundError:
-        raise HarmedCheckpointError(
-            f"{path} is not a complete checkpoint: {SEAL} is missing. Choose another, or delete it."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise HarmedCheckpointError(f"{path / SEAL} cannot be read: {error}. Choose another checkpoint.") from error
+    seal = read_seal(path / SEAL, str(path / SEAL))
     if seal.get("format") != FORMAT_VERSION:
         raise ClusterError(
             f"{path} has checkpoint format {seal.get('format')}, this aweigh reads {FORMAT_VERSION}; update aweigh."
         )
+
     for name, expected in seal["files"].items() if verify else ():
         found = _fingerprint(path / name) if (path / name).is_file() else None
         if found != expected:
-            state = "missing" if found is None else f"{found['bytes']:,} bytes with another sha256"
-            raise HarmedCheckpointError(
-                f"{path / name} is {state}, expected {expected['bytes']:,} bytes with sha256 "
+            state = "missing" if found is None else f"damaged ({found['bytes']:,} bytes)"
+            raise DamagedCheckpointError(
+                f"{path / name} is {state}; expected {expected['bytes']:,} bytes with sha256 "
                 f"{expected['sha256'][:12]}…. Delete {path.name} and use an earlier checkpoint."
             )
-    return Checkpoint(path, json.loads((path / "state.json").read_text()))
+    try:
+        envelope = Envelope.from_json((path / "state.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path / 'state.json'} cannot be read: {error!r}. Choose another.") from error
+    if envelope.version > FACTS_VERSION:
+        raise ClusterError(
+            f"{path} was written by {envelope.writer} with facts of version {envelope.version}; this aweigh reads "
+            f"versions up to {FACTS_VERSION}. Update aweigh."
+        )
+    return Checkpoint(path, envelope)
 
 
-def _write_files(folder: Path, state: TrainingState, facts: Mapping[str, Any]) -> None:
-    """Write every file, flush it to disk, compare what was written with what is in memory, and seal it."""
+def _write_files(folder: Path, state: TrainingState, envelope: Envelope) -> None:
+    """Write every file, compare it with what is in memory, seal them all, and flush them to disk."""
     from safetensors.torch import save_file
 
     parts = {name: getattr(state, name) for name in _TENSOR_FILES}
@@ -229,7 +271,7 @@ def _write_files(folder: Path, state: TrainingState, facts: Mapping[str, Any]) -
         contiguous = {key: value.contiguous() for key, value in tensors.items()}
         save_file(contiguous, folder / f"{name}.safetensors")
         _compare(folder / f"{name}.safetensors", contiguous)
-    (folder / "state.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    (folder / "state.json").write_text(envelope.to_json())
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     (folder / SEAL).write_text(json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1))
     for path in (*folder.iterdir(), folder):

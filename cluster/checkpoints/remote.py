@@ -1,10 +1,9 @@
-"""Checkpoints in a bucket: the files of each first, its seal last; taken back only when every sha256 is right.
+"""Checkpoints in a bucket: uploaded with the seal last, and verified by sha256 when they are downloaded.
 
-Unusual here: the bucket is reached through what the caller hands over (`FileStore`), so this room needs no client of
-its own. One PUT of the seal makes a checkpoint current; whatever an upload that was killed leaves behind has no seal.
+Unusual here: the caller passes the bucket as a `FileStore`, so that this package needs no client for S3. One PUT of the
+seal makes a checkpoint current; a killed upload leaves files without a seal.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,24 +11,33 @@ from typing import Protocol
 
 from filelock import FileLock
 
-from cluster.checkpoints.checkpoint import SEAL, Checkpoint, CheckpointFolder, HarmedCheckpointError, open_checkpoint
+from cluster.checkpoints import retention
+from cluster.checkpoints.checkpoint import (
+    SEAL,
+    Checkpoint,
+    CheckpointFolder,
+    DamagedCheckpointError,
+    none_is_whole,
+    open_checkpoint,
+    read_seal,
+)
 from cluster.errors import ClusterError
 
 
 class Sink(Protocol):
-    """Takes bytes in order."""
+    """Receives bytes in order."""
 
     def write(self, data: bytes, /) -> object:
-        """Take the next bytes."""
+        """Receive the next bytes."""
 
 
 class FileStore(Protocol):
-    """A place with named files, `/` between folders; a write is all or nothing, an error tells where and why."""
+    """A place with named files, `/` between folders. A write is all or nothing; an error says where and why."""
 
     location: str
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file."""
+        """Read a whole file."""
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a local file into the store."""
@@ -38,10 +46,10 @@ class FileStore(Protocol):
         """Write the whole file into a sink."""
 
     def list_names(self) -> list[str]:
-        """Names of all files."""
+        """List the names of all files."""
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Delete a file if it exists."""
 
 
 class RemoteCheckpoints:
@@ -49,8 +57,8 @@ class RemoteCheckpoints:
 
     Args:
         store: the run's own place.
-        keep: how many of the newest stay; the one of the highest score stays beside them.
-        warn: told, in one line, about a checkpoint that is passed over.
+        keep: number of newest checkpoints that stay; the one with the highest score stays as well.
+        warn: receives one line about each damaged checkpoint that is skipped.
     """
 
     def __init__(self, store: FileStore, keep: int = 2, warn: Callable[[str], None] = lambda line: None) -> None:
@@ -61,56 +69,55 @@ class RemoteCheckpoints:
         """Called for every block of a download."""
 
     def complete(self) -> list[str]:
-        """Names of the sealed checkpoints, the oldest first."""
+        """List the names of the sealed checkpoints, the oldest first."""
         return sorted(name.split("/")[0] for name in self.store.list_names() if name.endswith(f"/{SEAL}"))
 
     def orphans(self) -> list[str]:
-        """Files of uploads that were never sealed."""
+        """List the files of uploads that were never sealed."""
         names = self.store.list_names()
         sealed = {name.split("/")[0] for name in names if name.endswith(f"/{SEAL}")}
         return [name for name in names if name.startswith("step-") and name.split("/")[0] not in sealed]
 
     def upload(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint, seal it, then drop those no longer kept.
+        """Copy a checkpoint, seal it, then delete those no longer kept.
 
         Raises:
-            Exception: what the store raises; what was current before still is.
+            Exception: any error of the store; what was current before still is.
         """
         name = checkpoint.path.name
         for later in [other for other in self.complete() if other >= name]:
-            # Of this step or a later one, yet training came from before: harmed and passed over.
+            # Training resumed from before these, so they were damaged and skipped. They must not count as newest.
             self.store.delete(f"{later}/{SEAL}")
-        files = json.loads((checkpoint.path / SEAL).read_text())["files"]
+        files = read_seal(checkpoint.path / SEAL, str(checkpoint.path / SEAL))["files"]
         for file in (*sorted(files), SEAL):
             self.store.upload(checkpoint.path / file, f"{name}/{file}")
         self.collect()
 
     def fetch(self, name: str, folder: Path) -> Checkpoint:
-        """Bring a checkpoint into a folder, where it is current once it is verified; done once by each node.
+        """Download a checkpoint into a folder, verify it, and make it current there; once per node.
 
         Raises:
-            HarmedCheckpointError: what the store gave is not what was written.
+            DamagedCheckpointError: the downloaded files differ from what was written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         final, partial = folder / name, folder / f".{name}.partial"
+        # All ranks of a node call this; one downloads, and the others find the result.
         with FileLock(folder / ".fetch.lock"):
             if final.exists():
                 return open_checkpoint(final)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             self._download(f"{name}/{SEAL}", partial / SEAL)
-            try:
-                files = json.loads((partial / SEAL).read_text())["files"]
-            except (ValueError, KeyError) as error:
-                raise HarmedCheckpointError(f"{self.store.location}/{name}/{SEAL} cannot be read: {error}.") from error
+            files = read_seal(partial / SEAL, f"{self.store.location}/{name}/{SEAL}").get("files", {})
             present = set(self.store.list_names())
             for file in files:
-                if f"{name}/{file}" in present:  # a missing one is told of by open_checkpoint
+                if f"{name}/{file}" in present:  # open_checkpoint reports a missing one
                     self._download(f"{name}/{file}", partial / file)
             try:
                 open_checkpoint(partial)
-            except HarmedCheckpointError as error:
-                raise HarmedCheckpointError(
+            except DamagedCheckpointError as error:
+                # The message names the bucket, where the damage is, instead of the download.
+                raise DamagedCheckpointError(
                     str(error).replace(str(partial), f"{self.store.location}/{name}").replace(partial.name, name)
                 ) from None
             partial.rename(final)
@@ -118,10 +125,10 @@ class RemoteCheckpoints:
 
     def _download(self, name: str, path: Path) -> None:
         with path.open("wb") as file:
-            self.store.stream(name, _Noticed(file, self.progress))
+            self.store.stream(name, _ProgressSink(file, self.progress))
 
     def newest(self, local: CheckpointFolder) -> Checkpoint | None:
-        """The newest whole checkpoint of the store and of the local folder together, in the local folder.
+        """Open the newest whole checkpoint of store and local folder, downloaded if only the store has it.
 
         Raises:
             ClusterError: there are checkpoints, but none of them is whole.
@@ -134,29 +141,30 @@ class RemoteCheckpoints:
         for name in reversed(names):
             if here and name <= here.path.name:
                 break
-            harmed = local.folder / name
-            if harmed.exists():
-                harmed.rename(local.folder / f".{name}.harmed")
+            damaged = local.folder / name
+            if damaged.exists():  # `latest` has skipped it
+                damaged.rename(local.folder / f".{name}.damaged")
             try:
                 return self.fetch(name, local.folder)
-            except HarmedCheckpointError as error:
-                self._warn(f"passed over: {error}")
+            except DamagedCheckpointError as error:
+                self._warn(f"skipped: {error}")
         if here is None and (trouble or names):
-            raise trouble or ClusterError(
-                f"none of the {len(names)} checkpoints in {self.store.location} is whole. Restore one from a copy, or "
-                f"delete them to begin at step 0."
-            )
+            raise trouble or none_is_whole(len(names), self.store.location)
         return here
 
     def collect(self) -> list[str]:
-        """Remove orphans and what is kept no longer, each one's seal first; gives the names removed."""
+        """Delete orphans and checkpoints that are no longer kept; returns the checkpoints' names."""
         names = self.complete()
         files = self.store.list_names()
-        # One that has lost its facts is harmed: whoever opens it is told, and what comes after is kept all the same.
-        judged = [name for name in names if f"{name}/state.json" in files]
-        scored = [(score, name) for name in judged if (score := self._score(name)) is not None]
-        kept = {*names[-self.keep :], *(name for _, name in sorted(scored)[-1:])}
+        scores = {
+            # A checkpoint without facts is damaged, which must not stop the upload of later ones.
+            name: retention.read_score(self.store.read_bytes(f"{name}/state.json"))
+            for name in names
+            if f"{name}/state.json" in files
+        }
+        kept = retention.kept(names, scores, self.keep)
         removed = sorted(set(names) - kept)
+        # Each seal first: if this is interrupted, what is left is an orphan and not a damaged checkpoint.
         for name in removed:
             self.store.delete(f"{name}/{SEAL}")
         for file in files:
@@ -164,20 +172,13 @@ class RemoteCheckpoints:
                 self.store.delete(file)
         return removed
 
-    def _score(self, name: str) -> float | None:
-        try:
-            score = json.loads(self.store.read_bytes(f"{name}/state.json")).get("score")
-        except ValueError:
-            return None
-        return None if score is None else float(score)
 
+class _ProgressSink:
+    """A sink that reports every write."""
 
-class _Noticed:
-    """A sink whose every write is noticed."""
-
-    def __init__(self, sink: Sink, notice: Callable[[], object]) -> None:
-        self._sink, self._notice = sink, notice
+    def __init__(self, sink: Sink, report: Callable[[], object]) -> None:
+        self._sink, self._report = sink, report
 
     def write(self, data: bytes, /) -> object:
-        self._notice()
+        self._report()
         return self._sink.write(data)

@@ -1,4 +1,4 @@
-"""Checkpoints written and uploaded by a thread of rank 0 while training goes on; at most one is on its way."""
+"""Checkpoints written and uploaded by a thread of rank 0 while training continues; at most one at a time."""
 
 import logging
 import threading
@@ -15,15 +15,15 @@ logger = logging.getLogger("aweigh")
 
 
 class CheckpointWriter:
-    """Writes what it is given in the background, in order.
+    """Writes checkpoints in the background, in order.
 
-    A checkpoint that cannot be written is said at once and the next one is tried; where that fails as well,
-    or at the end, training is told by an exception: going on would be work that nothing keeps.
+    If a checkpoint cannot be written, this is logged and the next one is tried. If that fails too, or if it was the
+    last one, an exception ends training, whose work would be lost otherwise.
 
     Args:
-        folder: where checkpoints become current.
-        remote: where each is copied to, once it is.
-        waiting: called every second of waiting for a slow disk or upload, which is no standstill.
+        folder: the folder in which checkpoints become current.
+        remote: the bucket to which each is copied afterwards.
+        waiting: called every second while training waits for a slow disk or upload, which is not a standstill.
     """
 
     def __init__(
@@ -36,25 +36,26 @@ class CheckpointWriter:
         self.remote = remote
         self._waiting = waiting
         self.waited_seconds = 0.0
-        """How long training has waited for the one before."""
+        """Seconds that training has waited for the previous checkpoint."""
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
     def save(self, state: TrainingState, facts: Mapping[str, Any], score: float | None = None) -> None:
-        """Begin to write; waits first for the one before.
+        """Start to write a checkpoint, after waiting for the previous one.
 
         Args:
-            state: on the CPU, and nobody changes it any more.
+            state: on the CPU; the caller must not change it any more.
             facts: as for `CheckpointFolder.save`.
-            score: likewise.
+            score: as for `CheckpointFolder.save`.
 
         Raises:
-            ClusterError: this one and the one before could not be written.
+            ClusterError: neither this one nor the previous one could be written.
         """
         began = time.perf_counter()
         self._join()
         self.waited_seconds += time.perf_counter() - began
         if self._failure is not None:
+            # The second attempt runs in the foreground, so that its failure can end training here.
             self._failure = None
             self._write(state, facts, score)
             self._raise_failure()
@@ -63,16 +64,16 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the last one is written and uploaded.
+        """Wait until the last checkpoint is written and uploaded.
 
         Raises:
-            ClusterError: it could not be.
+            ClusterError: it could not be written or uploaded.
         """
         self._join()
         self._raise_failure()
 
     def close(self) -> None:
-        """Wait likewise, where something else has gone wrong already: what fails has been logged."""
+        """Wait likewise without raising, when another error ends training already; a failure has been logged."""
         self._join()
 
     def _write(self, state: TrainingState, facts: Mapping[str, Any], score: float | None) -> None:
@@ -80,7 +81,7 @@ class CheckpointWriter:
             checkpoint = self.folder.save(state, facts, score)
             if self.remote is not None:
                 self.remote.upload(checkpoint)
-        except Exception as error:  # of the disk, or whatever the store raises: training decides what follows
+        except Exception as error:  # the disk failed, or the store raised: `save` or `wait` decides what follows
             self._failure = error
             logger.warning("%s", error)
 

@@ -1,1 +1,1 @@
-"""The training engine: DeepSpeed, its settings, the optimizer's state, the average of the weights."""
+"""The training engine: a step in DeepSpeed, the optimizer's state, the average of the weights, the loss scale."""

@@ -1,8 +1,8 @@
-"""DeepSpeed's engine behind one small class: settings in, steps done, complete state out and in again.
+"""DeepSpeed's engine behind one small class: it takes steps, and saves and loads the complete training state.
 
-Unusual here: the optimizer is torch's (nothing is compiled at start), bf16 and fp16 are torch's autocast over fp32
-weights (DeepSpeed's own bf16 keeps BatchNorm statistics in 8 bits), and the state that leaves is by parameter name, the
-same for every world size and ZeRO stage.
+Unusual here: the optimizer is torch's, so that nothing is compiled at start; bf16 and fp16 are torch's autocast over
+fp32 weights, because DeepSpeed's own bf16 keeps BatchNorm statistics with 8 bits of precision; and the saved state is
+by parameter name, the same for every world size and ZeRO stage.
 """
 
 import logging
@@ -15,7 +15,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from cluster.engine.deepspeed_keys import talks
+from cluster.counting import counted
+from cluster.deepspeed_keys import asks_for_reports
 from cluster.engine.loss_scale import LossScale
 from cluster.engine.optimizer_state import STATE_KEYS, OptimizerState
 from cluster.engine.weight_average import WeightAverage
@@ -27,7 +28,7 @@ ResolvedPrecision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the global batch falls on the ranks: global = microbatch × accumulation × world."""
+    """The division of the global batch: global size = microbatch size × accumulation steps × world size."""
 
     global_size: int
     microbatch_size: int
@@ -35,29 +36,28 @@ class BatchSplit:
     world_size: int
 
     def __str__(self) -> str:
-        workers = f"{self.world_size} worker{'' if self.world_size == 1 else 's'}"
         return (
-            f"{self.global_size} = {self.microbatch_size} per worker × {workers} "
+            f"{self.global_size} = {self.microbatch_size} per worker × {counted(self.world_size, 'worker')} "
             f"× {self.accumulation_steps} accumulation"
         )
 
 
 def split_batch(global_size: int, world_size: int, microbatch_limit: int) -> BatchSplit:
-    """Derive microbatch and accumulation for the world at hand.
+    """Derive microbatch size and accumulation steps for a world size.
 
     Args:
         global_size: samples of one optimizer step over all ranks.
         world_size: number of ranks.
-        microbatch_limit: most samples that one rank takes through the network at once; 0 for no limit.
+        microbatch_limit: most samples that one rank passes through the network at once; 0 for no limit.
 
     Raises:
-        ClusterError: the ranks cannot share the batch equally.
+        ClusterError: the global batch does not divide among the ranks.
     """
     if global_size % world_size:
         lower, upper = global_size // world_size * world_size, -(-global_size // world_size) * world_size
         fitting = f"{lower} or {upper}" if lower else f"{upper}"
         raise ClusterError(
-            f"batch.global_size {global_size} does not divide among {world_size} workers; "
+            f"batch.global_size {global_size} does not divide among {counted(world_size, 'worker')}; "
             f"set it to {fitting}, or change cluster.workers."
         )
     per_rank = global_size // world_size
@@ -69,12 +69,12 @@ def split_batch(global_size: int, world_size: int, microbatch_limit: int) -> Bat
 
 
 def bootstrap(device: torch.device) -> None:
-    """Prepare this process for DeepSpeed on a device; call it before anything else of DeepSpeed is touched.
+    """Prepare this process for DeepSpeed on a device; call it before DeepSpeed is used for anything else.
 
-    Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use, a minute for every fresh home
-    directory; gloo does the same work.
+    Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use, which takes a minute in every fresh
+    home directory; gloo does the same work.
     """
-    # DeepSpeed would take a GPU that the machine has, although this worker computes on the CPU.
+    # DeepSpeed would choose a GPU of the machine even if this worker computes on the CPU.
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -86,16 +86,17 @@ def bootstrap(device: torch.device) -> None:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPrecision:
-    """What "auto" means on this device: bf16 where its arithmetic is native, fp32 elsewhere."""
+    """Replace "auto" by bf16 if the device computes in it natively, else by fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
+        # Ampere (8.0) is the first with bf16 units.
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: ResolvedPrecision) -> dict[str, Any]:
-    """DeepSpeed's JSON for these settings; `settings.deepspeed` is merged over it, key by key."""
+    """Return DeepSpeed's JSON configuration; keys of `settings.deepspeed` override ours one by one."""
     config: dict[str, Any] = {
         "train_batch_size": split.global_size,
         "train_micro_batch_size_per_gpu": split.microbatch_size,
@@ -104,6 +105,7 @@ def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: Res
         "zero_optimization": {"stage": settings.zero_stage},
         # SGD is not on DeepSpeed's list of tested optimizers, though it is elementwise like Adam.
         "zero_allow_untested_optimizer": True,
+        # Never, in effect: our own log has a line for each step.
         "steps_per_print": 1_000_000_000,
     }
     if precision == "bf16":
@@ -112,7 +114,7 @@ def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: Res
 
 
 def check_deepspeed(settings: EngineSettings) -> None:
-    """Let DeepSpeed itself judge the keys of `zero_optimization`, before a worker meets them.
+    """Let DeepSpeed itself check the keys of `zero_optimization`, before a worker is started.
 
     Raises:
         ClusterError: names the first key that it refuses.
@@ -133,36 +135,36 @@ def check_deepspeed(settings: EngineSettings) -> None:
         if isinstance(error, pydantic.ValidationError):
             loc, message = error.errors()[0]["loc"], error.errors()[0]["msg"]
         name = ".".join(["engine.deepspeed.zero_optimization", *map(str, loc)])
-        raise ClusterError(f"{name} is refused by DeepSpeed: {message.lower()}.") from error
+        raise ClusterError(f"{name} is refused by DeepSpeed: {message.lower()}. Correct or remove it.") from error
 
 
 @dataclass
 class TrainingState:
-    """Everything a step changes, on the CPU, by name, whatever the world size and ZeRO stage.
+    """Everything that a step changes, on the CPU, by name, in the same form for every world size and ZeRO stage.
 
-    `weights` holds parameters and buffers (floating buffers averaged over ranks), fp32; `optimizer` holds
-    "parameter|state" tensors of the parameter's shape and "step" counts; `per_rank` holds what differs between ranks
-    ("rank|name"), used again only when the world has the same size.
+    `weights` contains parameters and buffers (floating buffers averaged over ranks), fp32; `optimizer` contains
+    "parameter|state" tensors of the parameter's shape, and step counts; `per_rank` contains the tensors that differ
+    between ranks ("rank|name"), which are loaded only if the world has the same size.
     """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     per_rank: dict[str, Tensor]
     ema: dict[str, Tensor] = field(default_factory=dict)
-    """The average of the weights with its buffers, as `weights`; empty where none is kept."""
+    """The average of the weights with its buffers, named as in `weights`; empty if none is kept."""
 
 
 class Engine:
-    """One rank's part of the training step: forward, backward, optimizer step, and the complete state.
+    """One rank's part of a training step: forward, backward, optimizer step, and the complete state.
 
     Args:
         model: the network with its initial or loaded weights, on the CPU or on `device`.
         optimizer_class: torch.optim.Adam, AdamW or SGD.
         parameter_groups: as torch optimizers take them, each with its own "lr".
-        settings: how DeepSpeed runs the step.
-        split: batch arithmetic; its world size is that of the process group.
-        device: where this rank computes.
-        state: continue from this state.
+        settings: settings of DeepSpeed.
+        split: division of the batch; its world size is that of the process group.
+        device: the device on which this rank computes.
+        state: state to continue from.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class Engine:
         import deepspeed
 
         if optimizer_class not in STATE_KEYS:
-            raise ClusterError(f"optimizer {optimizer_class.__name__} is not known; use Adam, AdamW or SGD.")
+            raise ClusterError(f"optimizer {optimizer_class.__name__} is not supported; use Adam, AdamW or SGD.")
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         self.device = device
@@ -187,18 +189,19 @@ class Engine:
         self.zero_stage = settings.zero_stage
         model = model.to(device)
         if state is not None:
-            # Loaded before DeepSpeed flattens and shares out the parameters, so every stage starts from them.
+            # Before DeepSpeed flattens and partitions the parameters, so that every stage starts from them.
             model.load_state_dict(state.weights)
         if self.precision == "fp16":
             _autocast_fp16(model, device)
         optimizer = optimizer_class(parameter_groups)  # type: ignore[call-arg]
         self.config = deepspeed_config(settings, split, self.precision)
         if self.zero_stage > 0:
-            # DeepSpeed lays out a bucket of 5e8 gradients, 2 GB of the GPU; one of this network's size does as well.
+            # By default DeepSpeed allocates a bucket of 5e8 gradients, 2 GB of GPU memory; one of the network's size
+            # gives the same result.
             elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
             self.config["zero_optimization"].setdefault("reduce_bucket_size", max(1, elements))
-        if talks(settings.deepspeed):
-            _let_deepspeed_talk()
+        if asks_for_reports(settings.deepspeed):
+            _let_deepspeed_log()
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.config, dist_init_required=False
         )
@@ -206,9 +209,10 @@ class Engine:
         self.loss_scale = LossScale() if self.precision == "fp16" else None
         self.average: WeightAverage | None = None
         self.skipped = False
-        """Whether the last step was skipped, on all ranks, because a gradient was not finite."""
+        """True if the last step was skipped, on all ranks, because a gradient was not finite."""
         self._skips = self.precision == "fp16" or settings.not_finite == "skip"
         if self._skips and self.zero_stage in (1, 2):
+            # DeepSpeed turns this check on only for its own fp16 and bf16.
             self._optimizer.check_grad_overflow = True
         if state is not None:
             self._optimizer_state.load(state.optimizer)
@@ -222,26 +226,27 @@ class Engine:
 
     @property
     def model(self) -> nn.Module:
-        """The network itself; under ZeRO 3 its parameters are empty outside a forward pass."""
+        """The network; at ZeRO 3 its parameters are empty outside a forward pass."""
         return self._engine.module
 
     def forward(self, images: Tensor) -> Any:
-        """Run the network in training mode, under autocast where the precision says so."""
+        """Run the network in training mode, under autocast if the precision is bf16 or fp16."""
         self._engine.train()
         return self._engine(images)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of one microbatch; DeepSpeed divides by the accumulation steps and averages over ranks."""
+        """Compute gradients of one microbatch; DeepSpeed divides by the accumulation steps and averages over ranks."""
         if self.loss_scale and self.zero_stage == 0:
-            loss = loss * self.loss_scale.value  # at the other stages DeepSpeed multiplies and divides
+            loss = loss * self.loss_scale.value  # at the other stages DeepSpeed applies the scale itself
         self._engine.backward(loss)
 
     def step(self) -> None:
         """End a microbatch; the optimizer steps at the end of the accumulation.
 
-        In fp16, and where `not_finite` is "skip", a gradient with NaN or infinity in it skips the step on all ranks:
-        weights, optimizer state and buffers stay what they were, and `skipped` says so.
+        In fp16, and if `not_finite` is "skip", NaN or infinity in a gradient skips the step on all ranks: weights,
+        optimizer state and buffers stay unchanged, and `skipped` is True.
         """
+        # Asked before the step, which moves DeepSpeed on to the next microbatch.
         ends_step = self._engine.is_gradient_accumulation_boundary()
         overflowed = ends_step and self._skips and self.zero_stage == 0 and not self._unscale_plain_gradients()
         self._engine.step()
@@ -257,13 +262,13 @@ class Engine:
             self.average.update()
 
     def _unscale_plain_gradients(self) -> bool:
-        """Divide the gradients of stage 0 by the loss scale; where one is not finite, drop all and give False."""
+        """Divide the gradients of stage 0 by the loss scale; if one is not finite, drop all and return False."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if not gradients:
             return True
         if self.loss_scale:
             torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
-        # They are averages over all ranks already, so every rank finds the same.
+        # The gradients are averaged over ranks already, so that every rank decides the same.
         if torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             return True
         for parameter in self.model.parameters():
@@ -272,6 +277,7 @@ class Engine:
 
     @torch.no_grad()
     def _keep_or_restore_buffers(self) -> None:
+        # The forward pass has already put the skipped batch into BatchNorm's running statistics.
         buffers = list(self.model.buffers())
         if not buffers:
             return
@@ -291,12 +297,16 @@ class Engine:
 
     @property
     def gradient_norm(self) -> float | None:
-        """Norm of the last step's gradient over all ranks, where DeepSpeed computes it (ZeRO 1 to 3)."""
+        """Norm of the last step's gradient over all ranks; None at ZeRO 0, where DeepSpeed does not compute it."""
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def averaged_buffers(self) -> dict[str, Tensor]:
-        """Buffers by name, floating ones averaged over ranks: DeepSpeed never exchanges BatchNorm statistics."""
+        """Average floating buffers over ranks, for DeepSpeed never exchanges BatchNorm statistics. Collective.
+
+        Returns:
+            All buffers by name.
+        """
         return self._over_ranks(dict(self.model.named_buffers()))
 
     def _over_ranks(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -310,9 +320,9 @@ class Engine:
         return averaged
 
     def evaluation_weights(self) -> dict[str, Tensor]:
-        """Complete fp32 state dict on this rank's device, with averaged buffers; every rank calls it.
+        """Return the complete fp32 state dict on this rank's device, with averaged buffers. Collective.
 
-        The average of the weights where one is kept, else the weights.
+        It is the average of the weights if one is kept, else the weights.
         """
         return self._averaged_weights() if self.average else self._weights()
 
@@ -324,7 +334,7 @@ class Engine:
         return {**self.average.parameters(), **self._over_ranks(self.average.buffers())}
 
     def state(self) -> TrainingState | None:
-        """The complete state; every rank calls it, rank 0 is given it and the others None.
+        """Copy the complete state. Collective. Returns the state on rank 0 and None elsewhere.
 
         Nothing that training uses is changed, so a run that saves often equals one that never does.
         """
@@ -357,7 +367,7 @@ class Engine:
         return {name: safe_get_full_fp32_param(parameter).detach() for name, parameter in self.model.named_parameters()}
 
     def _load_extras(self, state: TrainingState) -> None:
-        """The average of the weights and the loss scale, where this training and the saved one have them."""
+        """Load the average of the weights and the loss scale, if both this training and the saved one have them."""
         if self.average and state.ema:
             own = self._own(state.per_rank)
             buffers = {name: own[f"ema/{name}"] for name, _ in self.model.named_buffers()} if own else {}
@@ -367,7 +377,7 @@ class Engine:
             self.loss_scale.good_steps = int(state.optimizer["loss_scale|good_steps"])
 
     def _own(self, per_rank: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's part of what differs between ranks; empty where the saved world had another size."""
+        """Choose this rank's tensors of those that differ between ranks; none if the saved world had another size."""
         saved_world = 1 + max((int(key.split("|", 1)[0]) for key in per_rank), default=-1)
         if saved_world != self.world_size:
             return {}
@@ -376,15 +386,15 @@ class Engine:
     def _load_per_rank(self, per_rank: Mapping[str, Tensor]) -> None:
         own = self._own(per_rank)
         if not own:
-            return  # another world: the averaged buffers of the weights stay
+            return  # another world size: keep the averaged buffers that came with the weights
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(own[name])
         torch.set_rng_state(own["random_state"])
 
 
-def _let_deepspeed_talk() -> None:
-    """Have what DeepSpeed reports in the rank's log; its own handler writes to a stdout that Ray hides."""
+def _let_deepspeed_log() -> None:
+    """Send DeepSpeed's reports to the rank's log; its own handler writes to a stdout that Ray hides."""
     from deepspeed.utils import logger
 
     logger.setLevel(logging.INFO)
@@ -393,7 +403,7 @@ def _let_deepspeed_talk() -> None:
 
 
 def _autocast_fp16(model: nn.Module, device: torch.device) -> None:
-    """Run the network's forward under fp16 autocast, inside of DeepSpeed, which would scale gradients its own way."""
+    """Run the network's forward under fp16 autocast, hidden from DeepSpeed, which would scale gradients itself."""
     plain = model.forward
 
     def forward(*arguments: Any, **named: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The dynamic loss scale of float16: as large as gradients allow, halved where one overflows.
+"""The dynamic loss scale of float16: as large as the gradients allow, halved when one overflows.
 
-Unusual here: it is ours. DeepSpeed's, over torch's autocast, asks each rank about its own part of the gradient only,
-so one rank skips a step that the others take, and clips gradients that are still scaled.
+Unusual here: it replaces DeepSpeed's, which under torch's autocast checks only each rank's own part of the gradient, so
+that one rank may skip a step that the others take, and clips gradients that are still scaled.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ _LEAST = 1.0
 
 @dataclass
 class LossScale:
-    """What the loss is multiplied by before backward, and gradients are divided by after it.
+    """The factor that multiplies the loss before backward, and divides the gradients after it.
 
     Source:
-        Micikevicius et al., Mixed Precision Training, section 3.2 (arXiv:1710.03740); the numbers of torch.amp.
+        Micikevicius et al., Mixed Precision Training, section 3.2 (arXiv:1710.03740); constants of torch.amp.
     """
 
     value: float = 2.0**16
@@ -24,7 +24,7 @@ class LossScale:
     """Steps since it last changed or overflowed."""
 
     def update(self, overflowed: bool) -> None:
-        """Take note of a step; the same on every rank."""
+        """Adapt the scale after a step. Every rank must call it with the same argument."""
         if overflowed:
             self.value, self.good_steps = max(_LEAST, self.value * _BACKOFF), 0
             return

@@ -1,4 +1,4 @@
-"""The optimizer's state whole and by parameter name, out of any ZeRO stage and into any other."""
+"""The optimizer's complete state by parameter name, read at any ZeRO stage and loaded at any other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-# Optimizer state that is as large as its parameter, by torch optimizer.
+# Names of the state tensors that have the parameter's shape, by torch optimizer.
 STATE_KEYS = {
     torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
@@ -16,14 +16,15 @@ STATE_KEYS = {
 
 
 class OptimizerState:
-    """Reads and writes the state of the optimizer that DeepSpeed holds.
+    """Reads and loads the state of the optimizer inside DeepSpeed.
 
     Args:
-        model: the network that DeepSpeed has taken over.
-        optimizer: what `deepspeed.initialize` returned: torch's at stage 0, DeepSpeed's own around it at the others.
+        model: the network, after `deepspeed.initialize`.
+        optimizer: the optimizer that `deepspeed.initialize` returned: torch's at stage 0, DeepSpeed's wrapper around it
+            at the others.
         optimizer_class: torch.optim.Adam, AdamW or SGD.
         zero_stage: 0 to 3.
-        device: where this rank computes.
+        device: the device on which this rank computes.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class OptimizerState:
         self._keys = STATE_KEYS[optimizer_class]
 
     def _shares(self) -> list[Tensor]:
-        """The tensors that torch's optimizer keeps state for: parameters, or this rank's flat partitions."""
+        """List the tensors for which torch's optimizer keeps state: parameters, or this rank's flat partitions."""
         if self.zero_stage == 0:
             return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         if self.zero_stage < 3:
@@ -52,9 +53,9 @@ class OptimizerState:
         return self._optimizer if self.zero_stage == 0 else self._optimizer.optimizer
 
     def _link(self) -> None:
-        """Tie parameters to their part of the flat optimizer state (ZeRO 1 and 2).
+        """Link parameters to their part of the flat optimizer state (ZeRO 1 and 2).
 
-        DeepSpeed does it once, after the first parameter group's first step: too early for the other groups, and
+        DeepSpeed does this once, after the first parameter group's first step: too early for the other groups, and
         never for a state that is loaded before any step.
         """
         if self.zero_stage not in (1, 2):
@@ -67,13 +68,13 @@ class OptimizerState:
         zero._hp_optimizer_states_linked = True
 
     def full(self) -> dict[str, Tensor]:
-        """Every "parameter|state" tensor on the CPU, and the "step" count; every rank calls it."""
+        """Return every "parameter|state" tensor on the CPU, and the "step" count. Collective."""
         self._link()
         state = self._torch_optimizer().state
         started = [state[share] for share in self._shares() if state.get(share)]
         if not started:
             return {}
-        # One count serves all parameters: every step updates every one that has a gradient.
+        # One count is enough: every step updates all parameters that have a gradient.
         step = started[0].get("step")
         full = {} if step is None else {"step": torch.as_tensor(step, dtype=torch.float32).cpu().clone()}
         for name, parameter in self.model.named_parameters():
@@ -87,18 +88,19 @@ class OptimizerState:
 
     def _full_value(self, parameter: nn.Parameter, key: str) -> Tensor | None:
         if self.zero_stage == 0:
-            # A parameter that has no gradient (DLA-34 has eight) has no state.
+            # A parameter without a gradient (DLA-34 has eight) has no state.
             return self._torch_optimizer().state.get(parameter, {}).get(key)
         from deepspeed.utils import safe_get_full_optimizer_state
 
         return safe_get_full_optimizer_state(parameter, key).detach().reshape(parameter_shape(parameter))
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from a state that `full` gave, at any stage and world size."""
+        """Load a state that `full` returned, at any stage and world size."""
         if not saved:
             return
         state = self._torch_optimizer().state
         keys = self._keys
+        # Torch makes an optimizer's state in its first step; here it has to exist before.
         for share in self._shares():
             state[share] = {key: torch.zeros_like(share) for key in keys}
             if "step" in saved:
@@ -120,7 +122,7 @@ class OptimizerState:
         if self.zero_stage == 3:
             from deepspeed.utils import safe_set_local_optimizer_state
 
-            # Shares are equal, the last one padded; DeepSpeed's own setter forgets the padding.
+            # All shares have the same size, so the last one is padded; DeepSpeed's own setter forgets the padding.
             world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
             share = -(-value.numel() // world_size)
             padded = torch.zeros(share * world_size, dtype=value.dtype, device=value.device)
@@ -134,5 +136,5 @@ class OptimizerState:
 
 
 def parameter_shape(parameter: nn.Parameter) -> torch.Size:
-    """The full shape, also of a parameter that ZeRO 3 has taken apart."""
+    """Return the full shape of a parameter, even if ZeRO 3 has partitioned it."""
     return getattr(parameter, "ds_shape", parameter.shape)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, kept beside training at every ZeRO stage."""
+"""An exponential moving average of the weights, at every ZeRO stage."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 class WeightAverage:
     """The average of a model's parameters and floating buffers over the steps so far.
 
-    The decay begins low, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten. Under ZeRO 3
-    each rank averages its own shares alone.
+    The decay starts low, (1 + n) / (10 + n) after n steps, so that the initial weights are soon forgotten. At ZeRO 3
+    each rank averages only its own shares.
 
     Args:
-        model: after DeepSpeed has taken it over.
+        model: the network, after `deepspeed.initialize`.
         decay: weight of the average against the newest weights.
 
     Source:
-        The schedule of the decay is that of TensorFlow's ExponentialMovingAverage.
+        The decay's schedule is that of TensorFlow's ExponentialMovingAverage.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -30,26 +30,27 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step to the average."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = self._current()
         floating = [name for name, value in self._values.items() if value.is_floating_point()]
+        # One kernel for all tensors: hundreds of small ones would cost more than the arithmetic.
         torch._foreach_lerp_([self._values[name] for name in floating], [current[name] for name in floating], weight)
         for name in self._values.keys() - floating:
             self._values[name].copy_(current[name])
 
     def parameters(self) -> dict[str, Tensor]:
-        """Averaged parameters by name, whole; under ZeRO 3 every rank calls it."""
+        """Return the averaged parameters by name, complete. Collective at ZeRO 3."""
         return {name: _whole(parameter, self._values[name]) for name, parameter in self._model.named_parameters()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """This rank's averaged buffers by name."""
+        """Return this rank's averaged buffers by name."""
         return {name: self._values[name] for name, _ in self._model.named_buffers()}
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from averages that were saved, whole parameters and this rank's buffers."""
+        """Load saved averages: complete parameters and this rank's buffers."""
         self.updates = updates
         for name, parameter in self._model.named_parameters():
             self._values[name].copy_(_share(parameter, values[name].to(self._values[name].device)))
@@ -75,7 +76,7 @@ def _whole(parameter: Any, share: Tensor) -> Tensor:
 def _share(parameter: Any, whole: Tensor) -> Tensor:
     if not hasattr(parameter, "ds_tensor"):
         return whole
-    # Shares are equal, the last one padded.
+    # All shares have the same size, so the last one is padded.
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
     padded = torch.zeros(size * torch.distributed.get_world_size(), dtype=whole.dtype, device=whole.device)
     padded[: whole.numel()] = whole.flatten()

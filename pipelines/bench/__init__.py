@@ -1,1 +1,1 @@
-"""Speed and memory on this machine: of a training step, of every detector, of the deformable convolution."""
+"""Benchmarks of speed and memory on this machine: training, reading, detectors, the deformable convolution."""

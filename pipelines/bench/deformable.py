@@ -1,7 +1,7 @@
-"""`aweigh bench deformable`: our deformable convolution beside a plain one of the same size, and torchvision's.
+"""`aweigh bench deformable`: our deformable convolution, a plain one of the same size, and torchvision's.
 
-torchvision, where the host has one, runs in a process of its own: built for another torch, importing it can end the
-process that does.
+torchvision, if it is installed, runs in a process of its own: a build for another torch may crash the process that
+imports it.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class LayerTime:
     forward: float
     forward_and_backward: float
     forward_memory: float | None
-    """Most that was allocated at once, the result included; None where it was not measured."""
+    """Largest allocation at one time, including the result; None if it was not measured."""
     backward_memory: float | None
 
 
@@ -46,17 +46,17 @@ def bench_deformable(*, device: str, repeats: int, as_json: bool) -> None:
 
     Args:
         device: "cpu", "cuda" or "auto".
-        repeats: timed repetitions, of which the median counts.
+        repeats: number of timed repetitions; their median is reported.
         as_json: print the figures as one JSON object.
 
     Raises:
-        ConfigError: there are no repetitions to measure, or there is no such device.
+        ConfigError: there are no repetitions to measure, or the device does not exist.
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; it must be 1 or more.")
     where = chosen_device(device)
     console.say(
-        "bench", f"{device_name(where)}, fp32, {clock_name(where)}, median of {repeats} after {_WARM_UP} to warm up"
+        "bench", f"{device_name(where)}, fp32, {clock_name(where)}, median of {repeats} after {_WARM_UP} for warm-up"
     )
     rows = [row for shape in SHAPES for row in _ours(shape, where, repeats)]
     other, note = _torchvision(where, repeats)
@@ -66,11 +66,14 @@ def bench_deformable(*, device: str, repeats: int, as_json: bool) -> None:
         print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}))
         return
     print(_table(rows))
-    console.say("beside", f"torchvision: {note}")
+    console.say("bench", f"torchvision: {note}")
 
 
 def run_layer(layer: str, shape: tuple[int, int, int], device: torch.device) -> tuple[Callable[[], Tensor], Tensor]:
-    """A call of one layer on random input that has a gradient, and that input; offsets of a cell or so."""
+    """Return a call of one layer on random input that requires a gradient, and that input.
+
+    Offsets are about one cell.
+    """
     images, channels, side = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -90,7 +93,7 @@ def run_layer(layer: str, shape: tuple[int, int, int], device: torch.device) -> 
 
 
 def time_layer(layer: str, shape: tuple[int, int, int], device: torch.device, repeats: int) -> tuple[float, float]:
-    """Median milliseconds of the forward pass, and of forward and backward."""
+    """Measure the median milliseconds of the forward pass, and of forward and backward together."""
     call, _ = run_layer(layer, shape, device)
     clock = clock_of(device)
 
@@ -130,8 +133,8 @@ def _backward(call: Callable[[], Tensor]) -> None:
 
 
 def _peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Most bytes of tensors that `work` held at once, over what was there before."""
-    work()  # gradients of the leaves are there from here on
+    """Measure the most bytes of tensors that `work` allocates at one time."""
+    work()  # from here on, the gradients of the leaves exist
     if device.type == "cuda":
         synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -156,7 +159,7 @@ def _peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Keep the profiler's library from writing of itself."""
+    """Hide what the profiler's library writes to stderr itself, past Python's own."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -169,7 +172,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def _torchvision(device: torch.device, repeats: int) -> tuple[list[LayerTime], str]:
-    """The same of torchvision's kernel, measured in another process, and what to say of it."""
+    """Measure torchvision's kernel in another process; returns its rows, and its version or what failed."""
     program = (
         "import json, sys, torch, torchvision\n"
         "from pipelines.bench.deformable import SHAPES, time_layer\n"
@@ -180,9 +183,9 @@ def _torchvision(device: torch.device, repeats: int) -> tuple[list[LayerTime], s
     words = [sys.executable, "-c", program, str(device), str(repeats), str(torch.get_num_threads())]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
-        missing = "No module named 'torchvision'" in told
-        return [], "none on this host" if missing else f"does not work here ({told[:200]})"
+        problem = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        missing = "No module named 'torchvision'" in problem
+        return [], "not installed" if missing else f"does not work here ({problem[:200]})"
     version, times = json.loads(done.stdout.strip().splitlines()[-1])
     rows = [
         LayerTime("torchvision", shape, forward, both, None, None)
@@ -199,7 +202,7 @@ def _table(rows: Sequence[LayerTime]) -> str:
             f"{_shown(row.shape):<20}{row.layer:<14}{row.forward:>7.1f} ms{row.forward_and_backward:>9.1f} ms"
             f"{memory[0]:>9}{memory[1]:>12}"
         )
-    lines.append("memory: the most that is held at once, result included, in multiples of the input's bytes")
+    lines.append("memory: largest allocation at one time, including the result, in multiples of the input's bytes")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
-"""`aweigh bench detectors`: milliseconds of an image for every detector, beside what its authors publish.
+"""`aweigh bench detectors`: milliseconds per image of every detector, beside the time that its authors publish.
 
-Needs nothing but torch and numpy, so that it runs on a machine where aweigh is not installed: `python -m pipelines
+It needs nothing but torch and numpy, so that it runs on a machine where aweigh is not installed: `python -m pipelines
 bench detectors` in a copy of the project.
 """
 
@@ -23,20 +23,20 @@ from pipelines.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _WARM_UP = 1
-# Random weights score nothing above the published threshold, and decoding would have nothing to do.
+# With random weights nothing scores above the published threshold, and decoding would have nothing to do.
 _NEXT_TO_NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
 class DetectorTime:
-    """What was measured of one detector, and what its authors say."""
+    """The measured times of one detector, and the published one."""
 
     name: str
     size: tuple[int, int]
     forward: float
-    """Median milliseconds of the network, one image."""
+    """Median milliseconds of the network for one image."""
     forward_and_decode: float
-    """With decoding and suppression, up to detections in the input frame."""
+    """The same with decoding and suppression, up to detections in the input frame."""
     published: float | None
     hardware: str
     remark: str
@@ -55,17 +55,17 @@ def bench_detectors(
     """Time detectors with random weights on random images, one image at a time, and print a table.
 
     Args:
-        names: detectors; empty takes all of them.
-        size: height and width of the input; None takes the published test size of each.
+        names: the detectors; empty for all.
+        size: height and width of the input; None for the published test size of each.
         device: "cpu", "cuda" or "auto".
-        repeats: timed repetitions, of which the median counts; None takes 20 on a GPU and 3 on a CPU.
+        repeats: number of timed repetitions, whose median is reported; None for 20 on a GPU and 3 on a CPU.
         precision: fp32, or a dtype for autocast.
-        channels_last: keep weights and images with channels last.
+        channels_last: store weights and images with channels last.
         as_json: print the figures as one JSON object.
 
     Raises:
-        ConfigError: there are no repetitions to measure, or there is no such device.
-        DetectorError: a name is unknown, or its network does not take the size.
+        ConfigError: there are no repetitions to measure, or the device does not exist.
+        DetectorError: a name is unknown, or the network does not accept the size.
     """
     if repeats is not None and repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; it must be 1 or more.")
@@ -76,7 +76,7 @@ def bench_detectors(
             raise DetectorError(f"unknown detector {name!r}{detectors.nearest(name, known)}")
     repeats = repeats or (20 if where.type == "cuda" else 3)
     shown = f"{device_name(where)}, {precision}{', channels last' if channels_last else ''}"
-    console.say("bench", f"{shown}, {clock_name(where)}, one image at a time, median of {repeats} after one")
+    console.say("bench", f"{shown}, {clock_name(where)}, one image at a time, median of {repeats} after 1 for warm-up")
     rows = []
     chosen = list(names) or known
     for number, name in enumerate(chosen, start=1):
@@ -109,7 +109,7 @@ def _time(
     channels_last: bool,
 ) -> DetectorTime:
     detector = _built(name).eval().to(device)
-    # A size of one's own fits any network; a published one fits its own.
+    # The user's size is padded for any network; a published size fits its own already.
     height, width = detector.sizes.padded(*size)
     images = torch.randn(1, 3, height, width, device=device)
     if channels_last:
@@ -142,7 +142,7 @@ def _time(
 
 
 def _built(name: str) -> Detector:
-    """The detector, with its score threshold out of the way where it has one."""
+    """Build the detector with next to no score threshold, if it has one."""
     try:
         return detectors.build(name, score_threshold=_NEXT_TO_NOTHING)
     except DetectorError:
@@ -171,13 +171,15 @@ def _table(rows: Sequence[DetectorTime]) -> str:
     width = max(len("detector"), *(len(row.name) for row in rows))
     lines = [f"{'detector':<{width}}  {'input':>10}  {'forward':>9}  {'+ decode':>9}  {'FPS':>6}  published"]
     for row in rows:
-        told = "-"
+        published = "-"
         if row.published is not None:
-            told = f"{row.published:g} ms, {row.hardware}{f' ({row.remark})' if row.remark else ''}"
+            published = f"{row.published:g} ms, {row.hardware}{f' ({row.remark})' if row.remark else ''}"
         size = f"{row.size[0]}x{row.size[1]}"
         lines.append(
             f"{row.name:<{width}}  {size:>10}  {row.forward:>9.1f}  {row.forward_and_decode:>9.1f}  "
-            f"{1000 / row.forward_and_decode:>6.1f}  {told}"
+            f"{1000 / row.forward_and_decode:>6.1f}  {published}"
         )
-    lines.append("ms of one image, without reading and normalising; random weights, every point of FCOS a candidate")
+    lines.append(
+        "ms per image, without reading and normalising; weights are random, and every point of FCOS is a candidate"
+    )
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""`aweigh bench engine`: our step against a bare DeepSpeed step and plain DDP, with the same detector and batch.
+"""`aweigh bench engine`: our step beside a bare DeepSpeed step and plain DDP, with the same detector and batch.
 
-All of them take turns in the same processes, so that whatever else the machine does falls on each alike.
+They take turns in the same processes, so that other load on the machine affects each alike.
 """
 
 import json
@@ -45,12 +45,12 @@ def bench_engine(recipe: Recipe, rounds: int, as_json: bool) -> None:
     """Print the time of a step in plain DDP, bare DeepSpeed and aweigh, at every ZeRO stage.
 
     Args:
-        recipe: detector, batch, optimizer and workers; its data only tell the classes.
-        rounds: steps of each, the first one left out.
+        recipe: detector, batch, optimizer and workers; of its data only the classes are used.
+        rounds: steps of each; the first is for warm-up and does not count.
         as_json: print the figures as one JSON object.
     """
     if rounds < 3:
-        raise ConfigError(f"--rounds is {rounds}; at least 3 are needed, one of them to warm up.")
+        raise ConfigError(f"--rounds is {rounds}; it must be 3 or more, the first of them for warm-up.")
     recipe = absolute(recipe)
     check(recipe)
     console.say("bench", f"{recipe.detector.name} at {list(recipe.data.input_size)}, {rounds} rounds of 9 engines")
@@ -69,7 +69,7 @@ def bench_engine(recipe: Recipe, rounds: int, as_json: bool) -> None:
         print(json.dumps(measured))
         return
     plain = measured["DDP"]
-    print(f"{'':<22}{'ms a step':>10}{'to DDP':>9}{'CPU ms':>10}{'to bare':>9}")
+    print(f"{'':<22}{'ms/step':>10}{'vs. DDP':>9}{'CPU ms':>10}{'vs. bare':>9}")
     for name, one in measured.items():
         bare = measured.get(name.replace("aweigh", "bare DeepSpeed"), one)
         ratio = f"{100 * (one['cpu'] / bare['cpu'] - 1):+8.1f}%" if name.startswith("aweigh") else ""
@@ -110,6 +110,7 @@ def _measure(context: WorkerContext, question: _Question) -> None:
             step()
             if context.device.type == "cuda":
                 torch.cuda.synchronize()
+            # CPU time beside wall time: on a busy machine it is what an engine itself costs.
             taken[name].append((time.perf_counter() - began, time.process_time() - cpu))
     if context.rank == 0:
         medians = {
@@ -174,7 +175,7 @@ def _ours(
     images: Tensor,
     losses_of: LossesOf,
 ) -> Callable[[], None]:
-    """What the loop does in a step beside reading: phases, heartbeat, agreement, losses kept and looked at."""
+    """Return a step with all that the training loop does besides reading: phases, heartbeat, agreement, loss checks."""
     engine = Engine(detector, torch.optim.Adam, _groups(detector, recipe), recipe.engine, split, context.device)
     stopwatch = Stopwatch(context.device, exact=False, begins=lambda phase: context.heartbeat.begin(phase, 0))
     agreement = Agreement(WISHES)

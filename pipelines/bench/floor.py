@@ -1,4 +1,4 @@
-"""What no loader can go below: decode, crop and resize, split into planes. Nothing is read, checked or handed over."""
+"""The least work of any loader: decode, crop and resize, split into planes, without reading, checks or transfer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of an image that is seen, and where in the input it comes to lie, all in pixels."""
+    """The visible part of an image and its place in the input, all in pixels."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]
@@ -22,7 +22,7 @@ class Crop:
 
 
 def crop_of(matrix: NDArray[np.float64], size: tuple[int, int], side: int) -> Crop:
-    """The crop that an image-to-input matrix makes of an image of this size, to whole pixels."""
+    """Round the crop that an image-to-input matrix makes of an image of this size to whole pixels."""
     spans = []
     for axis, length in ((1, size[0]), (0, size[1])):
         zoom, shift = matrix[axis, axis], matrix[axis, 2]
@@ -37,13 +37,13 @@ def crop_of(matrix: NDArray[np.float64], size: tuple[int, int], side: int) -> Cr
 def read_all(
     files: Sequence[bytes], crops: Sequence[Crop], batch: NDArray[np.uint8], buffer: NDArray[np.uint8] | None
 ) -> None:
-    """Bring every image into a row of a batch.
+    """Decode every image into a row of a batch.
 
     Args:
         files: JPEGs.
-        crops: one for each.
+        crops: one for each file.
         batch: uint8 `(rows, 3, side, side)`; its rows are filled in turn.
-        buffer: room for the pixels of the largest, used again for each; None lets the decoder take its own.
+        buffer: memory for the pixels of the largest image, reused for each; None lets the decoder allocate its own.
     """
     side = batch.shape[2]
     canvas = np.zeros((side, side, 3), np.uint8)

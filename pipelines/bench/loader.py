@@ -1,7 +1,7 @@
-"""`aweigh bench loader`: what reading costs, beside decoding alone and beside other ways to read.
+"""`aweigh bench loader`: the cost of reading, beside decoding alone and beside other loaders.
 
-Ways take turns in one run, so that a busy machine slows all of them; what counts is CPU time of all processes of a way,
-and the ratio within a round.
+The loaders take turns in one run, so that a busy machine slows all of them. CPU time of all their processes counts, and
+the ratio within a round.
 """
 
 import json
@@ -23,6 +23,7 @@ import simplejpeg
 import torch.utils.data
 
 from data_shards.building.build import build_shards
+from data_shards.counting import counted
 from data_shards.demo.write import write_demo
 from data_shards.format.manifest import Manifest
 from data_shards.loading.random_draws import draw
@@ -42,7 +43,7 @@ from pipelines.errors import ConfigError
 
 SIDE = 512
 BATCH = 32
-# More than the loader holds.
+# More batches than the loader prepares ahead.
 _AHEAD = 8
 _RESUMED_STEP = 10_000
 _MEMORY_EPOCHS = 20
@@ -57,10 +58,10 @@ class Row:
     unit: str
     against: str
     ratio: float | None
-    """As `reach` states it."""
+    """The ratio that `reach` is about."""
     reach: str
     reached: bool | None
-    """None where nothing is aimed at."""
+    """None if there is no target."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,18 @@ class _Photographs:
     crops: list[Crop]
     examples: list[Example]
     pixels: float
-    """Pixels of an image, on average."""
+    """Average number of pixels of an image."""
     largest: int
-    """Pixels of the largest."""
+    """Pixels of the largest image."""
 
 
 def bench_loader(location: str | None, *, rounds: int, images: int, as_json: bool) -> None:
     """Measure and print the table.
 
     Args:
-        location: shards to read; the demo's photographs where it is None.
-        rounds: turns of each way.
-        images: images of a turn, about.
+        location: shards to read; None for the demo's photographs.
+        rounds: turns of each loader.
+        images: images per turn, approximately.
         as_json: print the rows as JSON.
 
     Raises:
@@ -93,14 +94,15 @@ def bench_loader(location: str | None, *, rounds: int, images: int, as_json: boo
         DataError: there are no shards at the location.
     """
     if rounds < 1 or images < 2 * BATCH:
-        raise ConfigError(f"--rounds is {rounds} and --images {images}; give 1 or more, and {2 * BATCH} or more.")
+        raise ConfigError(f"--rounds is {rounds} and --images is {images}; give 1 or more, and {2 * BATCH} or more.")
     with tempfile.TemporaryDirectory(prefix="aweigh-bench-") as folder:
         photographs = _photographs(location or _demo(Path(folder)), Path(folder))
         side = round(photographs.pixels**0.5)
         console.say(
             "bench",
             f"{len(photographs.files):,} photographs of {side:,} × {side:,} pixels on average, to {SIDE} × {SIDE}, "
-            f"{rounds} rounds of about {images:,} images; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            f"{counted(rounds, 'round')} of about {images:,} images; load {os.getloadavg()[0]:.1f} on "
+            f"{counted(os.cpu_count() or 1, 'core')}",
         )
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
@@ -120,7 +122,7 @@ def bench_loader(location: str | None, *, rounds: int, images: int, as_json: boo
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """This process, and those that it starts, on one core: what is compared is not how well cores are shared."""
+    """Keep this process and those that it starts on one core, so that sharing of cores is not compared too."""
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(everywhere)})
     try:
@@ -132,7 +134,7 @@ def _one_core() -> Iterator[None]:
 
 
 def _costs(photographs: _Photographs, folder: Path, rounds: int, images: int, stack: ExitStack) -> list[Row]:
-    """CPU per image of every way."""
+    """Measure the CPU time per image of every loader."""
     ways: dict[str, Callable[[], float]] = {
         "floor": _floor(photographs, images, reused=False),
         "reused": _floor(photographs, images, reused=True),
@@ -145,7 +147,7 @@ def _costs(photographs: _Photographs, folder: Path, rounds: int, images: int, st
     for turn in range(rounds + 1):
         for name, way in ways.items():
             seconds = way()
-            # The first turn starts processes, fills caches and draws the second epoch's images from the first's.
+            # The first turn is not counted: it starts processes and fills caches.
             if turn:
                 costs[name].append(1000 * seconds)
             console.progress_line("turns", turn * len(ways) + list(ways).index(name) + 1, (rounds + 1) * len(ways), "")
@@ -160,11 +162,11 @@ def _costs(photographs: _Photographs, folder: Path, rounds: int, images: int, st
     library, published = ratio("webdataset", "ours"), ratio("published", "ours")
     return [
         row("floor: decode, crop-resize, split", "floor", "", None, "", None),
-        row("the same, the decoder's memory used again", "reused", "", None, "", None),
-        row("aweigh, handed over to the trainer", "ours", "floor", over, "≤ 1.10", over <= 1.10),
-        row("aweigh, beside the floor that uses memory again", "ours", "that floor", strictly, "", None),
-        row("aweigh, decode-once, second epoch", "decoded", "less than floor", faster, "≥ 3", faster >= 3),
-        row("the published way, DataLoader of 2", "published", "aweigh", published, "≥ 5", published >= 5),
+        row("the same, reusing the decoder's memory", "reused", "", None, "", None),
+        row("aweigh, up to the trainer", "ours", "floor", over, "≤ 1.10", over <= 1.10),
+        row("aweigh, beside the floor that reuses memory", "ours", "that floor", strictly, "", None),
+        row("aweigh, decode-once, second epoch", "decoded", "faster than floor", faster, "≥ 3", faster >= 3),
+        row("the authors' data set, DataLoader of 2", "published", "aweigh", published, "≥ 5", published >= 5),
         row("webdataset, DataLoader of 2", "webdataset", "aweigh", library, "≥ 1.3", library >= 1.3),
     ]
 
@@ -188,7 +190,7 @@ def _ours(photographs: _Photographs, images: int, cache: Path | None, stack: Exi
     steps = max(2, images // BATCH)
     start = 0
     if cache is not None:
-        # The first epochs see every image, whatever the tail of one leaves out.
+        # Each epoch drops the images of an incomplete batch, different ones every time; four epochs see every image.
         start = 4 * photographs.plan.steps_per_epoch
         with _loader(photographs, 0, start, cache) as batches:
             for _ in batches:
@@ -196,7 +198,7 @@ def _ours(photographs: _Photographs, images: int, cache: Path | None, stack: Exi
     batches = stack.enter_context(_loader(photographs, start, None, cache))
 
     def turn() -> float:
-        # What was made ahead while others had their turn; then every batch is waited for, and its work counted.
+        # Discard the batches that were prepared during the others' turns, so that all work for the next ones counts.
         for _ in range(_AHEAD):
             next(batches)
         before = cpu_seconds([batches.process_id])
@@ -226,13 +228,13 @@ def _loader(photographs: _Photographs, start: int, stop: int | None, cache: Path
 def _webdataset(photographs: _Photographs, images: int) -> Callable[[], float]:
     root = Path(photographs.location)
     shards = [str(root / shard.name) for shard in photographs.manifest.shards]
-    # Two processes share the shards one by one: an even number of them, and about as many images as the others read.
+    # Two processes take shards in turn, so an even number of them, with about as many images as the others read.
     copies = 2 * max(1, round(images / photographs.manifest.num_samples / 2))
     return _Passes(webdataset_loader(shards * copies, SIDE, BATCH))
 
 
 def _published(photographs: _Photographs, images: int) -> Callable[[], float]:
-    # It takes so much longer that fewer images say as much.
+    # It is so much slower that fewer images are enough.
     examples = [photographs.examples[at % len(photographs.examples)] for at in range(max(2 * BATCH, images // 2))]
     return _Passes(
         torch.utils.data.DataLoader(
@@ -247,7 +249,7 @@ def _published(photographs: _Photographs, images: int) -> Callable[[], float]:
 
 
 class _Passes:
-    """A whole pass of a DataLoader is a turn. Its processes stay, so that after the first turn only reading counts."""
+    """Turns of a DataLoader, each a whole pass. Its processes stay, so that later turns count only reading."""
 
     def __init__(self, loader: "torch.utils.data.DataLoader[Any]") -> None:
         self._loader = loader
@@ -263,25 +265,25 @@ class _Passes:
 
 
 def cpu_seconds(processes: Sequence[int]) -> float:
-    """CPU time of this process and others, all their threads."""
-    # The kernel's clock of another process: CLOCK_PROCESS_CPUTIME_ID of its id.
+    """Return the CPU time of this process and others, over all threads."""
+    # Linux's clock id for the CPU time of another process, as clock_getcpuclockid(3) computes it.
     return time.process_time() + sum(time.clock_gettime((~process << 3) | 2) for process in processes)
 
 
 def _resume(photographs: _Photographs, rounds: int) -> Row:
-    """The first batch of a run that goes on far from its beginning, beside one that begins."""
+    """Compare the first batch of a run that resumes at a late step with that of a new run."""
     seconds: dict[int, list[float]] = {0: [], _RESUMED_STEP: []}
     for _ in range(max(3, rounds)):
         for step, measured in seconds.items():
             before = time.process_time()
-            # One batch, and nothing made ahead of what is waited for.
+            # One batch, and none prepared ahead.
             with _loader(photographs, step, step + 1, None) as batches:
                 next(batches)
                 measured.append(cpu_seconds([batches.process_id]) - before)
-    # The cheapest of each: what else the machine does only ever adds to it.
+    # The minimum of each: other load on the machine can only add to it.
     first, resumed = min(seconds[0]), min(seconds[_RESUMED_STEP])
     return Row(
-        f"from nothing to the first batch at step {_RESUMED_STEP:,}",
+        f"from the start to the first batch at step {_RESUMED_STEP:,}",
         resumed,
         "s of CPU",
         "step 0",
@@ -337,7 +339,10 @@ def _photographs(location: str, folder: Path) -> _Photographs:
     split = open_split(location)
     manifest = split.manifest
     if manifest.num_samples < 2 * BATCH:
-        raise ConfigError(f"{location} holds {manifest.num_samples:,} images; the benchmark needs {2 * BATCH} or more.")
+        raise ConfigError(
+            f"{location} has {counted(manifest.num_samples, 'image')}; the benchmark needs {2 * BATCH} or more. Give "
+            f"other shards by --data."
+        )
     plan = make_plan(manifest, seed=0, global_batch_size=BATCH)
     shards = split.shards()
     most = min(manifest.num_samples, 1000)
@@ -349,7 +354,7 @@ def _photographs(location: str, folder: Path) -> _Photographs:
     for number, (shard, row) in enumerate(places):
         data = shards.read_image(shard, row)
         if image_extension(data) != "jpg" or simplejpeg.decode_jpeg_header(data)[:2] != tuple(sizes[number]):
-            continue  # the floor is that of upright JPEGs
+            continue  # the floor decodes upright JPEGs only
         path = folder / "images" / f"{number}.jpg"
         path.write_bytes(data)
         index = shards.index(shard)

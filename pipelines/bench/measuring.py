@@ -1,4 +1,4 @@
-"""What workers do for `aweigh bench train` and `bench checkpoint`: the same steps, timed, and nothing kept."""
+"""The workers' part of `aweigh bench train` and `bench checkpoint`: the steps of training, timed, with nothing kept."""
 
 import time
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class MeasuredJob:
-    """What the driver hands to every worker."""
+    """The task that the driver passes to every worker."""
 
     recipe: Recipe
     steps: int
-    """With the phases timed; the first three warm up."""
+    """Steps with timed phases; the first three are for warm-up."""
     checkpoints: int = 0
-    """So many after these steps, each with `STEPS_BESIDE_WRITING` more beside its writing."""
+    """Checkpoints after these steps, each with `STEPS_BESIDE_WRITING` more steps while it is written."""
 
 
 def measure_worker(context: WorkerContext, job: MeasuredJob) -> None:
-    """Train on this worker; rank 0 leaves `measured.json` in the run's folder."""
+    """Train on this worker; rank 0 writes `measured.json` to the run's folder."""
     with mistakes_end_the_run():
         train = Job(recipe=job.recipe, run="bench", attempt=1, tracking_uri="", tracking_run="")
         more = job.checkpoints * STEPS_BESIDE_WRITING
@@ -66,7 +66,7 @@ def _measure(training: Training, job: MeasuredJob) -> None:
 
 
 def _measure_checkpoint(training: Training, source: Iterator[Batch], rate: float) -> dict[str, float]:
-    """What a checkpoint holds up: the copy at the step's end, and steps that run beside the writing."""
+    """Measure how a checkpoint delays training: the copy at the step's end, and the steps while it is written."""
     torch.distributed.barrier()
     began = time.perf_counter()
     training.save()

@@ -1,4 +1,4 @@
-"""Memory of two ranks' loaders over many epochs."""
+"""Memory of two ranks' loaders over many epochs, which must not grow."""
 
 import gc
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from pipelines import console
 
 
 def memory_growth(location: str, plan: Plan, side: int, epochs: int) -> tuple[int, int]:
-    """Read so many epochs as two ranks do; bytes after the second and after the last epoch.
+    """Read epochs as two ranks do; returns the bytes in memory after the second and after the last epoch.
 
-    Counted are this process and both loader processes, memory that they share once (PSS).
+    This process and both loader processes count; memory that they share counts once (PSS).
     """
     with (
         _loader(location, plan, side, epochs, 0) as first,
@@ -33,7 +33,7 @@ def memory_growth(location: str, plan: Plan, side: int, epochs: int) -> tuple[in
 
 
 def proportional_bytes(processes: Sequence[str]) -> int:
-    """Memory of some processes together, each page that several use counted once."""
+    """Return the memory of several processes together; a page that several use counts once."""
     total = 0
     for process in processes:
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():

@@ -1,7 +1,7 @@
-"""`aweigh bench object-store`: an epoch from S3 with latency and little bandwidth, beside the same epoch from a folder.
+"""`aweigh bench object-store`: an epoch from a slow S3 server, beside the same epoch from a folder.
 
-Both decode with the same threads; what S3 costs shows where the loader waits for shards, or where fetching takes CPU
-from decoding. Ways take turns in one run, each in a process of its own with an empty cache.
+Both decode with the same threads, so that a difference means that the loader waits for shards, or that fetching takes
+CPU time from decoding. They take turns in one run, each in a process of its own with an empty cache.
 """
 
 import json
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
 from data_shards.loading.training_loader import TrainingLoader
@@ -29,24 +30,24 @@ from pipelines.errors import ConfigError
 
 REACH = 0.95
 BATCH = 32
-# Few streams and small windows, so that shards are needed one after the other, as in a set much larger than this.
+# Few streams and small windows, so that shards are needed one after the other, as in a much larger data set.
 STREAMS, WINDOW_SHARDS = 2, 2
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One way's epoch."""
+    """One epoch from the folder or from S3."""
 
     first_batch_seconds: float
     images_per_second: float
     """After the first batch."""
     cpu_milliseconds: float
-    """Of each image, over all processes, the first batch, the fetching and the start of the loader included."""
+    """CPU time per image over all processes, including the first batch, fetching and the start of the loader."""
 
 
 @dataclass(frozen=True)
 class ObjectStoreFigures:
-    """What was measured; rates are medians over the rounds."""
+    """The measured epochs and their conditions."""
 
     images: int
     shards: int
@@ -59,15 +60,16 @@ class ObjectStoreFigures:
 
     @property
     def ratio(self) -> float:
-        """Rate from S3 over rate from the folder: the median of each round's own ratio."""
+        """Rate from S3 divided by the rate from the folder: the median of the rounds' ratios."""
         pairs = zip(self.object_store, self.folder, strict=True)
         return statistics.median(store.images_per_second / folder.images_per_second for store, folder in pairs)
 
     def describe(self) -> str:
-        """The table for people."""
+        """Return the table for people; rates are medians over the rounds."""
         lines = [
-            f"an epoch of {self.images:,} images in {self.shards:,} shards, {self.megabytes:,.0f} MB, "
-            f"{self.threads} decoding thread{'s' * (self.threads != 1)}, {len(self.folder)} rounds",
+            f"an epoch of {counted(self.images, 'image')} in {counted(self.shards, 'shard')}, "
+            f"{self.megabytes:,.0f} MB, {counted(self.threads, 'decoding thread')}, "
+            f"{counted(len(self.folder), 'round')}",
             f"{'':<28}{'images/s':>10}{'CPU ms/image':>14}{'first batch':>13}",
         ]
         store = f"S3, {self.latency_milliseconds:g} ms, {self.megabytes_per_second:g} MB/s"
@@ -77,8 +79,8 @@ class ObjectStoreFigures:
                 for field in ("images_per_second", "cpu_milliseconds", "first_batch_seconds")
             )
             lines.append(f"{name:<28}{rate:>10.1f}{cost:>14.2f}{first:>11.2f} s")
-        said = "reached" if self.ratio >= REACH else "NOT reached"
-        lines.append(f"rate from S3 after the first batch: {self.ratio:.3f} × the folder's (≥ {REACH:g}: {said})")
+        verdict = "reached" if self.ratio >= REACH else "MISSED"
+        lines.append(f"rate from S3 after the first batch: {self.ratio:.3f} × the folder's (≥ {REACH:g}: {verdict})")
         return "\n".join(lines)
 
 
@@ -90,17 +92,17 @@ def bench_object_store(
     latency_milliseconds: float = 100.0,
     megabytes_per_second: float = 80.0,
 ) -> ObjectStoreFigures:
-    """Measure both ways in turns.
+    """Measure both in turns.
 
     Args:
-        location: shards in a folder; they are served from there.
-        rounds: turns of each way.
-        threads: that decode.
-        latency_milliseconds: before the server's answer to each request.
-        megabytes_per_second: of all its connections together.
+        location: shards in a folder, from which they are also served.
+        rounds: turns of each.
+        threads: number of decoding threads.
+        latency_milliseconds: delay before the server's answer to each request.
+        megabytes_per_second: bandwidth of all connections of the server together.
 
     Raises:
-        ConfigError: the shards are not in a folder, too few, or there are no rounds.
+        ConfigError: the shards are not in a folder, there are too few, or there are no rounds.
         DataError: there are no shards.
     """
     if rounds < 1 or threads < 1:
@@ -112,22 +114,24 @@ def bench_object_store(
         )
     folder = open_store(location).local_path("")
     if folder is None:
-        raise ConfigError(f"{location} is no folder; give shards in one, they are served from there.")
+        raise ConfigError(f"{location} is not a folder; give the folder of a split's shards, which is then served.")
     manifest = load_manifest(location)
     if manifest.num_samples < 4 * BATCH:
-        raise ConfigError(f"{location} has {manifest.num_samples} images; at least {4 * BATCH} are needed.")
+        raise ConfigError(
+            f"{location} has {counted(manifest.num_samples, 'image')}; the benchmark needs {4 * BATCH} or more."
+        )
     found: dict[str, list[Epoch]] = {"folder": [], "object_store": []}
     with (
         tempfile.TemporaryDirectory(prefix="aweigh-bench-") as temporary,
         _served(Path(temporary), folder.resolve(), latency_milliseconds, megabytes_per_second) as endpoint,
     ):
         for turn in range(2 * rounds):
-            # Each way goes first in every other round.
-            way = ("folder", "object_store")[(turn + turn // 2) % 2]
+            # Each of the two goes first in every other round.
+            source = ("folder", "object_store")[(turn + turn // 2) % 2]
             cache = str(Path(temporary) / f"cache-{turn}")
-            place = location if way == "folder" else "s3://bucket/split"
+            place = location if source == "folder" else "s3://bucket/split"
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[way].append(pool.apply(_epoch, (place, endpoint, cache, threads)))
+                found[source].append(pool.apply(_epoch, (place, endpoint, cache, threads)))
             console.progress_line("bench", turn + 1, 2 * rounds, "epochs")
     return ObjectStoreFigures(
         images=manifest.num_samples,
@@ -194,13 +198,13 @@ def _epoch(location: str, endpoint: str, cache: str, threads: int) -> Epoch:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of the loaders that have ended."""
+    """Return the CPU time of this process and of the loaders that have ended."""
     return sum(os.times()[:4])
 
 
 @contextmanager
 def _served(temporary: Path, folder: Path, latency: float, bandwidth: float) -> Iterator[str]:
-    """A server process for a folder of shards, as `s3://bucket/split`; gives its address."""
+    """Serve a folder of shards as `s3://bucket/split` from another process; yields the server's address."""
     (temporary / "served" / "bucket").mkdir(parents=True)
     (temporary / "served" / "bucket" / "split").symlink_to(folder)
     command = [sys.executable, "-m", "pipelines.stand_ins.object_server", str(temporary / "served")]
@@ -211,7 +215,7 @@ def _served(temporary: Path, folder: Path, latency: float, bandwidth: float) -> 
         assert server.stdout is not None
         endpoint = server.stdout.readline().strip()
         if not endpoint:
-            raise DataError("the benchmark's server did not start; see above.")
+            raise DataError("the benchmark's server did not start; its error is printed above.")
         yield endpoint
     finally:
         server.terminate()

@@ -1,4 +1,4 @@
-"""What `aweigh shards plan` takes for a billion samples."""
+"""Time and memory of `aweigh shards plan` for a billion samples."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from data_shards.format.manifest import MANIFEST_NAME, CocoClass, Manifest, Shard, Source
 
 _SHARDS, _SAMPLES = 100_000, 10_000
-# The kernel's ru_maxrss of a new process counts what its parent held when it began; the high-water mark does not.
+# Not ru_maxrss: the kernel starts it at the size of the parent process. VmHWM starts at 0.
 _PROGRAM = """
 import re, sys
 from pipelines.cli import main
@@ -20,7 +20,7 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 
 
 def plan_of_a_billion(folder: Path) -> tuple[float, int]:
-    """Ask for the plan of a generated manifest as a user would: CPU seconds and the most bytes in memory."""
+    """Run the command on a generated manifest as a user would; returns its CPU seconds and its most bytes in memory."""
     location = folder / "billion" / "train"
     location.mkdir(parents=True)
     shards = tuple(

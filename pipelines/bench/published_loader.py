@@ -1,6 +1,6 @@
-"""The published way of reading, written for the benchmark: one image at a time, float32, targets drawn on the CPU.
+"""The authors' way of reading, written for the benchmark: one image at a time, float32, targets drawn on the CPU.
 
-It does what the authors' data set does for every image, step by step, and is handed over by `DataLoader` as theirs is.
+It does what the authors' data set does for every image, step by step, inside a `DataLoader` as theirs is.
 
 Source:
     CenterNet, src/lib/datasets/sample/ctdet.py, src/lib/utils/image.py (colour, lighting, Gaussians).
@@ -42,7 +42,7 @@ class Example:
 
 
 class PublishedDataset(torch.utils.data.Dataset[dict[str, Array]]):
-    """Items as the published training receives them: float image, heatmap, sizes, offsets, indexes and their mask."""
+    """Items as the authors' training receives them: float image, heatmap, sizes, offsets, indexes and their mask."""
 
     def __init__(self, examples: Sequence[Example], classes: int, side: int) -> None:
         self.examples, self.classes, self.side = examples, classes, side
@@ -121,7 +121,8 @@ def _jitter(pixels: Array, random: np.random.Generator) -> None:
     pixels += _LIGHTING_VECTORS @ (_LIGHTING_VALUES * random.normal(0, 0.1, 3).astype(np.float32))
 
 
-def _radius(height: float, width: float, overlap: float = 0.7) -> float:
+def _radius(height: float, width: float) -> float:
+    overlap = 0.7
     solutions = [
         (1.0, height + width, width * height * (1 - overlap) / (1 + overlap)),
         (4.0, 2 * (height + width), (1 - overlap) * width * height),

@@ -1,4 +1,4 @@
-"""How long the authors say their detectors take for an image, on which card, and at which size of the input."""
+"""Published times of detectors for one image, with the GPU and the size of the input."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ class PublishedTime:
     """One row of a publication."""
 
     size: tuple[int, int]
-    """Height and width of the input for the commonest image of COCO, 480 x 640 (KITTI's for 3D)."""
+    """Height and width of the input for the commonest image size of COCO, 480 x 640 (KITTI's for 3D)."""
     milliseconds: float | None
-    """Of an image; None where nobody has published it."""
+    """Time of one image; None if nobody has published it."""
     hardware: str = ""
     remark: str = ""
 
 
 _XP = "Titan Xp"
 _KEPT = (512, 672)
-"""480 x 640 at its own resolution, padded as CenterNet pads: to the next multiple of 32 above."""
+"""480 x 640 at its own resolution, padded as CenterNet pads: to the next larger multiple of 32."""
 _KEPT_128 = (512, 768)
 """The same for Hourglass-104, whose inputs are multiples of 128."""
 _SHORT_800 = (800, 1088)

@@ -1,4 +1,4 @@
-"""`aweigh bench train` and `bench checkpoint`: where a step's time goes, and what a checkpoint holds up."""
+"""`aweigh bench train` and `bench checkpoint`: the time of each phase of a step, and the delay by a checkpoint."""
 
 import json
 import tempfile
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.workers import run_workers
+from data_shards.counting import counted
 from pipelines import console
 from pipelines.bench.measuring import STEPS_BESIDE_WRITING, MeasuredJob, measure_worker
 from pipelines.errors import ConfigError
@@ -20,15 +21,15 @@ def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:
     """Train a few steps through Ray and DeepSpeed as `aweigh train` does, and print rank 0's share of each phase.
 
     Args:
-        recipe: what to train; nothing of it is kept.
-        steps: optimizer steps, of which the first three warm up.
+        recipe: the training, of which nothing is kept.
+        steps: optimizer steps; the first three are for warm-up.
         as_json: print the figures as one JSON object.
 
     Raises:
         ConfigError: there are no steps to measure.
     """
     if steps < 4:
-        raise ConfigError(f"--steps is {steps}; at least 4 are needed, 3 of them to warm up.")
+        raise ConfigError(f"--steps is {steps}; at least 4 are needed, the first 3 of them for warm-up.")
     measured = _measured(recipe, steps)
     if as_json:
         print(json.dumps(measured))
@@ -37,7 +38,7 @@ def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:
     print(
         f"{measured['images'] / seconds:.1f} images/s over all workers, {measured['device']}, {measured['precision']}"
     )
-    print(f"{1000 * seconds / measured['steps']:.0f} ms per step of {recipe.batch.global_size} images; of rank 0:")
+    print(f"{1000 * seconds / measured['steps']:.0f} ms per step of {recipe.batch.global_size} images; on rank 0:")
     for name in PHASES:
         print(f"  {name:<10}{100 * phases[name] / seconds:5.1f} %  {1000 * phases[name] / measured['steps']:8.1f} ms")
     other = seconds - sum(phases.values())
@@ -46,18 +47,18 @@ def bench_train(recipe: Recipe, steps: int, as_json: bool) -> None:
 
 
 def bench_checkpoint(recipe: Recipe, checkpoints: int, as_json: bool) -> None:
-    """Train a few steps with and without a checkpoint on its way, and print what one costs.
+    """Train a few steps, with and without a checkpoint being written, and print the cost of one.
 
     Args:
-        recipe: what to train; nothing of it is kept.
-        checkpoints: how many to take.
+        recipe: the training, of which nothing is kept.
+        checkpoints: number of checkpoints.
         as_json: print the figures as one JSON object.
 
     Raises:
         ConfigError: there is nothing to measure.
     """
     if checkpoints < 1:
-        raise ConfigError(f"--checkpoints is {checkpoints}; at least 1 is needed.")
+        raise ConfigError(f"--checkpoints is {checkpoints}; it must be 1 or more.")
     measured = _measured(recipe, 13, checkpoints)
     step = measured["seconds"] / measured["steps"]
     taken = measured["checkpoints"]
@@ -75,20 +76,20 @@ def bench_checkpoint(recipe: Recipe, checkpoints: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures))
         return
-    print(f"{1000 * step:8.1f} ms a step")
-    print(f"{1000 * copy:8.1f} ms training waits while the state is copied, mean of {len(taken)}")
-    print(f"{1000 * slowdown:8.1f} ms the {STEPS_BESIDE_WRITING} steps beside the writing take longer")
+    print(f"{1000 * step:8.1f} ms per step")
+    print(f"{1000 * copy:8.1f} ms of waiting while the state is copied, mean of {counted(len(taken), 'checkpoint')}")
+    print(f"{1000 * slowdown:8.1f} ms more for the {STEPS_BESIDE_WRITING} steps while it is written")
     print(f"{1000 * figures['write_seconds']:8.1f} ms until it is written, flushed, compared and current")
-    print(f"{100 * figures['stall_fraction']:8.3f} % of the {interval / 60:g} minutes between checkpoints")
+    print(f"{100 * figures['stall_fraction']:8.3f} % of the {interval / 60:g} minutes between checkpoints are lost")
 
 
 def _measured(recipe: Recipe, steps: int, checkpoints: int = 0) -> dict[str, Any]:
-    # A step takes as long from any weights.
+    # The weights do not change a step's time, so do not fetch any.
     recipe = absolute(replace(recipe, detector=replace(recipe.detector, weights=None)))
     check(recipe)
     console.say("bench", f"{recipe.recipe}, {recipe.detector.name} at {list(recipe.data.input_size)}, {steps} steps")
-    console.say("batch", f"{recipe.batch.global_size} over {recipe.cluster.workers} workers")
-    # Below the runs, which every node sees.
+    console.say("batch", f"{recipe.batch.global_size} over {recipe.cluster.workers_in_words}")
+    # In the folder of the runs, which every node can reach.
     Path(recipe.run.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=recipe.run.folder) as folder:
         run_workers(

@@ -1,4 +1,4 @@
-"""The `webdataset` library on the same shards, as its documentation has it used, with the same decoding as ours."""
+"""The `webdataset` library on the same shards, used as its documentation shows, with the same decoding as ours."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _SHUFFLED = 200
 def webdataset_loader(
     urls: Sequence[str], side: int, batch_size: int
 ) -> "torch.utils.data.DataLoader[tuple[torch.Tensor, ...]]":
-    """Batches of one pass over the shards, by two processes that stay for the next pass."""
+    """Return a loader of one pass over the shards, with two processes that stay for the next pass."""
     dataset = (
         webdataset.WebDataset(list(urls), shardshuffle=False, empty_check=False)
         .shuffle(_SHUFFLED)

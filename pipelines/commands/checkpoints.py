@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoints.checkpoint import SEAL, CheckpointFolder, HarmedCheckpointError, open_checkpoint
+from cluster.checkpoints.checkpoint import SEAL, CheckpointFolder, DamagedCheckpointError, open_checkpoint
 from cluster.checkpoints.remote import RemoteCheckpoints
 from data_shards.counting import counted
 from data_shards.errors import DataError
@@ -62,7 +62,7 @@ def verify_checkpoints(place: str, *, as_json: bool) -> bool:
         try:
             found.verify(name)
             results[name] = "whole"
-        except (HarmedCheckpointError, DataError) as error:
+        except (DamagedCheckpointError, DataError) as error:
             results[name] = str(error)
         if not as_json:
             print(f"{name}  {results[name]}")

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut off, harmed, or find no room."""
+"""Checkpoints that are cut off or damaged, or for which the disk is full."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from pipelines.drill.faults import fault
+from pipelines.drill.fault import fault
 from pipelines.drill.runs import Course, DrillError, running
 from pipelines.stand_ins.s3_proxy import faulty_store
 
@@ -15,7 +15,7 @@ _BUCKET = "drill"
 
 @fault("kill-in-checkpoint-write", "kill -9 of rank 0 between the first and the last byte of a checkpoint")
 def kill_in_write(course: Course, name: str) -> None:
-    """The half-written one is an orphan; the one before is taken."""
+    """Resume from the checkpoint before; the half-written one is an orphan."""
     with running(course.start(name)) as attempt:
         attempt.wait_for_step(course.steps // 2)
         _kill_while(attempt.kill_worker, attempt.folder / "checkpoints")
@@ -31,13 +31,14 @@ def _kill_while(kill_worker: object, checkpoints: Path) -> None:
             if partial.exists():
                 return
             raise DrillError("the checkpoint was complete before the kill arrived; try again")
+        # The write of a small checkpoint takes milliseconds, and the kill has to fall into it.
         time.sleep(0.0005)
     raise DrillError("no checkpoint was written within 300 s")
 
 
 @fault("kill-in-checkpoint-upload", "kill -9 during an upload to S3, and the machine's own copies lost with it")
 def kill_in_upload(course: Course, name: str) -> None:
-    """What has no seal in the bucket is not taken; the one before comes back from there."""
+    """Resume from the last sealed checkpoint in the bucket; an upload without a seal is ignored."""
     with faulty_store(_BUCKET) as store:
         flags = ("--checkpoint.location", f"s3://{_BUCKET}/runs")
         seen: set[str] = set()
@@ -54,34 +55,36 @@ def kill_in_upload(course: Course, name: str) -> None:
                 raise DrillError("no third checkpoint was uploaded within 600 s")
             attempt.kill_driver()
         store.rule = lambda method, path, number: "pass"
-        kept = course.folder / name / "checkpoints"
-        shutil.rmtree(kept)
+        # As on a machine that is replaced: only the bucket has checkpoints now.
+        shutil.rmtree(course.folder / name / "checkpoints")
         with running(course.start(name, *flags, **store.environment)) as attempt:
             attempt.finish_resumed()
 
 
-@fault("checkpoint-truncated", "the newest checkpoint lost its last bytes while nothing ran")
+@fault("checkpoint-truncated", "the newest checkpoint loses its last bytes between two attempts")
 def truncated(course: Course, name: str) -> None:
-    """It is passed over with a warning, and the one before is taken."""
+    """Warn about it, and resume from the checkpoint before."""
     with running(course.start(name)) as attempt:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.kill_driver()
     newest = sorted((course.folder / name / "checkpoints").glob("step-*"))[-1] / "optimizer.safetensors"
     os.truncate(newest, newest.stat().st_size - 7)
     with running(course.start(name)) as attempt:
-        attempt.wait_for(r"^warning +passed over: .*optimizer\.safetensors")
+        attempt.wait_for(r"^warning +skipped: .*optimizer\.safetensors")
         attempt.finish_resumed()
 
 
 @fault(
-    "checkpoint-disk-full", "no room for checkpoints: training says so and ends; there is room, the same command again"
+    "checkpoint-disk-full",
+    "the disk is too full for a checkpoint and training ends; space is made, the same command again",
 )
 def disk_full(course: Course, name: str) -> None:
-    """A file system of its own, of one and a half checkpoints; needs the right to mount one."""
+    """Keep checkpoints on a small file system made for this; mounting it takes root."""
     whole = sorted((course.folder / "whole" / "checkpoints").glob("step-*"))[-1]
     size = sum(path.stat().st_size for path in whole.iterdir())
     place = course.folder / f"{name}-disk"
     place.mkdir(exist_ok=True)
+    # Two checkpoints fit and the third, written while both are kept, does not.
     _run("mount", "-t", "tmpfs", "-o", f"size={int(2.6 * size)}", "drill", str(place))
     try:
         flags = ("--checkpoint.location", str(place))
@@ -91,6 +94,7 @@ def disk_full(course: Course, name: str) -> None:
         _run("mount", "-o", f"remount,size={100 * size}", str(place))
         with running(course.start(name, *flags)) as attempt:
             attempt.finish_resumed()
+        # The comparison reads the checkpoints after the file system is gone.
         link = course.folder / name / "checkpoints"
         kept = link.resolve()
         link.unlink()
@@ -103,4 +107,4 @@ def disk_full(course: Course, name: str) -> None:
 def _run(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DrillError(f"{' '.join(words[:4])} is not possible here ({done.stderr.strip()}); run it as root")
+        raise DrillError(f"`{' '.join(words[:4])}` failed ({done.stderr.strip()}); run the drill as root")

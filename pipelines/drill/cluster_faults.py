@@ -1,19 +1,19 @@
-"""Nodes that are lost, warned or replaced, and a job that loses its supervisor: on raylets of our own, here."""
+"""Nodes that are lost, warned or replaced, and a job that loses its supervisor: on several raylets of this machine."""
 
 import re
 from contextlib import AbstractContextManager
 
-from cluster.fake_cluster import Rehearsal, rehearsal
-from pipelines.drill.faults import fault
+from cluster.fake_cluster import FakeCluster, fake_cluster
+from pipelines.drill.fault import fault
 from pipelines.drill.runs import PATIENCE, Attempt, Course, DrillError, running
 
-# An elastic group does not wait for a node that is gone.
+# An elastic group continues with fewer workers once this has passed, instead of waiting for the lost node.
 _ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60"}
 
 
 @fault("raylet-kill", "kill -9 of a node's raylet with its worker, and another node in its place")
 def raylet_kill(course: Course, name: str) -> None:
-    """Two nodes of one worker each; Ray waits for the new one."""
+    """Run on two nodes of one worker each; Ray waits for the replacement."""
     with _nodes(course) as cluster, running(course.start(name, **cluster.environment)) as attempt:
         attempt.wait_for_step(course.steps // 2 + 1)
         cluster.kill_node(1)
@@ -21,9 +21,9 @@ def raylet_kill(course: Course, name: str) -> None:
         attempt.finish_resumed()
 
 
-@fault("preemption", "notice that a node goes away; it is killed later, and another one is in its place")
+@fault("preemption", "notice that a node will be taken away; it is killed later, and another one replaces it")
 def preemption(course: Course, name: str) -> None:
-    """All ranks save at one step and train on until the node is gone; the rest is trained on the other one."""
+    """Save on all ranks at one step, train on until the node is gone, then resume on the replacement."""
     with _nodes(course) as cluster, running(course.start(name, **cluster.environment)) as attempt:
         attempt.wait_for_step(max(1, course.steps // 8))
         cluster.drain_node(1, seconds=120)
@@ -34,15 +34,17 @@ def preemption(course: Course, name: str) -> None:
         resumed = _step_of(attempt, r"^resumed .* at step ([\d,]+)")
         attempt.finish()
     if not (attempt.folder / "checkpoints" / f"step-{step:08d}").exists():
-        raise DrillError(f"no checkpoint of step {step} was written at the notice")
+        raise DrillError(f"the notice at step {step} was followed by no checkpoint of that step")
     if resumed < step:
-        raise DrillError(f"training went on from step {resumed}, before the checkpoint of the notice at step {step}")
+        raise DrillError(
+            f"training resumed at step {resumed}, before the checkpoint that the notice led to at step {step}"
+        )
 
 
-@fault("supervisor-kill", "kill -9 of the supervisor of a submitted job on the head; it is submitted again")
+@fault("supervisor-kill", "kill -9 of a submitted job's supervisor on the head; the run is submitted again")
 def supervisor_kill(course: Course, name: str) -> None:
-    """Ray ends the job with its supervisor; the next job of the run resumes."""
-    with rehearsal(1, 2, {**PATIENCE, **course.environment}, dashboard=True) as cluster:
+    """Lose the job, which Ray ends with its supervisor; the next job of the run resumes."""
+    with fake_cluster(1, 2, {**PATIENCE, **course.environment}, dashboard=True) as cluster:
         with running(course.submit(name, cluster)) as attempt:
             attempt.wait_for_step(course.steps // 2 + 1)
             cluster.kill_process("JobSupervisor")
@@ -51,12 +53,12 @@ def supervisor_kill(course: Course, name: str) -> None:
             attempt.finish_resumed()
 
 
-@fault("two-nodes", "submitted to two nodes, of which one is killed: on with the other", rounding=True)
+@fault("two-nodes", "submitted to two nodes, one of which is killed; training continues on the other", rounding=True)
 def two_nodes(course: Course, name: str) -> None:
-    """An elastic run of one or two workers, from `aweigh submit` to its AP in MLflow."""
+    """Follow an elastic run of 1 to 2 workers from `aweigh submit` to its AP in MLflow."""
     environment = {**PATIENCE, **_ELASTIC, **course.environment}
     with (
-        rehearsal(2, 1, environment, dashboard=True) as cluster,
+        fake_cluster(2, 1, environment, dashboard=True) as cluster,
         running(course.submit(name, cluster, "--cluster.workers", "1:2", **_ELASTIC)) as attempt,
     ):
         attempt.wait_for("^start .* 2 workers")
@@ -66,9 +68,9 @@ def two_nodes(course: Course, name: str) -> None:
         attempt.finish()
 
 
-def _nodes(course: Course) -> AbstractContextManager[Rehearsal]:
-    """Two nodes of one CPU each, beside a head for the driver."""
-    return rehearsal(2, 1, {**PATIENCE, **course.environment})
+def _nodes(course: Course) -> AbstractContextManager[FakeCluster]:
+    """Start two nodes of one CPU each, and a head for the driver."""
+    return fake_cluster(2, 1, {**PATIENCE, **course.environment})
 
 
 def _step_of(attempt: Attempt, pattern: str) -> int:

@@ -1,4 +1,4 @@
-"""`aweigh drill`: train once undisturbed and once under each fault, and say what differs."""
+"""`aweigh drill`: train once undisturbed and once under each fault, and report every difference."""
 
 import json
 import time
@@ -8,7 +8,8 @@ from typing import Any
 
 from data_shards.order.plan import Plan
 from pipelines import console, recipes
-from pipelines.drill.faults import Fault, faults
+from pipelines.drill.fault import Fault
+from pipelines.drill.faults import FAULTS
 from pipelines.drill.runs import Course, DrillError, running
 from pipelines.drill.verdict import Verdict, compare_runs
 from pipelines.errors import ConfigError
@@ -17,21 +18,20 @@ from pipelines.training.checks import check
 
 
 def run_drill(recipe_name: str, flags: Sequence[str], names: Sequence[str], folder: Path, *, as_json: bool) -> bool:
-    """Go through faults one after the other; gives whether none of them left a trace.
+    """Drill one fault after the other; returns True if none of them left a trace.
 
     Args:
         recipe_name: a recipe's name or file.
-        flags: that make it short; what the drill needs is set over them.
-        names: of faults; empty for all.
-        folder: where the runs go; a whole run that lies there is used again.
+        flags: flags that make it short; the drill's own settings override them.
+        names: the faults; empty for all.
+        folder: folder of the runs; an undisturbed run that is already there is reused.
         as_json: print one JSON object.
 
     Raises:
         ConfigError: a fault is not known, or the recipe cannot be drilled.
     """
-    known = faults()
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"unknown fault {unknown[0]!r}; known are {', '.join(known)}.")
+    if unknown := [name for name in names if name not in FAULTS]:
+        raise ConfigError(f"unknown fault {unknown[0]!r}; choose from {', '.join(FAULTS)}.")
     course, plan = _course(recipe_name, flags, folder)
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
@@ -40,10 +40,10 @@ def run_drill(recipe_name: str, flags: Sequence[str], names: Sequence[str], fold
         with running(course.start("whole")) as attempt:
             attempt.finish()
     console.say("drill", f"the undisturbed run is in {folder / 'whole'}, {console.duration(time.monotonic() - began)}")
-    for name in names or known:
+    for name in names or FAULTS:
         began = time.monotonic()
-        console.say("drill", f"{name}: {known[name].meaning}")
-        verdict = _one(known[name], course, plan)
+        console.say("drill", f"{name}: {FAULTS[name].meaning}")
+        verdict = _one(FAULTS[name], course, plan)
         seconds = time.monotonic() - began
         rows.append(
             {
@@ -89,13 +89,14 @@ def _course(recipe_name: str, flags: Sequence[str], folder: Path) -> tuple[Cours
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     given = [*flags, *_needed(size // workers)]
+    # Absolute paths: a submitted attempt starts in another folder.
     shards = {"train": recipe.data.train, "validation": recipe.data.validation}
     paths = [f"--data.{split}={place}" for split, place in shards.items() if place]
     return Course(recipe_name, (*given, *paths), folder, steps, shards), plan
 
 
 def _needed(microbatch: int) -> list[str]:
-    """What a drill sets: every checkpoint kept, every step told, and microbatches that fit 1, 2 and 4 workers alike."""
+    """Return the drill's own flags: keep all checkpoints, log all steps, one microbatch size for 1, 2 and 4 workers."""
     return [
         *("--cluster.workers", "2", "--batch.microbatch_limit", str(microbatch), "--tracking.ledger", "true"),
         *("--tracking.every_steps", "1", "--checkpoint.keep", "1000", "--checkpoint.every_minutes", "0"),

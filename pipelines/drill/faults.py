@@ -1,51 +1,31 @@
-"""What can happen to a training: every fault by name, with what it promises."""
+"""Every fault of the drill, in the order in which `make drill` goes through them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from pipelines.drill.runs import Course
+from pipelines.drill import checkpoint_faults, cluster_faults, process_faults, service_faults, world_faults
+from pipelines.drill.fault import Fault
 
+_ALL = (
+    checkpoint_faults.kill_in_write,
+    checkpoint_faults.kill_in_upload,
+    checkpoint_faults.truncated,
+    checkpoint_faults.disk_full,
+    cluster_faults.raylet_kill,
+    cluster_faults.preemption,
+    cluster_faults.supervisor_kill,
+    cluster_faults.two_nodes,
+    process_faults.worker_kill,
+    process_faults.worker_hang,
+    process_faults.driver_kill,
+    process_faults.sigterm,
+    service_faults.store_503,
+    service_faults.cached_shard,
+    service_faults.mlflow_down,
+    world_faults.more_workers,
+    world_faults.fewer_workers,
+    world_faults.zero_stage,
+)
 
-@dataclass(frozen=True)
-class Fault:
-    """One thing that goes wrong.
-
-    Args:
-        name: as `--fault` takes it.
-        meaning: one line.
-        happen: trains under the fault to the end, in the run of the given name.
-        rounding: the result is the same to float rounding; else bit for bit.
-    """
-
-    name: str
-    meaning: str
-    happen: Callable[[Course, str], None]
-    rounding: bool = False
-
-
-_FAULTS: dict[str, Fault] = {}
-
-
-def fault(
-    name: str, meaning: str, *, rounding: bool = False
-) -> Callable[[Callable[[Course, str], None]], Callable[[Course, str], None]]:
-    """Register what happens under a name."""
-
-    def register(happen: Callable[[Course, str], None]) -> Callable[[Course, str], None]:
-        _FAULTS[name] = Fault(name, meaning, happen, rounding)
-        return happen
-
-    return register
-
-
-def faults() -> dict[str, Fault]:
-    """Every fault by name, in the order in which `make drill` goes through them."""
-    from pipelines.drill import (  # noqa: F401
-        checkpoint_faults,
-        cluster_faults,
-        process_faults,
-        service_faults,
-        world_faults,
-    )
-
-    return dict(_FAULTS)
+FAULTS: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in _ALL})
+"""Faults by name."""

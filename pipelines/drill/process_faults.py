@@ -1,17 +1,17 @@
-"""Processes that are killed or told to stop."""
+"""Processes that are killed, frozen or asked to stop."""
 
 import signal
 import time
 
 from cluster.heartbeat import read_standing
 from pipelines import console
-from pipelines.drill.faults import fault
+from pipelines.drill.fault import fault
 from pipelines.drill.runs import Course, running
 
 
 @fault("worker-kill", "kill -9 of a worker; Ray replaces it")
 def worker_kill(course: Course, name: str) -> None:
-    """The group starts again from the newest checkpoint."""
+    """Restart the group from the newest checkpoint, and print how long each part of the recovery took."""
     with running(course.start(name)) as attempt:
         attempt.wait_for_step(course.steps // 2 + 1)
         killed = time.time()
@@ -29,9 +29,9 @@ def worker_kill(course: Course, name: str) -> None:
     )
 
 
-@fault("worker-hang", "a worker freezes (SIGSTOP); it is named after 60 s and all start again")
+@fault("worker-hang", "a worker freezes (SIGSTOP); it is named after 60 s and all workers restart")
 def worker_hang(course: Course, name: str) -> None:
-    """The others wait for it inside a collective; the one that has begun the fewest phases is the culprit."""
+    """Name the frozen worker, which began the fewest phases; the others wait for it inside a collective."""
     with running(course.start(name, "--cluster.hang_seconds", "60")) as attempt:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.workers()[-1].suspend()
@@ -41,7 +41,7 @@ def worker_hang(course: Course, name: str) -> None:
 
 @fault("driver-kill", "kill -9 of the command; the same command again")
 def driver_kill(course: Course, name: str) -> None:
-    """Ray and its workers go down with their driver; nothing of them is left."""
+    """Lose Ray and all workers with their driver; no process may be left."""
     with running(course.start(name)) as attempt:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.kill_driver()
@@ -51,7 +51,7 @@ def driver_kill(course: Course, name: str) -> None:
 
 @fault("sigterm", "SIGTERM of the command, as `ray job stop` and Kubernetes do; the same command again")
 def sigterm(course: Course, name: str) -> None:
-    """A checkpoint is written first, so nothing is trained again."""
+    """Write a checkpoint before the end, so that no step is repeated."""
     with running(course.start(name)) as attempt:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.terminate()

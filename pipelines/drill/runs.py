@@ -1,4 +1,4 @@
-"""Trainings as processes of their own, followed line by line and ended as a bad day ends them."""
+"""Trainings in processes of their own, followed line by line and killed as real failures kill them."""
 
 import os
 import re
@@ -14,12 +14,14 @@ from pathlib import Path
 
 import psutil
 
-from cluster.fake_cluster import Rehearsal
+from cluster.fake_cluster import FakeCluster
+from cluster.heartbeat import read_standing
 from pipelines.errors import ConfigError
 
 _SECONDS = 1200.0
 _ROOT = Path(__file__).resolve().parents[2]
-# A machine that is busy with drills may take minutes where Ray allows one; a failure is noticed at once all the same.
+# A machine that is busy with drills may take minutes where Ray allows one. The short interval of the health check
+# keeps detection fast all the same.
 PATIENCE = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_raylet_start_wait_time_s": "300",
@@ -28,20 +30,20 @@ PATIENCE = {
 
 
 class DrillError(ConfigError):
-    """The drill itself could not be carried out; nothing is said about training."""
+    """The drill itself could not be carried out; training may still be correct."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """What every run of a drill trains.
+    """The training that every run of a drill does.
 
     Args:
         recipe: name or file.
         flags: of the recipe, the drill's own included.
-        folder: of all runs of this drill.
-        steps: of the whole training.
-        shards: where "train" and "validation" lie; empty for none.
-        environment: of every command.
+        folder: folder of all runs of this drill.
+        steps: steps of the whole training.
+        shards: locations of "train" and "validation"; empty for none.
+        environment: environment variables of every command.
     """
 
     recipe: str
@@ -52,12 +54,12 @@ class Course:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, name: str, *flags: str, **environment: str) -> "Attempt":
-        """Start `aweigh train` on it; later flags win."""
+        """Start `aweigh train`; later flags win."""
         words = ("train", *self._words(name, flags))
         return Attempt(words, self.folder / name, {**self.environment, **environment})
 
-    def submit(self, name: str, cluster: Rehearsal, *flags: str, **environment: str) -> "Attempt":
-        """Submit it to a cluster with a job server, from an empty folder as from somebody's desk."""
+    def submit(self, name: str, cluster: FakeCluster, *flags: str, **environment: str) -> "Attempt":
+        """Submit the training to a cluster's job server, from an empty folder as a user's own machine would."""
         desk = self.folder / "desk"
         desk.mkdir(exist_ok=True)
         words = ("submit", *self._words(name, flags), "--address", cluster.dashboard)
@@ -70,7 +72,7 @@ class Course:
 
 
 class Attempt:
-    """One `aweigh train` or `aweigh submit` that is under way."""
+    """One `aweigh train` or `aweigh submit` that is running."""
 
     def __init__(
         self, words: Sequence[str], folder: Path, environment: Mapping[str, str], directory: Path | None = None
@@ -78,10 +80,10 @@ class Attempt:
         self.folder = folder
         self.lines: list[str] = []
         self.times: list[float] = []
-        """Unix time at which each line came."""
+        """Unix time at which each line arrived."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines", *words],
-            # What a submitted job says comes on stdout.
+            # A submitted job's lines arrive on stdout, those of `aweigh train` on stderr.
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -94,7 +96,7 @@ class Attempt:
         self._reader.start()
 
     def wait_for(self, pattern: str) -> str:
-        """Wait for a line that matches."""
+        """Wait for a line that matches, and return it."""
         seen = 0
         with self._news:
             deadline = time.monotonic() + _SECONDS
@@ -109,7 +111,7 @@ class Attempt:
                     )
 
     def wait_for_step(self, step: int) -> int:
-        """Wait until a step is recorded that is not before `step`; gives the one it was."""
+        """Wait until `step` or a later step is logged; returns the step that was."""
         seen = 0
         with self._news:
             deadline = time.monotonic() + _SECONDS
@@ -125,12 +127,12 @@ class Attempt:
                     )
 
     def first_time(self, pattern: str, after: float) -> float:
-        """When the first line that matches came, of those after a time; that time itself where none did."""
+        """Return the time of the first matching line after a time, or that time itself if there is none."""
         pairs = zip(self.times, self.lines, strict=False)
         return next((at for at, line in pairs if at > after and re.search(pattern, line)), after)
 
     def finish(self, status: int = 0) -> None:
-        """Wait for the end; the exit status has to be `status`."""
+        """Wait for the end and check the exit status."""
         try:
             found = self.process.wait(_SECONDS)
         except subprocess.TimeoutExpired:
@@ -141,28 +143,28 @@ class Attempt:
             raise DrillError(f"the training ended with status {found}, not {status}: {' | '.join(self.lines[-3:])}")
 
     def finish_resumed(self) -> None:
-        """Wait until it says that it resumes, and for its end."""
+        """Wait for the line that says it resumes, then for its end."""
         self.wait_for(r"^resumed ")
         self.finish()
 
     def workers(self) -> list[psutil.Process]:
-        """The training workers below this command, rank 0 first."""
+        """Find the training workers that this command started, rank 0 first."""
         found = [one for one in self._descendants() if "RayTrainWorker" in " ".join(_command_line(one))]
         first = self._process_of_rank(0)
         return sorted(found, key=lambda one: one.pid != first)
 
     def kill_worker(self, rank: int = -1) -> None:
-        """kill -9 of a worker; of the last one unless a rank is given."""
+        """Kill a worker with SIGKILL; the last one unless a rank is given."""
         if rank >= 0:
             psutil.Process(self._process_of_rank(rank)).kill()
             return
         workers = self.workers()
         if not workers:
-            raise DrillError("no worker was found to be killed")
+            raise DrillError("there was no worker to kill")
         workers[-1].kill()
 
     def kill_driver(self) -> None:
-        """kill -9 of the command itself, and wait until what it started is gone."""
+        """Kill the command itself with SIGKILL, and wait until all that it started is gone."""
         started = self._descendants()
         agents = [one for one in started if "Agent" in " ".join(_command_line(one))]
         self.process.kill()
@@ -176,17 +178,15 @@ class Attempt:
             raise DrillError(f"a killed driver left {len(left)} processes running, {_command_line(left[0])}")
 
     def terminate(self) -> None:
-        """SIGTERM, as `ray job stop` and Kubernetes send it."""
+        """Send SIGTERM, as `ray job stop` and Kubernetes do."""
         self.process.send_signal(signal.SIGTERM)
 
     def abandon(self) -> None:
-        """End what is left of it, whatever happened."""
+        """Kill the command if it still runs."""
         if self.process.poll() is None:
             self.kill_driver()
 
     def _process_of_rank(self, rank: int) -> int:
-        from cluster.heartbeat import read_standing
-
         standing = read_standing(self.folder, rank)
         return standing.process if standing else -1
 
@@ -210,7 +210,7 @@ class Attempt:
 
 @contextmanager
 def running(attempt: Attempt) -> Iterator[Attempt]:
-    """Leave nothing of an attempt behind."""
+    """Yield the attempt, and leave no process of it behind."""
     try:
         yield attempt
     finally:

@@ -1,4 +1,4 @@
-"""Storage and tracking that fail beside the training."""
+"""Failures of storage and of MLflow during a training."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.fake_cluster import free_port
 from data_shards.storage.open import open_store
 from pipelines import tracking
-from pipelines.drill.faults import fault
+from pipelines.drill.fault import fault
 from pipelines.drill.runs import Course, DrillError, running
 from pipelines.stand_ins.s3_proxy import FaultyStore, faulty_store
 
@@ -21,7 +21,7 @@ _BUCKET = "drill"
 
 @fault("store-503", "the store answers 503 to every third request and drops every fifth connection")
 def store_503(course: Course, name: str) -> None:
-    """Requests are tried again; training does not notice."""
+    """Retry the requests; training does not notice."""
     with faulty_store(_BUCKET) as store:
         flags = _upload(course, store)
 
@@ -33,12 +33,12 @@ def store_503(course: Course, name: str) -> None:
         with running(course.start(name, *flags, **environment)) as attempt:
             attempt.finish()
         if not store.refused:
-            raise DrillError("no request was refused: nothing was drilled")
+            raise DrillError("the store refused no request, so nothing was drilled")
 
 
 @fault("cached-shard-corrupted", "a byte of a cached shard flips between two attempts")
 def cached_shard(course: Course, name: str) -> None:
-    """Its sha256 says so, and it is fetched again."""
+    """Detect the change by its sha256, and fetch the shard again."""
     with faulty_store(_BUCKET) as store:
         flags = _upload(course, store)
         cache = course.folder / f"{name}-cache"
@@ -54,12 +54,12 @@ def cached_shard(course: Course, name: str) -> None:
             attempt.finish_resumed()
         for shard in cache.rglob("*.tar"):  # each is named by the sha256 it should have
             if hashlib.sha256(shard.read_bytes()).hexdigest() != shard.stem:
-                raise DrillError(f"{shard} is still corrupted: training did not read it, or did not look at it")
+                raise DrillError(f"{shard} is still corrupted: training did not read it, or did not verify it")
 
 
 @fault("mlflow-down", "the MLflow server is killed during training and started again after its end")
 def mlflow_down(course: Course, name: str) -> None:
-    """Points wait on disk; `aweigh tracking flush` delivers each once."""
+    """Keep the metrics on disk; `aweigh tracking flush` then delivers each once."""
     database = course.folder / f"{name}-server.db"
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -83,11 +83,11 @@ def mlflow_down(course: Course, name: str) -> None:
         record = tracking.RunRecord.load(course.folder / name / "tracking")
         steps = tracking.logged_steps(uri, record.experiment_id, name, "train/loss")
         if [sorted(found) for found in steps.values()] != [list(range(1, course.steps + 1))]:
-            raise DrillError(f"MLflow has other steps than were trained: {steps}")
+            raise DrillError(f"MLflow's steps are not the {course.steps} that were trained: {steps}")
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    # From here on the comparison reads the database itself.
+    # The server is gone, so the comparison reads its database.
     record.uri = f"sqlite:///{database}"
     record.save(course.folder / name / "tracking")
 
@@ -115,7 +115,8 @@ def _mlflow(database: Path, port: int) -> "subprocess.Popen[bytes]":
 
 
 def _upload(course: Course, store: FaultyStore) -> tuple[str, ...]:
-    """Copy the course's shards into the bucket, untroubled; gives the flags that train on them."""
+    """Copy the course's shards into the bucket; returns the flags that train on them."""
+    # The store's rule still passes every request; this process reaches it through the same variables as a training.
     before = {key: os.environ.get(key) for key in store.environment}
     os.environ.update(store.environment)
     flags: list[str] = []

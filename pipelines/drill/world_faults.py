@@ -1,6 +1,6 @@
-"""Attempts on another number of workers, or at another ZeRO stage."""
+"""Resuming on another number of workers, or at another ZeRO stage."""
 
-from pipelines.drill.faults import fault
+from pipelines.drill.fault import fault
 from pipelines.drill.runs import Course, running
 
 
@@ -13,19 +13,19 @@ def _then(course: Course, name: str, *flags: str) -> None:
         attempt.finish_resumed()
 
 
-@fault("more-workers", "go on with twice the workers: same samples, same weights to rounding", rounding=True)
+@fault("more-workers", "resume with twice the workers: same samples, same weights to rounding", rounding=True)
 def more_workers(course: Course, name: str) -> None:
-    """Each takes half as many microbatches."""
+    """Give each worker half as many microbatches."""
     _then(course, name, "--cluster.workers", "4")
 
 
-@fault("fewer-workers", "go on with one worker: same samples, same weights to rounding", rounding=True)
+@fault("fewer-workers", "resume with one worker: same samples, same weights to rounding", rounding=True)
 def fewer_workers(course: Course, name: str) -> None:
-    """It takes all microbatches one after the other."""
+    """Give the one worker all microbatches, one after the other."""
     _then(course, name, "--cluster.workers", "1")
 
 
-@fault("zero-stage", "go on at another ZeRO stage: same samples, same weights to rounding", rounding=True)
+@fault("zero-stage", "resume at another ZeRO stage: same samples, same weights to rounding", rounding=True)
 def zero_stage(course: Course, name: str) -> None:
-    """From stage 1 to stage 2, whose sums come in another order."""
+    """Change from stage 1 to stage 2, which adds gradients in another order."""
     _then(course, name, "--engine.zero_stage", "2")

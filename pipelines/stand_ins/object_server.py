@@ -1,8 +1,8 @@
-"""An S3-like server to measure and test against: true ranges and ETags, with latency, bandwidth and faults to order.
+"""An S3-like server to measure and test against: real ranges and ETags, with latency, bandwidth and faults on request.
 
 It answers GET, HEAD and `If-Match` on loopback and checks no signatures. Tests run it in their own process, where they
 can order faults and read the log. A benchmark runs `python -m pipelines.stand_ins.object_server FOLDER`, so that the
-server's work is not done under the interpreter lock of the reader that is measured.
+server does not compete with the measured reader for the interpreter lock.
 """
 
 import argparse
@@ -29,14 +29,14 @@ FaultKind = Literal["slow_down", "reset", "short", "flip", "silence", "forbidden
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one GET."""
+    """A fault in the answer to one GET."""
 
     kind: FaultKind
-    """slow_down: 503. reset, short, silence: the body ends after so many bytes with a reset, a clean end, nothing.
-    flip: one byte is another one. forbidden, missing: 403, 404. replace: a reset, then the object is another one."""
+    """slow_down: 503. reset, short, silence: the body ends early with a reset, a clean end, or without any end.
+    flip: one byte is changed. forbidden, missing: 403, 404. replace: a reset, and from then on another object."""
 
     after: int = 0
-    """Bytes of the body that arrive before; for flip, which byte."""
+    """Bytes of the body that arrive before the fault; for flip, the index of the byte."""
 
     replacement: bytes = b""
     """The object's bytes from then on, for replace."""
@@ -55,14 +55,13 @@ class Request:
 
 
 class ObjectServer:
-    """A server on a free port of 127.0.0.1, for the length of a `with`.
+    """A server on 127.0.0.1 that runs while a `with` block does.
 
     Args:
-        folder: its files are the objects: `FOLDER/bucket/key`; None begins with none.
+        folder: folder whose files are the objects, as `FOLDER/bucket/key`; None for none.
         latency: seconds before each answer.
         bandwidth: bytes a second over all connections; 0 for no limit.
-        connection_bandwidth: bytes a second of one connection; 0 for no limit.
-        port: 0 takes a free one.
+        port: its port; 0 for a free one.
     """
 
     def __init__(
@@ -71,33 +70,30 @@ class ObjectServer:
         *,
         latency: float = 0.0,
         bandwidth: float = 0.0,
-        connection_bandwidth: float = 0.0,
         port: int = 0,
     ) -> None:
         self.folder = folder
         self.latency = latency
-        self.connection_bandwidth = connection_bandwidth
         self.objects: dict[str, bytes] = {}
-        """Objects in memory by `bucket/key`; they stand before the folder's."""
+        """Objects in memory by `bucket/key`; they take precedence over the folder's."""
         self.requests: list[Request] = []
         self.busy = self.most_busy = 0
-        """GETs that are being answered, now and at most."""
+        """Number of GETs that are being answered now, and the largest so far."""
         self.stopping = threading.Event()
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._always: dict[str, Fault] = {}
         self._lock = threading.Lock()
         self._wire = _Wire(bandwidth)
-        self._etags: dict[tuple[str, int, int], str] = {}
         self._server = _Server(("127.0.0.1", port), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
     def endpoint(self) -> str:
-        """The address for AWS_ENDPOINT_URL."""
+        """Address for AWS_ENDPOINT_URL."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def order(self, key: str, *faults: Fault, always: bool = False) -> None:
-        """The next GETs of an object go wrong so, one after the other; or all of them from now on."""
+        """Order faults for the next GETs of an object, one each; or, with `always`, one for all from now on."""
         with self._lock:
             if always:
                 self._always[key] = faults[0]
@@ -105,7 +101,7 @@ class ObjectServer:
                 self._faults[key].extend(faults)
 
     def gets(self, part: str = "") -> list[Request]:
-        """GETs so far whose key holds a text."""
+        """List the GETs so far whose key contains a text."""
         return [request for request in list(self.requests) if request.method == "GET" and part in request.key]
 
     def __enter__(self) -> Self:
@@ -122,7 +118,7 @@ class ObjectServer:
         self._server.serve_forever()
 
     def find(self, key: str) -> tuple[bytes | Path, int, str] | None:
-        """An object, its size and its ETag."""
+        """Find an object; returns its content or its file, its size and its ETag."""
         if (data := self.objects.get(key)) is not None:
             return data, len(data), f'"{hashlib.md5(data).hexdigest()}"'
         path = self.folder / key if self.folder is not None else None
@@ -132,13 +128,13 @@ class ObjectServer:
         return path, status.st_size, f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
 
     def has_bucket(self, name: str) -> bool:
-        """Whether any object, or a folder, is of this bucket."""
+        """Return True if there is an object or a folder of this bucket."""
         return any(key.startswith(f"{name}/") for key in self.objects) or (
             self.folder is not None and (self.folder / name).is_dir()
         )
 
     def next_fault(self, key: str) -> Fault | None:
-        """The fault that this GET was ordered to have."""
+        """Return the fault that was ordered for this GET."""
         with self._lock:
             return self._faults[key].popleft() if self._faults[key] else self._always.get(key)
 
@@ -149,7 +145,7 @@ class ObjectServer:
 
     @contextlib.contextmanager
     def counted(self):  # type: ignore[no-untyped-def]
-        """A GET is being answered."""
+        """Count a GET while it is being answered."""
         with self._lock:
             self.busy += 1
             self.most_busy = max(self.busy, self.most_busy)
@@ -159,12 +155,8 @@ class ObjectServer:
             with self._lock:
                 self.busy -= 1
 
-    def pace(self, sent: int, began: float, count: int) -> None:
-        """Wait until so many bytes more may go over one connection and over all together."""
-        if self.connection_bandwidth:
-            ahead = (sent + count) / self.connection_bandwidth - (time.monotonic() - began)
-            if ahead > 0:
-                time.sleep(ahead)
+    def pace(self, count: int) -> None:
+        """Wait until the bandwidth allows `count` more bytes."""
         self._wire.pass_through(count)
 
 
@@ -192,7 +184,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is no error of ours."""
+        """Print nothing: a client that hangs up is not an error."""
 
 
 def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
@@ -246,7 +238,7 @@ def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
             return None
 
         def _send(self, key: str, data: bytes | Path, first: int, end: int, fault: Fault | None) -> None:
-            began, at = time.monotonic(), first
+            at = first
             stop = min(end, first + fault.after) if fault is not None and fault.kind != "flip" else end
             with contextlib.ExitStack() as stack:
                 file = stack.enter_context(open(data, "rb")) if isinstance(data, Path) else None
@@ -262,7 +254,7 @@ def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
                         wrong = bytearray(block)
                         wrong[first + fault.after - at] ^= 1
                         block = bytes(wrong)
-                    server.pace(at - first, began, count)
+                    server.pace(count)
                     self.wfile.write(block)
                     at += count
             if fault is not None and fault.kind != "flip":
@@ -274,11 +266,11 @@ def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
             if fault.kind == "replace":
                 server.objects[key] = fault.replacement
             if fault.kind == "silence":
-                # Until the client hangs up.
+                # The connection stays open until the client hangs up.
                 while not server.stopping.is_set() and not select.select([self.connection], [], [], 0.05)[0]:
                     pass
             if fault.kind in ("reset", "replace"):
-                # Closing with a linger of nothing sends a reset. What was sent has to be read first, or it is lost.
+                # Closing with a linger of 0 sends a reset, which discards what the client has not read: give it time.
                 time.sleep(0.02)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -301,7 +293,7 @@ def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
 
 
 def main() -> None:
-    """Serve a folder until the process is ended; prints the address."""
+    """Print the address, and serve a folder until the process ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="FOLDER/bucket/key are the objects")
     parser.add_argument("--latency", type=float, default=0.0, help="milliseconds before each answer")

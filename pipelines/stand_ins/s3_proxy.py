@@ -1,4 +1,4 @@
-"""An S3 protocol server (moto) and, before it, a proxy that answers 503, drops connections, or holds a request."""
+"""An S3 server (moto) behind a proxy that answers 503, drops connections, or holds a request."""
 
 import http.client
 import os
@@ -17,12 +17,12 @@ from cluster.fake_cluster import free_port
 
 Answer = Literal["pass", "503", "reset", "hold"]
 Rule = Callable[[str, str, int], Answer]
-"""Method, path and number of the request, counted from 1, to what is done with it."""
+"""Chooses the answer to a request from its method, its path and its number, counted from 1."""
 
 
 @dataclass
 class FaultyStore:
-    """What a training reaches through the proxy."""
+    """The store that a training reaches through the proxy."""
 
     endpoint: str
     environment: Mapping[str, str]
@@ -37,7 +37,7 @@ class FaultyStore:
 
 @contextmanager
 def faulty_store(bucket: str) -> Iterator[FaultyStore]:
-    """Yield an empty bucket behind a proxy whose rule may be changed at any time."""
+    """Yield an empty bucket behind a proxy whose rule can be changed at any time."""
     with _moto() as port:
         server = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
         server.daemon_threads = True
@@ -100,7 +100,7 @@ class _Proxy(BaseHTTPRequestHandler):
         if answer == "503":
             self._reply(503, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
         elif answer == "reset":
-            # Closed with data lost, so that the client sees a reset and not an end.
+            # A linger of 0 makes closing send a reset, where the client would otherwise see a clean end.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
@@ -136,4 +136,4 @@ class _Proxy(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing: the store is not what is looked at."""
+        """Print nothing: the output of a drill is about the training."""

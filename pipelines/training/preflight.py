@@ -180,7 +180,7 @@ def _sqlite(finding: Finding, uri: str) -> Finding:
         return finding
     return dataclasses.replace(
         finding,
-        verdict="look",
+        verdict="warn",
         found=f"{uri}, a file; locks of SQLite do not hold on every network file system",
         fix="run `mlflow server` and set tracking.uri, or MLFLOW_TRACKING_URI, to its address",
     )

@@ -1,4 +1,4 @@
-"""A node that is to be taken away says so: the notice of EC2 reaches the cluster."""
+"""A node that will be taken away announces it: the notice of EC2 is read."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from cluster.announce_preemption import seconds_until_taken
 
 @contextmanager
 def metadata_service(action: dict[str, str] | None, status: int = 404) -> Iterator[str]:
-    """EC2's metadata service as far as it is asked: a token by PUT, and the notice for whoever brings it."""
+    """Serve as much of EC2's metadata service as is used: a token by PUT, and the notice to whoever sends it."""
 
     class Service(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:

@@ -1,4 +1,4 @@
-"""Who holds up the others: named from the standings, with the stacks of those who wait."""
+"""The rank that blocks the others is named from the progress records, with the stacks of those that wait."""
 
 import threading
 from dataclasses import replace
@@ -12,7 +12,7 @@ STANDING = Standing(0, "node-a", 11, 7, "backward", 46, since=100.0, written=130
 def test_the_rank_that_has_begun_the_fewest_phases_is_named() -> None:
     behind = replace(STANDING, rank=1, node="node-b", process=12, phase="data", phases_begun=43, since=95.0)
     line = describe_standstill([STANDING, behind], 30.0, 131.0)
-    assert "worker 1 on node-b (process 12) is in data after step 7 for 36 s" in line
+    assert "worker 1 on node-b (process 12) has been in data after step 7 for 36 s" in line
     assert "worker 0" not in line
 
 
@@ -20,13 +20,13 @@ def test_a_rank_whose_file_is_old_is_called_frozen() -> None:
     frozen = replace(STANDING, rank=1, written=101.0)  # in the phase in which the other waits for it
     line = describe_standstill([STANDING, frozen], 30.0, 131.0)
     assert "worker 1 on node-a" in line
-    assert "its process frozen or gone" in line
+    assert "and its process is frozen or gone" in line
     assert "worker 0" not in line
 
 
 def test_a_standstill_of_all_names_the_phase() -> None:
     line = describe_standstill([STANDING, replace(STANDING, rank=1)], 30.0, 131.0)
-    assert "all 2 workers stand in backward after step 7 for 30 s" in line
+    assert "all 2 workers have been in backward after step 7 for 30 s" in line
 
 
 def test_a_hung_worker_writes_its_stacks_and_ends_and_the_next_attempt_knows_where_it_stood(tmp_path: Path) -> None:
@@ -48,12 +48,12 @@ def test_a_hung_worker_writes_its_stacks_and_ends_and_the_next_attempt_knows_whe
     assert again.previous.step == 3
 
 
-def test_ranks_that_wait_for_one_that_is_getting_on_go_on_waiting() -> None:
+def test_ranks_keep_waiting_for_one_that_makes_progress() -> None:
     waiting = replace(STANDING, rank=1, phases_begun=47)
     uploading = replace(STANDING, phase="checkpoint", since=395.0, written=399.0)
     assert waits_for_work(1, [uploading, waiting], 300.0, 401.0)
     assert not waits_for_work(0, [uploading, waiting], 300.0, 401.0)  # nobody is behind the last one
-    assert not waits_for_work(1, [uploading, waiting], 300.0, 700.0)  # it stands still now
+    assert not waits_for_work(1, [uploading, waiting], 300.0, 700.0)  # no progress for 305 s
     frozen = replace(uploading, since=395.0, written=100.0)
     assert not waits_for_work(1, [frozen, waiting], 300.0, 401.0)
     assert not waits_for_work(0, [STANDING], 10.0, 131.0)

@@ -1,4 +1,4 @@
-"""What the preflight makes of answers that this machine cannot give; the system tests run it on real nodes."""
+"""Findings of the preflight for answers that this machine cannot give; the system tests run it on real nodes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from cluster.preflight import Cache, Finding, Probe, SharedFolder, _Posts
 
 @dataclass(frozen=True)
 class Answers(_Posts):
-    """Posts on two nodes that answer as they are told: by function, one answer for each rank."""
+    """Posts on two nodes with prepared answers: by function, one answer for each rank."""
 
     answers: dict[Callable[..., Any], list[Any]]
 
     def ask(
-        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, told_rank: bool = False
+        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, pass_rank: bool = False
     ) -> dict[int, Any]:
         return {rank: self.answers[function][rank] for rank in ranks}
 
@@ -55,21 +55,21 @@ def test_a_gpu_that_torch_cannot_use_is_wrong_and_named() -> None:
     assert row.found == "rank 1 on b: torch for CUDA 13.0 finds no GPU (driver 470.1, 8 GPUs)"
 
 
-@pytest.mark.parametrize(("second", "verdict"), [(A100, "ok"), (Device("NVIDIA H100", "570.1", "13.0", 8, ""), "look")])
-def test_gpus_of_two_kinds_are_worth_a_look(second: Device, verdict: str) -> None:
+@pytest.mark.parametrize(("second", "verdict"), [(A100, "ok"), (Device("NVIDIA H100", "570.1", "13.0", 8, ""), "warn")])
+def test_gpus_of_two_kinds_are_a_warning(second: Device, verdict: str) -> None:
     row = _devices(A100, second)
     assert row.verdict == verdict
     assert "driver 570.1, CUDA 13.0 of torch" in row.found
 
 
-def test_gpus_that_ray_was_not_told_of_are_worth_a_look() -> None:
+def test_gpus_that_ray_does_not_use_are_a_warning() -> None:
     row = _devices(A100, Device("", "", "", 0, "torch is built for CPU"), gpu=False)
-    assert (row.verdict, row.found) == ("look", "not used, though a has some")
+    assert (row.verdict, row.found) == ("warn", "not used, although a has GPUs")
 
 
 def test_the_slowest_rank_is_the_bandwidth_and_a_lost_rank_is_named() -> None:
     good = _posts(free_address=["tcp://a:1"] * 4, all_reduce=[4e9, 3e9, 2e9, 4e9])
-    assert "4 ranks, the right sum, 2.00 GB/s" in preflight._all_reduce(good, gpu=True).found
+    assert "4 ranks, correct sum, 2.00 GB/s" in preflight._all_reduce(good, gpu=True).found
     lost = _posts(free_address=["tcp://a:1"] * 4, all_reduce=[4e9, TimeoutError("no answer within 180 s"), 4e9, 4e9])
     row = preflight._all_reduce(lost, gpu=True)
     assert (row.verdict, row.found) == ("wrong", "rank 1 on a: no answer within 180 s")
@@ -79,10 +79,10 @@ def test_the_slowest_rank_is_the_bandwidth_and_a_lost_rank_is_named() -> None:
 def test_a_container_of_64_mib_is_too_small_for_nccl() -> None:
     row = preflight._shared_memory(_posts(free_bytes=[8 * 2**30, 0, 64 * 2**20, 0]), gpu=True)
     assert row.verdict == "wrong"
-    assert "0.1 GiB free in /dev/shm of b, 0.5 GiB wanted" in row.found
+    assert "0.1 GiB free in /dev/shm of b, 0.5 GiB needed" in row.found
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(200, "ok"), (99, "look"), (9, "wrong")])
+@pytest.mark.parametrize(("free", "verdict"), [(200, "ok"), (99, "warn"), (9, "wrong")])
 def test_a_small_cache_is_slow_and_a_tiny_one_wrong(free: int, verdict: str) -> None:
     posts = _posts(writable_free_bytes=[2**40, 0, free * 2**30, 0])
     row = preflight._cache(posts, Cache("/cache", whole_bytes=100 * 2**30, least_bytes=10 * 2**30))
@@ -90,7 +90,7 @@ def test_a_small_cache_is_slow_and_a_tiny_one_wrong(free: int, verdict: str) -> 
     assert "of b; a node reads 100.0 GiB" in row.found
 
 
-def test_a_clock_that_is_off_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_off_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     posts = Answers(None, [None, None], ["a", "b"], {time.time: [time.time(), time.time() + 100]})
@@ -108,22 +108,22 @@ def test_a_probe_has_to_find_the_same_everywhere() -> None:
     assert preflight._probed(same, probe) == Finding("data.train", "ok", "m")
     other = Answers(None, [None, None], ["a", "b"], {manifest: ["m", "n"]})
     assert preflight._probed(other, probe) == Finding(
-        "data.train", "wrong", "not the same everywhere: a: m; b: n", "put it on S3"
+        "data.train", "wrong", "differs between nodes: a: m; b: n", "put it on S3"
     )
     gone = Answers(None, [None, None], ["a", "b"], {manifest: ["m", OSError("no folder /data")]})
     assert preflight._probed(gone, probe).found == "b: no folder /data"
 
 
-def test_uneven_nodes_are_worth_a_look() -> None:
+def test_uneven_nodes_are_a_warning() -> None:
     assert preflight._workers(_posts("aabb")).verdict == "ok"
-    assert preflight._workers(_posts("aaab")).verdict == "look"
+    assert preflight._workers(_posts("aaab")).verdict == "warn"
 
 
 class Here(_Posts):
-    """Posts that all stand in this process."""
+    """Posts that are all this process."""
 
     def ask(
-        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, told_rank: bool = False
+        self, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any, pass_rank: bool = False
     ) -> dict[int, Any]:
         found: dict[int, Any] = {}
         for rank in ranks:
@@ -134,7 +134,7 @@ class Here(_Posts):
         return found
 
 
-def test_every_folder_that_training_writes_to_is_looked_at_and_left_as_it_was(tmp_path: Path) -> None:
+def test_every_folder_that_training_writes_to_is_checked_and_left_as_it_was(tmp_path: Path) -> None:
     posts = Here(None, [None, None], ["a", "b"])
     good = preflight._shared_folder(posts, SharedFolder("checkpoints", tmp_path / "good", "checkpoint.location"))
     assert (good.check, good.verdict) == ("checkpoints", "ok")
@@ -142,4 +142,4 @@ def test_every_folder_that_training_writes_to_is_looked_at_and_left_as_it_was(tm
     (tmp_path / "file").write_text("")
     bad = preflight._shared_folder(posts, SharedFolder("checkpoints", tmp_path / "file", "checkpoint.location"))
     assert bad.verdict == "wrong"
-    assert "set checkpoint.location to a file system that every node mounts" in bad.fix
+    assert "set checkpoint.location to a folder of a file system that every node mounts" in bad.fix

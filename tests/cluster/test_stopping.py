@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ClusterError, StoppedError
-from cluster.settings import ClusterSettings
+from cluster.errors import StoppedError
 from cluster.stopping import Control, Stopping, ask_checkpoint, mark_stopped
-from cluster.workers import dividing_worlds
 
 
 def test_a_first_signal_asks_and_a_second_one_ends(tmp_path: Path) -> None:
@@ -30,7 +28,7 @@ def test_a_first_signal_asks_and_a_second_one_ends(tmp_path: Path) -> None:
         mark_stopped(tmp_path, 1234)
         error = stopping.error()
         assert error is not None
-        assert str(error) == "stopped with SIGTERM at step 1,234, its checkpoint is written"
+        assert str(error) == "stopped with SIGTERM at step 1,234; its checkpoint is written"
         assert error.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -56,21 +54,3 @@ def test_a_checkpoint_is_asked_for_once(tmp_path: Path) -> None:
     ask_checkpoint(tmp_path)
     assert control.wishes() == ["save"]
     assert control.wishes() == []
-
-
-def test_elastic_worlds_divide_the_batch() -> None:
-    assert dividing_worlds(24, ClusterSettings(workers="2:8")) == (2, 3, 4, 6, 8)
-    with pytest.raises(ClusterError, match="divides among no number of workers from 5 to 7"):
-        dividing_worlds(24 + 1 - 2, ClusterSettings(workers="5:7"))
-
-
-def test_workers_are_a_number_or_a_range() -> None:
-    assert ClusterSettings(workers="4").workers == 4
-    assert not ClusterSettings(workers=4).elastic
-    elastic = ClusterSettings(workers="2:8")
-    assert (elastic.min_workers, elastic.max_workers, elastic.elastic) == (2, 8, True)
-    for wrong in ("two", "8:2", "0:3", "2:2", "1.5"):
-        with pytest.raises(ClusterError, match=r"cluster\.workers is .*2:8"):
-            ClusterSettings(workers=wrong)
-    with pytest.raises(ClusterError, match=r"cluster\.workers is 0; it must be 1 or more"):
-        ClusterSettings(workers=0)

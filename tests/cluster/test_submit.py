@@ -32,7 +32,7 @@ def test_a_job_is_told_what_it_needs_and_no_token() -> None:
 
 
 def test_a_variable_that_is_not_set_is_refused() -> None:
-    with pytest.raises(ClusterError, match="--env MISSING: the variable is not set here; give --env MISSING=VALUE"):
+    with pytest.raises(ClusterError, match="--env MISSING: this variable is not set here; give --env MISSING=VALUE"):
         carried_environment({}, ("MISSING",))
 
 

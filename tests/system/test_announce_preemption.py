@@ -1,4 +1,4 @@
-"""A node of a real cluster that says it will be taken away is one that Ray is told to drain."""
+"""A node of a real cluster announces that it will be taken away, and Ray drains it."""
 
 import os
 import subprocess
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fake_cluster import rehearsal
+from cluster.fake_cluster import fake_cluster
 
 pytestmark = pytest.mark.slow
-LEAVING = Path(__file__).resolve().parents[2] / "cluster" / "leaving.py"
-# A node that nothing runs on ends as soon as it is drained.
+SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "announce_preemption.py"
+# An idle node ends as soon as it is drained.
 ASK = """
 import sys
 from ray._raylet import GcsClient
@@ -23,11 +23,11 @@ for node in client.get_all_node_info(timeout=30).values():
 
 
 def test_the_nodes_of_this_machine_are_drained_and_the_head_is_not() -> None:
-    with rehearsal(1, 1, {}) as cluster:
+    with fake_cluster(1, 1, {}) as cluster:
         environment = {**os.environ, **cluster.environment}
-        environment.pop("PYTHONPATH", None)  # a node has Ray, and this file alone
+        environment.pop("PYTHONPATH", None)  # a node has only Ray and this script
         address = cluster.environment["RAY_ADDRESS"]
-        subprocess.run([sys.executable, str(LEAVING), "now", address, "0"], env=environment, check=True, timeout=120)
+        subprocess.run([sys.executable, str(SCRIPT), "now", address, "0"], env=environment, check=True, timeout=120)
         asked = subprocess.run(
             [sys.executable, "-c", ASK, address],
             env=environment,

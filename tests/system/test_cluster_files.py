@@ -306,7 +306,7 @@ def test_the_node_types_start_from_the_head_alone_and_train(
             RAY_ADDRESS=head.address,
             **head.environment,
         )
-        command.wait_for("preflight looking at 2 workers on 2 nodes")
+        command.wait_for("preflight checking 2 workers on 2 nodes")
         assert "AP50" in command.finish()
         said = (folder / "session_latest" / "logs" / "monitor.log").read_text()
     for kind in ("gpu.spot", "gpu.on_demand"):

@@ -84,7 +84,7 @@ def test_a_submitted_run_is_left_refused_stopped_and_resumed(shards: Path, tmp_p
 
     again = _submit(cluster, *words)
     again.finish(status=2)
-    assert "aweigh: run left is being trained already, as job left-1" in again.lines[-1]
+    assert "aweigh: run left is already being trained as job left-1" in again.lines[-1]
 
     first.interrupt()
     first.finish(status=130)
@@ -129,8 +129,8 @@ def test_plain_ray_job_submit_trains_on_two_nodes_after_checking_them(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"dashboard {cluster.dashboard}" in done.stdout
-    assert "preflight looking at 2 workers on 2 nodes" in done.stdout
-    assert "preflight gloo all-reduce: 2 ranks, the right sum" in done.stdout
+    assert "preflight checking 2 workers on 2 nodes" in done.stdout
+    assert "preflight gloo all-reduce: 2 ranks, correct sum" in done.stdout
     assert (tmp_path / "plain" / "result.json").exists()
     assert list(tmp_path.glob("plain/.preflight*")) == []
 
@@ -173,4 +173,7 @@ def test_a_missing_token_is_reported_with_where_to_get_it(tmp_path: Path, cluste
         text=True,
     )
     assert asked.returncode == 2
-    assert f"aweigh: the Ray cluster at {cluster.dashboard} asks for its token; on the head" in asked.stderr
+    assert (
+        f"aweigh: the Ray cluster at {cluster.dashboard} requires a token; `ray get-auth-token` prints it on the head"
+        in asked.stderr
+    )

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete or not there, verified when opened, the newest unharmed one chosen."""
+"""Checkpoints on disk: complete or not there, verified when opened, the newest whole one chosen."""
 
 import json
 import os
@@ -46,16 +46,16 @@ def test_the_newest_stay_and_the_best_beside_them(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000040", "step-00000050"]
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "seal"])
-def test_a_harmed_checkpoint_is_named_and_the_one_before_is_chosen(harm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "seal"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_chosen(damage: str, tmp_path: Path) -> None:
     warnings: list[str] = []
     folder = CheckpointFolder(tmp_path, warn=warnings.append)
     folder.save(_state(1.0), {"step": 1})
     folder.save(_state(2.0), {"step": 2})
-    victim = tmp_path / "step-00000002" / ("checkpoint.json" if harm == "seal" else "optimizer.safetensors")
-    if harm == "truncate":
+    victim = tmp_path / "step-00000002" / ("checkpoint.json" if damage == "seal" else "optimizer.safetensors")
+    if damage == "truncate":
         os.truncate(victim, victim.stat().st_size - 1)
-    elif harm == "flip":
+    elif damage == "flip":
         content = bytearray(victim.read_bytes())
         content[-1] ^= 1
         victim.write_bytes(content)
@@ -76,7 +76,7 @@ def test_a_harmed_checkpoint_is_named_and_the_one_before_is_chosen(harm: str, tm
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_harmed_checkpoints_never_push_out_the_one_just_written(keep: int, tmp_path: Path) -> None:
+def test_damaged_checkpoints_never_push_out_the_one_just_written(keep: int, tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=9)
     for step in (10, 20, 30):
         folder.save(_state(step), {"step": step}, score=step / 100)
@@ -85,7 +85,7 @@ def test_harmed_checkpoints_never_push_out_the_one_just_written(keep: int, tmp_p
     folder = CheckpointFolder(tmp_path, keep=keep)
     best = folder.best()
     assert best is not None
-    assert best.step == 10  # the harmed ones scored higher
+    assert best.step == 10  # the damaged ones scored higher
     folder.save(_state(15), {"step": 15})
     found = folder.latest()
     assert found is not None
@@ -96,7 +96,7 @@ def test_a_folder_without_a_whole_checkpoint_is_not_taken_for_a_fresh_start(tmp_
     folder = CheckpointFolder(tmp_path)
     path = folder.save(_state(1.0), {"step": 1}).path
     (path / "checkpoint.json").unlink()
-    with pytest.raises(ClusterError, match=r"none of the 1 checkpoints in .* is whole"):
+    with pytest.raises(ClusterError, match=r"the only checkpoint in .* is damaged"):
         folder.latest()
 
 
@@ -136,3 +136,13 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path) -> None:
     for read in (lambda: open_checkpoint(path), CheckpointFolder(tmp_path).latest):
         with pytest.raises(ClusterError, match="checkpoint format 99, this aweigh reads 1; update aweigh"):
             read()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", ""])
+def test_a_seal_that_names_a_file_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    path = CheckpointFolder(tmp_path).save(_state(1.0), {"step": 1}).path
+    seal = json.loads((path / "checkpoint.json").read_text())
+    seal["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    (path / "checkpoint.json").write_text(json.dumps(seal))
+    with pytest.raises(ClusterError, match=r"checkpoint\.json lists .* which is not a plain file name"):
+        open_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: current with their seal, verified on the way back, the one before where that fails."""
+"""Checkpoints in a bucket: current with their seal, verified on the way back, or the one before it."""
 
 from pathlib import Path
 
@@ -37,16 +37,16 @@ def test_a_checkpoint_comes_back_from_the_bucket_when_the_machine_is_gone(s3: st
     assert torch.equal(found.weights()["layer.weight"], torch.full((3, 2), 4.0))
 
 
-@pytest.mark.parametrize("harm", ["unsealed", "flipped", "missing"])
-def test_what_is_not_whole_in_the_bucket_is_passed_over(harm: str, s3: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["unsealed", "flipped", "missing"])
+def test_what_is_not_whole_in_the_bucket_is_skipped(damage: str, s3: str, tmp_path: Path) -> None:
     store, local = _store(s3), CheckpointFolder(tmp_path / "one")
     writer = CheckpointWriter(local, RemoteCheckpoints(store))
     for step in (1, 2):
         writer.save(_state(step), {"step": step})
     writer.wait()
-    if harm == "unsealed":
+    if damage == "unsealed":
         store.delete("step-00000002/checkpoint.json")
-    elif harm == "missing":
+    elif damage == "missing":
         store.delete("step-00000002/weights.safetensors")
     else:
         content = bytearray(store.read_bytes("step-00000002/weights.safetensors"))
@@ -57,8 +57,8 @@ def test_what_is_not_whole_in_the_bucket_is_passed_over(harm: str, s3: str, tmp_
     found = remote.newest(CheckpointFolder(tmp_path / "two"))
     assert found is not None
     assert found.step == 1
-    assert (warnings == []) == (harm == "unsealed")
-    assert (remote.orphans() != []) == (harm == "unsealed")
+    assert (warnings == []) == (damage == "unsealed")
+    assert (remote.orphans() != []) == (damage == "unsealed")
     remote.collect()
     assert remote.orphans() == []
 
@@ -82,7 +82,7 @@ def test_a_bucket_without_a_whole_checkpoint_is_not_taken_for_a_fresh_start(s3: 
     store = _store(s3)
     RemoteCheckpoints(store).upload(CheckpointFolder(tmp_path / "one").save(_state(1), {"step": 1}))
     store.delete("step-00000001/state.json")
-    with pytest.raises(ClusterError, match="none of the 1 checkpoints in s3://"):
+    with pytest.raises(ClusterError, match=r"the only checkpoint in s3://.* is damaged"):
         RemoteCheckpoints(store).newest(CheckpointFolder(tmp_path / "two"))
 
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_lost_its_facts_does_not_keep_later_ones_from_the_buck
     assert remote.complete() == ["step-00000001", "step-00000003", "step-00000004"]
 
 
-def test_whoever_waits_for_an_upload_or_a_download_is_told_that_it_goes_on(s3: str, tmp_path: Path) -> None:
+def test_uploads_and_downloads_report_progress(s3: str, tmp_path: Path) -> None:
     waited: list[int] = []
     remote = RemoteCheckpoints(_store(s3))
     writer = CheckpointWriter(CheckpointFolder(tmp_path / "one"), remote, waiting=lambda: waited.append(1))
@@ -108,23 +108,3 @@ def test_whoever_waits_for_an_upload_or_a_download_is_told_that_it_goes_on(s3: s
     remote.progress = lambda: blocks.append(1)
     remote.fetch("step-00000001", tmp_path / "two")
     assert len(blocks) >= 5  # four files and the seal
-
-
-def test_a_failed_write_is_tried_again_with_the_next_and_told_when_that_fails(tmp_path: Path) -> None:
-    place = tmp_path / "checkpoints"
-    place.write_text("a file where the folder should be")
-    writer = CheckpointWriter(CheckpointFolder(place))
-    writer.save(_state(1), {"step": 1})
-    with pytest.raises(ClusterError, match="step-00000002 could not be written"):
-        writer.save(_state(2), {"step": 2})
-    writer.save(_state(3), {"step": 3})
-    writer.close()
-    place.unlink()
-    writer.save(_state(4), {"step": 4})
-    writer.wait()
-    assert [path.name for path in place.glob("step-*")] == ["step-00000004"]
-    place.rename(tmp_path / "elsewhere")
-    place.write_text("again")
-    writer.save(_state(5), {"step": 5})
-    with pytest.raises(ClusterError, match="step-00000005 could not be written"):
-        writer.wait()

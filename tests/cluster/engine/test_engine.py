@@ -1,65 +1,16 @@
-"""The engine: the training that plain torch does, at every ZeRO stage, and a state that goes on anywhere."""
+"""The engine: the training that plain torch does, at every ZeRO stage, and a resumed run bit for bit."""
 
-import re
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from cluster.checkpoints.checkpoint import CheckpointFolder
-from cluster.engine.deepspeed_keys import _STAGES
-from cluster.engine.engine import Engine, TrainingState, check_deepspeed, deepspeed_config, split_batch
+from cluster.engine.engine import check_deepspeed, deepspeed_config, split_batch
 from cluster.errors import ClusterError
 from cluster.settings import EngineSettings
+from tests.cluster.engine.toy import Toy, batch, train
 from tests.cluster.processes import run_processes
-
-
-class Toy(nn.Module):
-    """Convolution, BatchNorm and a parameter that never gets a gradient, as DLA-34 has eight of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 5, 3)
-        self.norm = nn.BatchNorm2d(5)
-        self.head = nn.Linear(5, 2)
-        self.dead = nn.Parameter(torch.ones(3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.norm(self.convolution(images)).relu().mean(dim=(2, 3)))
-
-
-def _batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(8, 3, 6, 6, generator=generator), torch.randn(8, 2, generator=generator)
-
-
-def _train(
-    rank: int,
-    world_size: int,
-    settings: EngineSettings,
-    optimizer: type[torch.optim.Optimizer],
-    steps: range,
-    state: TrainingState | None,
-) -> Engine:
-    torch.manual_seed(3)
-    model = Toy()
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr_factor": 2.0}]
-    if optimizer is torch.optim.SGD:
-        groups = [{**group, "momentum": 0.9} for group in groups]
-    engine = Engine(model, optimizer, groups, settings, split_batch(8, world_size, 2), torch.device("cpu"), state)
-    share = 8 // world_size
-    for step in steps:
-        images, wanted = (value[rank * share : (rank + 1) * share] for value in _batch(step))
-        engine.set_learning_rate(0.01 / (1 + step))
-        for part in range(engine.split.accumulation_steps):
-            rows = slice(part * engine.split.microbatch_size, (part + 1) * engine.split.microbatch_size)
-            engine.backward((engine.forward(images[rows]).float() - wanted[rows]).square().mean())
-            engine.step()
-    return engine
 
 
 def _save_whole_and_resumed(
@@ -72,15 +23,15 @@ def _save_whole_and_resumed(
         ema_decay=0.9 if precision == "fp16" else 0.0,
     )
     checkpoints = CheckpointFolder(Path(folder), keep=9)
-    half = _train(rank, 2, settings, optimizer, range(3), None).state()
+    half = train(rank, 2, settings, optimizer, range(3), None).state()
     if rank == 0:
         assert half is not None
         checkpoints.save(half, {"step": 3})
     torch.distributed.barrier()
     resumed_from = checkpoints.latest()
     assert resumed_from is not None
-    resumed = _train(rank, 2, settings, optimizer, range(3, 6), resumed_from.training_state()).state()
-    whole = _train(rank, 2, settings, optimizer, range(6), None).state()
+    resumed = train(rank, 2, settings, optimizer, range(3, 6), resumed_from.training_state()).state()
+    whole = train(rank, 2, settings, optimizer, range(6), None).state()
     if rank == 0:
         assert resumed is not None
         assert whole is not None
@@ -136,7 +87,7 @@ def _train_plainly(steps: range) -> Toy:
     models[1].load_state_dict(models[0].state_dict())
     momenta = [torch.zeros_like(parameter) for parameter in models[0].parameters()]
     for step in steps:
-        images, wanted = _batch(step)
+        images, wanted = batch(step)
         for rank, model in enumerate(models):
             model.zero_grad()
             for part in range(2):
@@ -161,7 +112,7 @@ def _train_as_torch_does(rank: int) -> None:
     expected = _train_plainly(range(4)).state_dict()
     for stage in (0, 1, 2, 3):
         settings = EngineSettings(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
-        state = _train(rank, 2, settings, torch.optim.SGD, range(4), None).state()
+        state = train(rank, 2, settings, torch.optim.SGD, range(4), None).state()
         if rank == 0:
             assert state is not None
             for name, value in expected.items():
@@ -176,9 +127,9 @@ def _skip_a_step(rank: int) -> None:
     for stage in (0, 1, 2, 3):
         for precision in ("fp32", "fp16"):
             settings = EngineSettings(zero_stage=stage, precision=precision, ema_decay=0.9, not_finite="skip")  # type: ignore[arg-type]
-            engine = _train(rank, 2, settings, torch.optim.Adam, range(2), None)
+            engine = train(rank, 2, settings, torch.optim.Adam, range(2), None)
             before = engine.state()
-            images, wanted = (value[rank * 4 : rank * 4 + 4] for value in _batch(2))
+            images, wanted = (value[rank * 4 : rank * 4 + 4] for value in batch(2))
             if rank == 1:
                 images = torch.full_like(images, torch.inf)  # one rank's BatchNorm and loss are NaN
             for part in range(2):
@@ -196,7 +147,7 @@ def _skip_a_step(rank: int) -> None:
                     assert after.optimizer["loss_scale|value"] == before.optimizer["loss_scale|value"] / 2
             # And the next step is an ordinary one again.
             for rows in (slice(0, 2), slice(2, 4)):
-                share = _batch(3)[0][rank * 4 : rank * 4 + 4][rows]
+                share = batch(3)[0][rank * 4 : rank * 4 + 4][rows]
                 engine.backward(engine.forward(share).float().square().mean())
                 engine.step()
             assert not engine.skipped
@@ -206,35 +157,12 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all_and_leaves_no_t
     run_processes(_skip_a_step, 2)
 
 
-def _average(rank: int) -> None:
-    for stage in (0, 1, 3):
-        expected: dict[str, Tensor] = {}
-        for steps in range(4):
-            settings = EngineSettings(zero_stage=stage, precision="fp32", ema_decay=0.25)  # type: ignore[arg-type]
-            state = _train(rank, 2, settings, torch.optim.SGD, range(steps), None).state()
-            if state is None:
-                continue
-            for name, value in state.weights.items():
-                decay = min(0.25, (1 + steps) / (10 + steps))  # 2/11, 3/12, then 0.25
-                known = expected.get(name)
-                floating = known is not None and value.is_floating_point()
-                expected[name] = decay * known + (1 - decay) * value if floating else value  # type: ignore[operator]
-        if rank == 0:
-            assert state is not None
-            for name, value in expected.items():
-                torch.testing.assert_close(state.ema[name], value, rtol=1e-5, atol=1e-6, msg=f"{stage} {name}")
-
-
-def test_the_average_of_the_weights_is_the_plain_recursion_at_every_stage() -> None:
-    run_processes(_average, 2)
-
-
 def _train_in_two_buckets(rank: int) -> None:
     for stage in (1, 2, 3):
         states = []
         for keys in ({}, {"zero_optimization": {"reduce_bucket_size": 500_000_000}}):
             settings = EngineSettings(zero_stage=stage, precision="fp32", deepspeed=keys)  # type: ignore[arg-type]
-            engine = _train(rank, 2, settings, torch.optim.Adam, range(3), None)
+            engine = train(rank, 2, settings, torch.optim.Adam, range(3), None)
             states.append(engine.state())
             elements = sum(getattr(one, "ds_numel", one.numel()) for one in engine.model.parameters())
             wanted = elements if not keys else 500_000_000
@@ -246,72 +174,6 @@ def _train_in_two_buckets(rank: int) -> None:
 
 def test_a_bucket_of_the_network_s_size_trains_as_deepspeed_s_own_large_one() -> None:
     run_processes(_train_in_two_buckets, 2)
-
-
-def test_fp16_with_a_loss_scale_trains_near_to_fp32() -> None:
-    run_processes(_near_fp32, 2)
-
-
-def _near_fp32(rank: int) -> None:
-    for stage in (0, 1, 2, 3):
-        states = []
-        for precision in ("fp32", "fp16"):
-            settings = EngineSettings(zero_stage=stage, precision=precision, clip_norm=0.1)  # type: ignore[arg-type]
-            states.append(_train(rank, 2, settings, torch.optim.SGD, range(4), None).state())
-        if rank == 0:
-            for name, value in states[0].weights.items():
-                torch.testing.assert_close(states[1].weights[name], value, rtol=1e-2, atol=2e-3, msg=f"{stage} {name}")
-
-
-# In bf16 stage 1 rounds gradients where the others do not.
-PLAIN = EngineSettings(zero_stage=0, precision="fp32")
-
-
-def _continue_on_one(rank: int, folder: str, stage: int) -> None:
-    saved = CheckpointFolder(Path(folder)).latest()
-    assert saved is not None
-    settings = EngineSettings(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
-    state = saved.training_state()
-    engine = _train(rank, 1, settings, torch.optim.Adam, range(3, 3), state)
-    loaded = engine.state()
-    assert loaded is not None
-    for name, value in state.weights.items():
-        assert torch.equal(value, loaded.weights[name]), name
-    for name, value in state.optimizer.items():
-        assert torch.equal(value, loaded.optimizer[name]), name
-    # And it trains on: one more step at the new stage is the step that stage 0 takes from here.
-    one_more = _train(rank, 1, settings, torch.optim.Adam, range(3, 4), state).state()
-    reference = _train(rank, 1, PLAIN, torch.optim.Adam, range(3, 4), state).state()
-    assert one_more is not None
-    assert reference is not None
-    for name, value in reference.weights.items():
-        torch.testing.assert_close(one_more.weights[name], value, rtol=1e-6, atol=1e-7)
-
-
-def _save_on_two(rank: int, folder: str, stage: int) -> None:
-    settings = EngineSettings(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
-    state = _train(rank, 2, settings, torch.optim.Adam, range(3), None).state()
-    if rank == 0:
-        assert state is not None
-        CheckpointFolder(Path(folder)).save(state, {"step": 3})
-
-
-CHANGES = [(0, 2), (1, 0), (2, 1), (2, 3), (3, 1)]
-
-
-def _save_each(rank: int, folder: str) -> None:
-    for before, after in CHANGES:
-        _save_on_two(rank, f"{folder}/{before}-{after}", before)
-
-
-def _continue_each(rank: int, folder: str) -> None:
-    for before, after in CHANGES:
-        _continue_on_one(rank, f"{folder}/{before}-{after}", after)
-
-
-def test_a_state_of_two_ranks_loads_on_one_at_another_zero_stage(tmp_path: Path) -> None:
-    run_processes(_save_each, 2, str(tmp_path))
-    run_processes(_continue_each, 1, str(tmp_path))
 
 
 def test_the_batch_is_split_into_equal_microbatches_under_the_limit() -> None:
@@ -340,46 +202,6 @@ def test_deepspeed_keys_override_one_by_one_and_unknown_ones_are_refused() -> No
         EngineSettings(deepspeed={"gradient_clipping": 1.0})
     with pytest.raises(ClusterError, match=r"stage is derived by aweigh; set engine\.zero_stage"):
         EngineSettings(deepspeed={"zero_optimization": {"stage": 3}})
-
-
-@pytest.mark.parametrize(
-    ("stage", "keys", "said"),
-    [
-        (1, {"zero_optimization": 5}, "zero_optimization is 5; it is a group of keys"),
-        (1, {"flops_profiler": {"enabeld": True}}, "flops_profiler.enabeld has no effect in DeepSpeed 0.19; did you"),
-        (1, {"data_types": {"buffer_dtype": "bf16"}}, "data_types.buffer_dtype has no effect"),
-        (1, {"disable_allgather": True}, "disable_allgather has no effect in DeepSpeed 0.19"),
-        (1, {"fp16": {"enabled": True}}, "fp16 is derived by aweigh; set engine.precision instead"),
-        (1, {"optimizer": {"type": "Adam"}}, "set optimizer.name instead"),
-        (1, {"communication_data_type": "half"}, "communication_data_type is 'half'; it is one of fp32, fp16, bf16"),
-        (
-            0,
-            {"zero_optimization": {"overlap_comm": True}},
-            "overlap_comm has no effect at engine.zero_stage 0; it is used",
-        ),
-        (
-            2,
-            {"zero_optimization": {"stage3_max_live_parameters": 1}},
-            "no effect at engine.zero_stage 2; it is used at 3",
-        ),
-        (
-            3,
-            {"zero_optimization": {"round_robin_gradients": True}},
-            "no effect at engine.zero_stage 3; it is used at 1 and 2",
-        ),
-        (1, {"zero_optimization": {"elastic_checkpoint": True}}, "elastic_checkpoint has no effect here"),
-    ],
-)
-def test_what_deepspeed_would_pass_over_is_refused(stage: Literal[0, 1, 2, 3], keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ClusterError, match=re.escape(said)):
-        EngineSettings(zero_stage=stage, deepspeed=keys)
-
-
-def test_the_keys_of_zero_that_are_sorted_by_stage_are_ones_that_deepspeed_has() -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    fields = DeepSpeedZeroConfig.model_fields.keys()
-    assert _STAGES.keys() - {name.removeprefix("stage3_") for name in fields} == set()
 
 
 def test_deepspeed_judges_its_own_keys_before_a_worker_does() -> None:

@@ -46,7 +46,7 @@ def test_every_detector_has_a_published_size_that_its_network_takes() -> None:
     [
         (["detectors", "--names", "centernet_resnet8"], "unknown detector 'centernet_resnet8'; did you mean"),
         (["detectors", "--repeats", "0"], "--repeats is 0; it must be 1 or more"),
-        (["detectors", "--device", "tpu9"], "--device is 'tpu9'; known are auto, cpu and cuda"),
+        (["detectors", "--device", "tpu9"], "--device is 'tpu9'; choose auto, cpu or cuda"),
         (["deformable", "--repeats", "0"], "--repeats is 0"),
     ],
 )

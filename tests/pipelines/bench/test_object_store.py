@@ -27,8 +27,8 @@ def test_both_ways_are_measured_and_the_ratio_is_theirs(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("location", "options", "message"),
     [
-        ("s3://bucket/train", {}, "s3://bucket/train is no folder"),
-        ("small", {}, "has 12 images; at least 128 are needed"),
+        ("s3://bucket/train", {}, "s3://bucket/train is not a folder"),
+        ("small", {}, "has 12 images; the benchmark needs 128 or more"),
         ("small", {"rounds": 0}, "--rounds is 0"),
         ("small", {"megabytes_per_second": 0.0}, "--bandwidth is 0"),
     ],

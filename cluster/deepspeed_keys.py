@@ -1,8 +1,8 @@
-"""Which keys of DeepSpeed's JSON a recipe may set: those that take effect, at its ZeRO stage.
+"""The keys of DeepSpeed's JSON configuration that a recipe may set: those that have an effect at its ZeRO stage.
 
-Unusual here: DeepSpeed 0.19 passes over unknown keys at the top and in some groups, and over known ones that the stage
-does not use, without a word. What it would pass over is refused. Read from its `runtime/config.py`, `engine.py` and
-`zero`; `zero_optimization` is judged by DeepSpeed itself as well.
+Unusual here: DeepSpeed 0.19 silently ignores unknown keys at the top level and in some groups, and known keys that the
+stage does not use. Such keys are refused here. The lists were read from its `runtime/config.py`, `engine.py` and
+`zero`; DeepSpeed itself checks `zero_optimization` as well.
 """
 
 import difflib
@@ -19,7 +19,7 @@ _TOP = frozenset(
         *("zero_force_ds_cpu_optimizer", "zero_optimization"),
     }
 )
-# What the recipe states elsewhere; two sources for one number would drift apart.
+# Keys that aweigh derives from these settings; two sources for one number would drift apart.
 _ELSEWHERE = {
     "train_batch_size": "batch.global_size",
     "train_micro_batch_size_per_gpu": "batch.microbatch_limit",
@@ -32,7 +32,7 @@ _ELSEWHERE = {
     "checkpoint": "checkpoint.every_minutes",
     **dict.fromkeys(("tensorboard", "wandb", "csv_monitor", "comet"), "tracking.uri"),
 }
-# Groups of which DeepSpeed reads these and passes over the rest.
+# Groups in which DeepSpeed reads these keys and ignores all others.
 _GROUPS = {
     "data_types": frozenset({"grad_accum_dtype"}),
     "flops_profiler": frozenset(
@@ -47,7 +47,7 @@ _CHOICES = {
     "communication_data_type": ("fp32", "fp16", "bf16"),
     "gradient_allreduce_op": ("mean", "sum"),
 }
-# Of zero_optimization: stages at which a key is used; those that are not named here are used at 1, 2 and 3.
+# Keys of zero_optimization and the stages that use them; keys that are not listed are used at 1, 2 and 3.
 _STAGES = {
     **dict.fromkeys(
         (
@@ -72,7 +72,7 @@ _STAGES = {
         ),
         (3,),
     ),
-    # Of DeepSpeed's own checkpoints and of optimizers that are not used here.
+    # They belong to DeepSpeed's own checkpoints and to optimizers that aweigh does not use.
     **dict.fromkeys(
         (
             *("allgather_partitions", "elastic_checkpoint", "gather_16bit_weights_on_model_save", "legacy_stage1"),
@@ -82,16 +82,17 @@ _STAGES = {
         (),
     ),
 }
-_TALKING = frozenset(
+# Keys that make DeepSpeed report something.
+_REPORTING = frozenset(
     {"comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "steps_per_print", "wall_clock_breakdown"}
 )
 
 
 def check_keys(given: Mapping[str, Any], zero_stage: int) -> None:
-    """Refuse keys that DeepSpeed would pass over, and those that the recipe states elsewhere.
+    """Refuse keys that DeepSpeed would ignore, and keys that aweigh derives from other settings.
 
     Raises:
-        ClusterError: names the first of them, and what to set.
+        ClusterError: names the first of them, and the setting to use instead.
     """
     for key, value in given.items():
         if key in _ELSEWHERE:
@@ -100,20 +101,20 @@ def check_keys(given: Mapping[str, Any], zero_stage: int) -> None:
             raise ClusterError(f"engine.deepspeed.{key} has no effect in DeepSpeed 0.19{_nearest(key, _TOP)}")
         if key == "zero_optimization" or key in _GROUPS:
             if not isinstance(value, Mapping):
-                raise ClusterError(f"engine.deepspeed.{key} is {value!r}; it is a group of keys: set one of them.")
+                raise ClusterError(f"engine.deepspeed.{key} is {value!r}, but it is a group of keys: set one of them.")
             for inner in value if key in _GROUPS else ():
                 if inner not in _GROUPS[key]:
                     raise ClusterError(
                         f"engine.deepspeed.{key}.{inner} has no effect in DeepSpeed 0.19{_nearest(inner, _GROUPS[key])}"
                     )
         if key in _CHOICES and value not in _CHOICES[key]:
-            raise ClusterError(f"engine.deepspeed.{key} is {value!r}; it is one of {', '.join(_CHOICES[key])}.")
+            raise ClusterError(f"engine.deepspeed.{key} is {value!r}; set it to one of {', '.join(_CHOICES[key])}.")
     _check_stage(given.get("zero_optimization", {}), zero_stage)
 
 
-def talks(given: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed was asked to report something, which it does below the level of a warning."""
-    return not _TALKING.isdisjoint(given)
+def asks_for_reports(given: Mapping[str, Any]) -> bool:
+    """Return True if a key makes DeepSpeed report something, which it logs below the level of a warning."""
+    return not _REPORTING.isdisjoint(given)
 
 
 def _check_stage(zero: Mapping[str, Any], zero_stage: int) -> None:
@@ -123,12 +124,14 @@ def _check_stage(zero: Mapping[str, Any], zero_stage: int) -> None:
         stages = _STAGES.get(key.removeprefix("stage3_"), (1, 2, 3))
         if not stages:
             raise ClusterError(
-                f"engine.deepspeed.zero_optimization.{key} has no effect here: nothing of aweigh uses it."
+                f"engine.deepspeed.zero_optimization.{key} has no effect: aweigh does not use that part of DeepSpeed. "
+                f"Remove it."
             )
         if zero_stage not in stages:
             raise ClusterError(
                 f"engine.deepspeed.zero_optimization.{key} has no effect at engine.zero_stage {zero_stage}; it is used "
-                f"at {' and '.join(map(str, stages)) if len(stages) < 3 else '1, 2 and 3'}."
+                f"at {' and '.join(map(str, stages)) if len(stages) < 3 else '1, 2 and 3'}. Remove it, or change the "
+                f"stage."
             )
 
 
