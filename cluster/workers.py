@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import torch
 
@@ -59,8 +59,25 @@ class WorkerContext:
 Loop = Callable[[WorkerContext, Any], None]
 
 
+class LogStream(Protocol):
+    """Something that log lines are written to."""
+
+    def write(self, text: str, /) -> object:
+        """Write some text."""
+
+    def flush(self) -> object:
+        """Show what was written."""
+
+
 def run_workers(
-    loop: Loop, config: Any, *, run_name: str, folder: Path, settings: ClusterSettings, batch_size: int = 0
+    loop: Loop,
+    config: Any,
+    *,
+    run_name: str,
+    folder: Path,
+    settings: ClusterSettings,
+    batch_size: int = 0,
+    out: LogStream | None = None,
 ) -> None:
     """Run `loop(context, config)` on every worker until it returns, replacing lost workers.
 
@@ -73,6 +90,7 @@ def run_workers(
         folder: the run's folder, seen by every node.
         settings: number and kind of workers.
         batch_size: what an elastic number of workers has to divide.
+        out: receives the log of rank 0 in place of stderr.
 
     Raises:
         WorkersFailedError: a worker failed for good; the line names rank and cause.
@@ -87,7 +105,7 @@ def run_workers(
     with (
         connected(settings) as ray,
         Stopping(folder, settings.grace_seconds) as stopping,
-        _followed(logs / "rank-0.log"),
+        _followed(logs / "rank-0.log", out),
     ):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
@@ -256,7 +274,7 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(path: Path, out: TextIO | None = None) -> Iterator[None]:
+def _followed(path: Path, out: LogStream | None = None) -> Iterator[None]:
     """Copy what is appended to `path` to stderr while the block runs."""
     out = out or sys.stderr
     position = path.stat().st_size if path.exists() else 0

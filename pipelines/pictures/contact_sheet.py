@@ -25,7 +25,7 @@ from data_shards.reading.samples import Samples
 from data_shards.reading.shards import Shards
 from detectors import Preprocessing
 from pipelines.errors import ConfigError
-from pipelines.pictures.drawing import Panel, class_color, save_png, write_text
+from pipelines.pictures.drawing import Panel, class_color, save_page, write_text
 from pipelines.recipes.settings import Recipe
 
 _MARGIN, _GAP, _HEADER, _CAPTION = 24, 12, 64, 34
@@ -90,7 +90,7 @@ def write_contact_sheet(
     header = f"{location}   recipe {recipe.recipe}, epoch {epoch}, seed {recipe.seed}"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_png(_page(rows, manifest.classes, header), output)
+        save_page(_page(rows, manifest.classes, header), output)
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}. Choose another --output.") from error
     return [row.key for row in rows]

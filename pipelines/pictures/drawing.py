@@ -65,7 +65,7 @@ def prediction_page(
     Args:
         samples: the pictures, in the order of the page; an image without objects has its place too.
         class_names: names by label. A class has the same colour on every page.
-        path: where the PNG is written.
+        path: where the PNG or JPEG is written.
         score_threshold: predictions of a lower score are left out.
         header: first line of the page, such as the run, the step and its AP.
 
@@ -95,7 +95,7 @@ def prediction_page(
             page[top : top + pair.shape[0], left : left + pair.shape[1]] = pair
             left += pair.shape[1] + _GAP
         top += row_height + _GAP // 2
-    save_png(page, path)
+    save_page(page, path)
 
 
 def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -> NDArray[np.uint8]:
@@ -280,10 +280,11 @@ def _text_width(text: str, size: int, weight: int) -> int:
     return int(width)
 
 
-def save_png(page: NDArray[np.uint8], path: Path) -> None:
-    """Write an RGB page; raises OSError where the path cannot be written."""
+def save_page(page: NDArray[np.uint8], path: Path) -> None:
+    """Write an RGB page as PNG, or as JPEG if the path says so; raises OSError where the path cannot be written."""
     import cv2
 
-    encoded, content = cv2.imencode(".png", cv2.cvtColor(page, cv2.COLOR_RGB2BGR))
+    suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
+    encoded, content = cv2.imencode(suffix, cv2.cvtColor(page, cv2.COLOR_RGB2BGR))
     assert encoded
     path.write_bytes(content.tobytes())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -90,6 +91,7 @@ def train(recipe: Recipe) -> TrainingResult:
                     folder=folder,
                     settings=recipe.cluster,
                     batch_size=recipe.batch.global_size,
+                    out=console.FittedLog(sys.stderr),
                 )
     return read_result(folder, name, last_step)
 

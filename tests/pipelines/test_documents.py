@@ -32,7 +32,7 @@ def test_a_command_of_the_readme_is_understood(command: str) -> None:
         words += ["runs/cells", "--output", "weights.pth"]
     known, rest = command_line().parse_known_args(words)
     assert callable(known.run)
-    if not getattr(known, "takes_flags", False):
+    if not getattr(known, "takes_fields", False):
         assert rest == []
     elif not (known.command == "train" and str(known.recipe).endswith(".yaml")):
         with_flags(recipes.get(getattr(known, "recipe", None) or "demo"), rest)

@@ -97,7 +97,7 @@ def test_gc_takes_orphans_and_with_keep_all_but_the_newest_and_the_best(
     assert _said(capsys, "verify", run).splitlines() == ["step-00000008  whole", "step-00000016  whole"]
     with pytest.raises(SystemExit):
         main(["checkpoints", "gc", run, "--keep", "0"])
-    assert "--keep is 0; at least 1 has to stay" in capsys.readouterr().err
+    assert "--keep is 0; it must be 1 or more, or nothing could be resumed." in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_read_is_one_line(run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,4 +118,4 @@ def test_a_place_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         main(["checkpoints", "ls", str(tmp_path / "none")])
     assert ended.value.code == 2
-    assert f"there is no run or checkpoint folder {tmp_path / 'none'}. Give runs/NAME" in capsys.readouterr().err
+    assert f"{tmp_path / 'none'} is not a folder of a run or checkpoint. Give runs/NAME" in capsys.readouterr().err

@@ -171,9 +171,9 @@ def test_what_to_ignore_is_named_with_its_class(tmp_path: Path, capsys: pytest.C
     assert "a second" in shown.err
 
 
-def test_a_size_that_is_no_number_is_refused_by_name(small_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_size_that_is_not_a_number_is_refused_by_name(small_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build = ["build", "--annotations", "a", "--images", "b", "--output", "c", "--split", "d"]
-    assert "--shard-megabytes: 'nan' is no size" in refused(capsys, *build, "--shard-megabytes", "nan")
+    assert "--shard-megabytes: 'nan' is not a size" in refused(capsys, *build, "--shard-megabytes", "nan")
     plan = ["plan", small_shards / "train", "--batch", 4]
     for amount in ("inf", "-1", "much"):
-        assert f"--cache: '{amount}' is no size; give a number" in refused(capsys, *plan, "--cache", amount)
+        assert f"--cache: '{amount}' is not a size; give a number" in refused(capsys, *plan, "--cache", amount)

@@ -99,8 +99,8 @@ def test_a_file_of_the_backbone_alone_is_not_written_as_a_detector(
             ["export", "{file}", "--detector", "centernet_dla34", *NARROW, "--output", "{file}.safetensors"],
             "other code loads what torch.save writes, so end it in .pth",
         ),
-        (["export", "nowhere.pth", "--output", "back.pth"], "nowhere.pth is not there; give a run's folder"),
-        (["export", "{file}", "--output", "back.pth"], "does not say which detector it is of; give --detector NAME"),
+        (["export", "nowhere.pth", "--output", "back.pth"], "nowhere.pth does not exist; give a run's folder"),
+        (["export", "{file}", "--output", "back.pth"], "does not name its detector; give --detector NAME"),
         (
             [
                 *("export", "{file}", "--detector", "centernet_dla34", "--num-classes", "3", *NARROW),
