@@ -7,7 +7,7 @@ _MOST_SHOWN = 4
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str, *, form: str = "{!r}", cutoff: float = 0.6) -> str:
-    """End a message about an unknown word with the known words it may stand for.
+    """End a message about an unknown word with the known words that may be meant.
 
     Args:
         word: what was typed.

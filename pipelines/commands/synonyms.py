@@ -43,4 +43,4 @@ SYNONYMS = {
     "version": "`aweigh --version` prints it.",
     "help": "`aweigh --help` lists the commands.",
 }
-"""What to say after `unknown command 'WORD'; `."""
+"""By word: the end of a message that starts with `unknown command`."""

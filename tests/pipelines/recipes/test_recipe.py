@@ -284,7 +284,7 @@ def test_an_unknown_recipe_offers_the_nearest_and_a_missing_file_is_said() -> No
         recipes.get("centernet_resdcn18")
     with pytest.raises(
         ConfigError,
-        match=r"recipe nowhere\.yaml cannot be read: No such file or directory. Give the path of a YAML file, or one of",
+        match=r"recipe nowhere\.yaml cannot be read: No such file or directory. Give the path of a YAML",
     ):
         recipes.get("nowhere.yaml")
 
