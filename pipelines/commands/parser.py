@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         """Exit with status 2."""
         missing = message.replace("the following arguments are required: ", f"{self.prog} needs ")
         if missing != message:
-            fail(f"{missing}; `{self.prog} --help` explains them.")
+            fail(f"{missing}; `{self.prog} --help` explains the arguments.")
         for pattern, words in _REWORDED:
             message, found = re.subn(f"^{pattern}", words, message)
             if found:

@@ -238,6 +238,6 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     assert "unknown --tta 'mirror'; known are none, flip, multiscale" in _refused(
         capsys, "evaluate", run, "--tta", "mirror"
     )
-    assert "evaluation.scales contains 0; every scale must lie from 0.1 to 10" in _refused(
+    assert "evaluation.scales contains 0; every scale must be from 0.1 to 10" in _refused(
         capsys, "evaluate", run, "--evaluation.scales", "0", "1"
     )

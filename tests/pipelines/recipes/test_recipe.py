@@ -214,13 +214,13 @@ def test_flags_set_any_field() -> None:
         ("--engine.zero_stage 4", "engine.zero_stage is 4: input should be 0, 1, 2 or 3"),
         ("--optimizer.name lion", "optimizer.name is 'lion': input should be 'adam', 'adamw' or 'sgd'"),
         ("--schedule.drops_at 90 140", "schedule.drops_at contains 140, but training ends after epoch 140."),
-        ("--schedule.drops_at 120 90", "schedule.drops_at is [120, 90]; it must rise"),
+        ("--schedule.drops_at 120 90", "schedule.drops_at is [120, 90]; give rising numbers, each 1 or more."),
         ("--optimizer.learning_rate -1", "optimizer.learning_rate is -1; it must be above 0."),
         ("--optimizer.learning_rate .nan", "optimizer.learning_rate is nan; it must be above 0."),
         ("--optimizer.betas 0.9 2", "optimizer.betas is 0.9, 2.0; it must be 0 or more and below 1."),
         ("--optimizer.weight_decay -1", "optimizer.weight_decay is -1; it must be 0 or more."),
         ("--schedule.epochs 0", "schedule.epochs and schedule.steps are both 0"),
-        ("--schedule.steps 300", "schedule.steps is 300 beside epochs 140 and drops_at [90, 120]; one unit at a time"),
+        ("--schedule.steps 300", "schedule.steps is 300 beside epochs 140 and drops_at [90, 120]; use one unit only"),
         ("--schedule.drops_at_steps 300", "schedule.drops_at_steps is [300], but training ends after epoch 140"),
         (
             "--schedule.epochs 0 --schedule.drops_at [] --schedule.steps 9 --schedule.drops_at_steps 9",
@@ -325,7 +325,7 @@ def test_every_field_has_a_default_and_a_meaning() -> None:
     assert set(rows) == set(fields())
     assert rows["schedule.drops_at"] == (
         "[90, 120]",
-        "Epochs after which the learning rate is lower by drop_factor (Objects as Points, section 5).",
+        "Epochs after which the learning rate is multiplied by drop_factor (Objects as Points, section 5).",
     )
     assert [name for name, (_, meaning) in rows.items() if not meaning] == []
 
