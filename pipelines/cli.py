@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command."""
     parser = command_line()
     if completing():
-        import argcomplete
+        with suppress(ImportError):
+            import argcomplete
 
-        argcomplete.autocomplete(parser)
+            argcomplete.autocomplete(parser)
     words = list(sys.argv[1:] if arguments is None else arguments)
     known, rest = parser.parse_known_args(words)
     known.rest = rest

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from pipelines.errors import ConfigError
 
@@ -28,11 +28,14 @@ def takes_fields(parser: argparse.ArgumentParser, run: Run) -> None:
     # An abbreviation could be meant for a field as well as for an argument of the command.
     parser.allow_abbrev = False
     parser.set_defaults(run=run, takes_fields=True)
-    if completing():
+    # Only the command that is being typed: a hundred fields for each of a dozen parsers take a second.
+    if completing() and os.environ.get("COMP_LINE", "").startswith(f"{parser.prog} "):
         from pipelines.recipes.recipe import fields
 
-        for name in fields():
-            completes(parser.add_argument(f"--{name}", nargs="*"), _field_values(name))
+        for name, kind in fields().items():
+            # `--recipe` is an argument of `aweigh shards show`, and the name of a field that nobody sets.
+            if f"--{name}" not in parser._option_string_actions:
+                completes(parser.add_argument(f"--{name}", nargs="*"), _field_values(name, kind))
 
 
 def add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False, meaning: str = "") -> None:
@@ -94,12 +97,7 @@ def detector_names() -> list[str]:
     return sorted({recipes.get(name).detector.name for name in recipes.names()})
 
 
-def _field_values(name: str) -> Callable[[], Iterable[str]]:
-    from typing import Literal, get_args, get_origin
-
-    from pipelines.recipes.recipe import fields
-
-    kind = fields()[name]
+def _field_values(name: str, kind: Any) -> Callable[[], Iterable[str]]:
     if name == "detector.name":
         return detector_names
     if kind is bool:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
+from data_shards.counting import counted
 from pipelines.commands.arguments import RESUMES, Commands, add_recipe, resolved, takes_fields
 from pipelines.console import say
 from pipelines.errors import ConfigError
@@ -88,7 +89,7 @@ def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
 
     if result.evaluation is not None:
         print((result.folder / "evaluation" / "ap.txt").read_text(), end="")
-    say("done", f"run {result.run}, {result.step:,} {'step' if result.step == 1 else 'steps'}")
+    say("done", f"run {result.run}, {counted(result.step, 'step')}")
     if result.evaluation is not None and (reading := _reading(result, recipe)):
         say("note", reading)
     if (pictures := result.folder / "evaluation" / "predictions.png").exists():
@@ -115,4 +116,5 @@ def _reading(result: "TrainingResult", recipe: "Recipe") -> str:
     advice = "train longer with --schedule.epochs"
     if not recipe.detector.weights:
         advice += ", or start from published weights with --detector.weights"
-    return f"AP is {score:.3f} after {result.step:,} steps from {began}; that is too little to learn from: {advice}."
+    steps = counted(result.step, "step")
+    return f"AP is {score:.3f} after {steps} from {began}, usually a sign that training was too short; {advice}"

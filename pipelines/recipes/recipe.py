@@ -124,8 +124,9 @@ def as_flags(values: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _as_word(value: Any) -> str:
-    """Write a value so that YAML reads it back; text needs quotes only if it looks like something else."""
-    return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
+    """Write a value so that YAML reads it back."""
+    # Inside a list, because YAML ends a bare value with a line of dots.
+    return yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]
 
 
 def fields(kind: type = Recipe, prefix: str = "") -> dict[str, Any]:

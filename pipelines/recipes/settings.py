@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
+from data_shards.counting import counted
 from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
 from data_shards.storage.store import Store, open_store
 from pipelines.errors import ConfigError
@@ -262,15 +263,16 @@ class Schedule:
     def describe(self, steps_per_epoch: int) -> str:
         """Write the schedule with its arithmetic, for people."""
         end = self.last_step(steps_per_epoch)
-        unit, drops = ("steps", self.drops_at_steps) if self.steps else ("epochs", self.drops_at)
+        unit, drops = ("step", self.drops_at_steps) if self.steps else ("epoch", self.drops_at)
         if self.steps:
-            text = f"{end:,} steps = {end / steps_per_epoch:.4g} epochs of {steps_per_epoch:,}"
+            text = f"{counted(end, 'step')} = {end / steps_per_epoch:.4g} epochs of {steps_per_epoch:,}"
         else:
-            text = f"{steps_per_epoch:,} steps × {self.epochs:,} epochs = {end:,} steps"
+            text = f"{counted(steps_per_epoch, 'step')} × {counted(self.epochs, 'epoch')} = {counted(end, 'step')}"
         if drops:
-            text += f", ÷{1 / self.drop_factor:g} after {unit} {', '.join(f'{drop:,}' for drop in drops)}"
+            units = unit if len(drops) == 1 else f"{unit}s"
+            text += f", ÷{1 / self.drop_factor:g} after {units} {', '.join(f'{drop:,}' for drop in drops)}"
         if self.warmup_steps:
-            text += f", {self.warmup} warm-up over {self.warmup_steps:,} steps from {self._warmup(0):.3g}"
+            text += f", {self.warmup} warm-up over {counted(self.warmup_steps, 'step')} from {self._warmup(0):.3g}"
         return text
 
     def _warmup(self, step: int) -> float:

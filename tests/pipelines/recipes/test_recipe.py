@@ -8,6 +8,7 @@ import yaml
 from pipelines import recipes
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import (
+    as_flags,
     differences,
     field_help,
     fields,
@@ -142,6 +143,7 @@ def test_published_recipes_name_the_weights_they_start_from() -> None:
 
 
 def test_a_schedule_in_steps_says_its_arithmetic() -> None:
+    assert Schedule(epochs=1, drops_at=()).describe(25) == "25 steps × 1 epoch = 25 steps"
     schedule = recipes.get("fcos_resnet50_1x").schedule
     assert schedule.describe(7329) == (
         "90,000 steps = 12.28 epochs of 7,329, ÷10 after steps 60,000, 80,000, "
@@ -201,6 +203,20 @@ def test_flags_set_any_field() -> None:
     assert recipe.data.train == "007"  # text stays text
     assert recipe.data.input_size == (384, 384)
     assert recipe.optimizer.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"width": 24, "deconv_channels": [64, 48, 32], "trunk_start": "he"},
+        {"sizes": [8], "nothing": None, "on": True, "rate": 1e-05, "text": "8", "empty": [], "yes": "yes"},
+    ],
+)
+def test_settings_written_as_flags_are_read_back(settings: dict[str, object]) -> None:
+    flags = as_flags(settings, "detector.settings")
+    assert with_flags(recipes.get("centernet_resdcn18_1x"), flags).detector.settings == settings
+    if "width" in settings:
+        assert flags[2:6] == ["--detector.settings.deconv_channels", "64", "48", "32"]
 
 
 @pytest.mark.parametrize(
