@@ -198,5 +198,7 @@ def _scaling(known: argparse.Namespace) -> None:
     if not (known.images_per_second > 0 and known.batch_per_gpu > 0):
         raise ConfigError("--images-per-second and --batch-per-gpu must be above 0.")
     if known.overlap and known.zero_stage == 0:
-        raise ConfigError("--overlap needs --zero-stage 1, 2 or 3: at stage 0, DeepSpeed reduces after backward.")
+        raise ConfigError(
+            "--overlap needs --zero-stage 1, 2 or 3, because DeepSpeed reduces after backward at stage 0."
+        )
     print_scaling(known.images_per_second, known.batch_per_gpu, known.zero_stage, overlap=known.overlap)

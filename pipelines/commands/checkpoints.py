@@ -46,7 +46,7 @@ def run(known: argparse.Namespace) -> None:
             raise ConfigError(f"--keep is {known.keep}; it must be 1 or more, or nothing could be resumed.")
         collect_garbage(known.place, known.keep, as_json=known.json)
     elif not verify_checkpoints(known.place, as_json=known.json):
-        console.fail("at least one checkpoint is damaged; resuming skips it. `aweigh checkpoints gc` cleans up.", 1)
+        console.fail("at least one checkpoint is damaged; resuming skips it and takes an older one.", 1)
 
 
 def list_checkpoints(place: str, *, as_json: bool) -> None:
