@@ -1,1 +1,1 @@
-"""Recipes, commands, training, evaluation and tracking: the story told from the rooms below."""
+"""Recipes, commands, training, evaluation and tracking, built from the three packages below."""

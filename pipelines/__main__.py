@@ -1,4 +1,4 @@
-"""`python -m pipelines` is the same as `aweigh`."""
+"""Run `aweigh` as `python -m pipelines`."""
 
 from pipelines.cli import main
 

@@ -1,5 +1,5 @@
-"""The one error a user of this room may see."""
+"""The error that users of this package see."""
 
 
 class ConfigError(ValueError):
-    """A recipe, flag or run that cannot be used: one line with what, where and what to do."""
+    """A recipe, flag or run that cannot be used: one line that says what is wrong, where, and what to do."""

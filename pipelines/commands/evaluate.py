@@ -1,34 +1,75 @@
 """`aweigh evaluate`: AP of a run's checkpoint on any shards of its classes."""
 
+from __future__ import annotations
+
+import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cluster.checkpoints.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
-from data_shards.format.manifest import Manifest
-from data_shards.order.plan import World
-from data_shards.reading.reading import Reading
-from detectors import Detector
-from detectors.detector import TestMode
-from pipelines import console, tracking
+from pipelines import console
+from pipelines.commands.arguments import Commands, add_json, check_picture, takes_fields
 from pipelines.errors import ConfigError
-from pipelines.evaluation.evaluate import Evaluation, evaluate
-from pipelines.evaluation.report import figures, tables
-from pipelines.evaluation.test_time_table import NAMES, ModeResult, mode_table
-from pipelines.evaluation.views import milliseconds_one_by_one
-from pipelines.pictures.prediction_page import prediction_page
-from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
-from pipelines.recipes.settings import EvaluationSettings, Recipe
-from pipelines.training.checkpoints import check_classes
-from pipelines.training.checks import check_input_size
-from pipelines.training.from_recipe import build_detector
+
+if TYPE_CHECKING:
+    import torch
+
+    from cluster.checkpoints.checkpoint import Checkpoint
+    from data_shards.format.manifest import Manifest
+    from data_shards.reading.reading import Reading
+    from detectors import Detector
+    from detectors.detector import TestMode
+    from pipelines.evaluation.evaluate import Evaluation
+    from pipelines.evaluation.test_time_table import ModeResult
+    from pipelines.recipes.settings import EvaluationSettings, Recipe
 
 _CLOCK = "network, decoding and merging"
+
+
+def add(commands: Commands) -> None:
+    """Add `evaluate`."""
+    evaluate = commands.add_parser("evaluate", help="AP of a run or checkpoint on validation shards")
+    evaluate.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="a run's folder (its best checkpoint) or a checkpoint's"
+    )
+    evaluate.add_argument("--data", help="shards to evaluate on (default: the run's data.validation)")
+    evaluate.add_argument("--newest", action="store_true", help="the newest checkpoint instead of the best")
+    evaluate.add_argument(
+        "--pictures", type=Path, metavar="PNG", help="draw predictions beside the truth in this file, .png or .jpg"
+    )
+    add_json(evaluate)
+    evaluate.add_argument(
+        "--tta",
+        nargs="+",
+        choices=("none", "flip", "multiscale"),
+        default=[],
+        metavar="MODE",
+        help="compare modes of test-time augmentation: none, flip, multiscale",
+    )
+    evaluate.add_argument(
+        "--nms", action="store_true", help="soft-NMS for a single scale too, the published --nms of CenterNet"
+    )
+    evaluate.add_argument(
+        "--timed-images", type=int, default=20, help="images timed one by one for each mode of --tta (default: 20)"
+    )
+    takes_fields(evaluate, run)
+
+
+def run(known: argparse.Namespace) -> None:
+    """Evaluate a run or checkpoint."""
+    evaluate_run(
+        known.run_folder,
+        data=known.data,
+        newest=known.newest,
+        pictures=known.pictures,
+        as_json=known.json,
+        flags=[*known.rest, *(["--evaluation.soft_nms", "true"] if known.nms else [])],
+        modes=known.tta,
+        timed_images=known.timed_images,
+    )
 
 
 def evaluate_run(
@@ -47,17 +88,25 @@ def evaluate_run(
     Args:
         path: a run's folder or a checkpoint's.
         data: shards to evaluate on; None takes those of the run's recipe.
-        newest: of a run, the newest checkpoint instead of the best.
-        pictures: where to draw predictions beside the truth.
+        newest: of a run, take the newest checkpoint instead of the best.
+        pictures: file in which predictions are drawn beside the truth.
         as_json: print the figures as one JSON object.
         flags: change the run's recipe, such as --evaluation.geometry keep.
-        modes: modes of test-time augmentation to compare; empty evaluates in the recipe's own.
+        modes: modes of test-time augmentation to compare; if empty, the recipe's own mode is evaluated.
         timed_images: images timed one by one for each of `modes`.
 
     Raises:
         ConfigError: there is no checkpoint, or the shards have other classes.
         DetectorError: the detector was not published with a mode.
     """
+    if pictures:
+        check_picture(pictures, "--pictures")
+    from data_shards.counting import counted
+    from pipelines.evaluation.report import figures, tables
+    from pipelines.evaluation.test_time_table import NAMES, ModeResult, mode_table
+    from pipelines.evaluation.views import milliseconds_one_by_one
+    from pipelines.pictures.prediction_page import prediction_page
+
     if timed_images < 1:
         raise ConfigError(f"--timed-images is {timed_images}; it must be 1 or more.")
     judged = _open(path, data, newest, flags)
@@ -70,7 +119,7 @@ def evaluate_run(
     began = time.monotonic()
     results: dict[str, ModeResult] = {}
     for one in settings:
-        # Of several modes, the last one is drawn.
+        # If there are several modes, the last one is drawn.
         shown = own.pictures if pictures and one is settings[-1] else 0
         evaluation = _evaluated(judged, replace(one, pictures=shown), NAMES[one.tta] if modes else "evaluate")
         milliseconds = evaluation.milliseconds_per_image
@@ -88,7 +137,7 @@ def evaluate_run(
         header = f"{path}   step {judged.checkpoint.step:,}   AP {evaluation.coco.AP:.3f}"
         prediction_page(evaluation.pictures, judged.manifest.class_names, pictures, header=header)
         console.say("pictures", str(pictures))
-    took = f"{evaluation.num_images:,} images in {console.duration(time.monotonic() - began)}"
+    took = f"{counted(evaluation.num_images, 'image')} in {console.duration(time.monotonic() - began)}"
     about = {"checkpoint": str(judged.checkpoint.path), "data": judged.location}
     step = judged.checkpoint.step
     if not modes:
@@ -101,12 +150,15 @@ def evaluate_run(
     console.say("done", took)
     console.say(
         "",
-        f"ms: {_CLOCK}, on {judged.device}, images one by one, mean of {timed_images} after 3 to warm up; without "
-        "reading, resizing and normalising",
+        f"ms: {_CLOCK}, on {judged.device}, images one by one, mean of {timed_images} after 3 to warm up; reading, "
+        "resizing and normalising are not included",
     )
 
 
-def _evaluated(judged: "_Judged", settings: EvaluationSettings, topic: str) -> Evaluation:
+def _evaluated(judged: _Judged, settings: EvaluationSettings, topic: str) -> Evaluation:
+    from data_shards.order.plan import World
+    from pipelines.evaluation.evaluate import evaluate
+
     reading, num_samples = judged.reading, judged.manifest.num_samples
     evaluation = evaluate(
         judged.detector,
@@ -123,7 +175,7 @@ def _evaluated(judged: "_Judged", settings: EvaluationSettings, topic: str) -> E
 
 @dataclass(frozen=True)
 class _Judged:
-    """What is evaluated, on what and where."""
+    """A checkpoint with the shards and the device it is evaluated on."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -136,11 +188,19 @@ class _Judged:
 
 
 def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _Judged:
+    import torch
+
+    from data_shards.counting import counted
+    from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
+    from pipelines.training.checkpoints import check_classes
+    from pipelines.training.checks import check_input_size
+    from pipelines.training.from_recipe import build_detector
+
     checkpoint = find_checkpoint(path, newest)
     recorded = from_dict(checkpoint.facts["recipe"])
     recipe = with_flags(recorded, flags)
     if fixed := [line for line in differences(to_dict(recorded), to_dict(recipe)) if not line.startswith("data.")]:
-        raise ConfigError(f"{fixed[0]} belongs to the trained weights; only data.* and evaluation.* can be set here.")
+        raise ConfigError(f"{fixed[0]} belongs to the trained weights; set only data.* and evaluation.* here.")
     location = data or recipe.data.validation
     if not location:
         raise ConfigError(f"{path} was trained without data.validation; give --data LOCATION/SPLIT.")
@@ -149,7 +209,7 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
     check_classes(checkpoint, manifest)
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.cluster.device != "cpu" else "cpu")
     console.say("weights", f"{checkpoint.path}, step {checkpoint.step:,}")
-    console.say("data", f"{location}, {manifest.num_samples:,} images, manifest {manifest.digest[:6]}")
+    console.say("data", f"{location}, {counted(manifest.num_samples, 'image')}, manifest {manifest.digest[:6]}")
     detector = build_detector(recipe, manifest, initial=False).to(device)
     check_input_size(recipe, detector)
     detector.load_state_dict(checkpoint.weights())
@@ -159,6 +219,8 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
 
 
 def _as_json(results: Mapping[str, ModeResult], step: int) -> dict[str, Any]:
+    from pipelines.evaluation.report import figures
+
     return {
         mode: {
             **figures(result.evaluation, step),
@@ -170,7 +232,9 @@ def _as_json(results: Mapping[str, ModeResult], step: int) -> dict[str, Any]:
 
 
 def _track(judged: _Judged, results: Mapping[str, ModeResult], table: str) -> None:
-    """Tell the MLflow run that trained the checkpoint, where there is one."""
+    """Log to the MLflow run that trained the checkpoint, if it is known."""
+    from pipelines import tracking
+
     checkpoint, location = judged.checkpoint, judged.location
     folder = checkpoint.path.parent.parent / "tracking"
     if not (folder / "run.json").exists():
@@ -182,11 +246,13 @@ def _track(judged: _Judged, results: Mapping[str, ModeResult], table: str) -> No
 
 
 def find_checkpoint(path: Path, newest: bool = False) -> Checkpoint:
-    """The checkpoint at a path: itself, or of a run the best (else the newest).
+    """Return the checkpoint at a path, or the best of the run at a path (the newest if none has a score).
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no checkpoint.
     """
+    from cluster.checkpoints.checkpoint import CheckpointFolder, open_checkpoint
+
     if (path / "checkpoint.json").exists() or path.name.startswith("step-"):
         return open_checkpoint(path)
     folder = CheckpointFolder(path / "checkpoints", warn=lambda line: console.say("warning", line))

@@ -1,15 +1,26 @@
-"""`aweigh shards …`: bringing data in, building, moving, checking and looking at it.
-
-Results go to stdout, progress to stderr. Nothing heavy is imported before a command runs.
-"""
+"""`aweigh shards …`: import, build, move, check and look at data."""
 
 import argparse
 import json
 import math
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipelines.commands.arguments import (
+    Commands,
+    add_actions,
+    add_json,
+    check_picture,
+    completes,
+    recipe_names,
+    resolved,
+    takes_fields,
+)
+from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
     from data_shards.building.coco_writing import ImportReport
@@ -17,26 +28,27 @@ if TYPE_CHECKING:
 LOCATION = "LOCATION/SPLIT: a folder or s3:// prefix with manifest.json"
 
 
-def add_shards_commands(commands: "argparse._SubParsersAction[Any]") -> None:
-    """Add `shards` and its actions to the command line."""
+def add(commands: Commands) -> None:
+    """Add `shards` and its actions."""
     shards = commands.add_parser("shards", help="build, examine, move and check WebDataset shards")
-    actions = shards.add_subparsers(
-        dest="action", metavar="build|verify|examine|show|plan|push|pull|import-voc|import-yolo", required=True
-    )
-    _add_building(actions)
-    _add_looking(actions)
-    _add_moving(actions)
+    actions = add_actions(shards, "build|verify|examine|show|plan|push|pull|import-voc|import-yolo")
+    _add_build(actions)
+    _add_imports(actions)
+    _add_verify(actions)
+    _add_examine(actions)
+    _add_show(actions)
+    _add_plan(actions)
+    _add_moves(actions)
 
 
-def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
-    cores = os.cpu_count() or 1
+def _add_build(actions: Commands) -> None:
     build = actions.add_parser("build", help="turn COCO annotations and images into shards")
     build.add_argument("--annotations", required=True, help="COCO instances or person keypoints JSON")
     build.add_argument("--images", required=True, help="folder of the images")
     build.add_argument("--output", required=True, help="folder or s3://bucket/prefix")
     build.add_argument("--split", required=True, help="name of the split: the folder below the output")
     build.add_argument("--shard-megabytes", type=_amount, default=96, help="size of a shard (default: 96)")
-    build.add_argument("--processes", type=int, default=cores, help="default: one for each core")
+    _add_processes(build)
     build.add_argument(
         "--degenerate-boxes",
         choices=("drop", "refuse"),
@@ -54,7 +66,7 @@ def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
         nargs="+",
         default=[],
         metavar="NAME=CLASS",
-        help="categories that are not learnt, with the class they may be taken for, or * for all (KITTI: Van=Car)",
+        help="categories not to learn, each with the class it may be mistaken for, or * for any (KITTI: Van=Car)",
     )
     build.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="categories to leave out")
     build.add_argument(
@@ -62,17 +74,19 @@ def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
         type=int,
         default=0,
         metavar="PIXELS",
-        help="encode images again whose longer side is longer, labels scaled with them (default: keep every byte)",
+        help="shrink images whose longer side exceeds this, and their labels (default: keep every byte)",
     )
-    build.add_argument("--jpeg-quality", type=int, default=95, help="of those (default: 95)")
-    build.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
-    build.set_defaults(run=_build)
+    build.add_argument("--jpeg-quality", type=int, default=95, help="quality of shrunk images (default: 95)")
+    build.add_argument("--overwrite", action="store_true", help="replace a different data set in the output")
+    build.set_defaults(run=_build, when_stopped=_RESUMES)
 
+
+def _add_imports(actions: Commands) -> None:
     voc = actions.add_parser(
         "import-voc",
         help="turn Pascal VOC XML into COCO annotations",
-        description="Corners are continuous edges, as today's tools write them: x = xmin, width = xmax - xmin, nothing "
-        "is shifted. --one-based reads the challenges' own files.",
+        description="Corners are read as continuous edges, as today's tools write them: x = xmin, width = xmax - xmin. "
+        "--one-based reads the files of the VOC challenges.",
     )
     voc.add_argument("--annotations", required=True, help="folder of the .xml files")
     voc.add_argument("--images", required=True, help="folder of the images")
@@ -81,11 +95,11 @@ def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
         "--classes",
         nargs="+",
         default=[],
-        help="names in the order of their ids, or a file of them (default: by alphabet)",
+        help="names in the order of their ids, or a file of them (default: in alphabetical order)",
     )
     voc.add_argument("--image-set", help="text file with the names to take, such as ImageSets/Main/train.txt")
     voc.add_argument("--difficult", choices=("keep", "drop"), default="keep", help="objects marked difficult")
-    voc.add_argument("--one-based", action="store_true", help="pixels are counted from 1, the last one included")
+    voc.add_argument("--one-based", action="store_true", help="pixels are counted from 1, and xmax and ymax included")
     voc.add_argument("--overwrite", action="store_true", help="replace the output")
     voc.set_defaults(run=_import_voc)
 
@@ -98,79 +112,100 @@ def _add_building(actions: "argparse._SubParsersAction[Any]") -> None:
     yolo.set_defaults(run=_import_yolo)
 
 
-def _add_looking(actions: "argparse._SubParsersAction[Any]") -> None:
-    cores = os.cpu_count() or 1
+def _add_verify(actions: Commands) -> None:
     verify = actions.add_parser(
-        "verify", help="compare shards with their manifest, byte for byte; exit status 1 where one is not whole"
+        "verify", help="compare shards with their manifest, byte for byte; exit status 1 if one is damaged"
     )
     verify.add_argument("location", help=LOCATION)
-    verify.add_argument("--decode", action="store_true", help="decode every image, too")
+    verify.add_argument("--decode", action="store_true", help="decode every image too")
     _add_cache(verify)
-    verify.add_argument("--processes", "--threads", type=int, default=cores, help="default: one for each core")
-    verify.set_defaults(run=_verify)
+    _add_processes(verify, "--threads")
+    verify.set_defaults(run=_verify, when_stopped=_RESUMES)
 
-    examine = actions.add_parser("examine", help="the data set doctor: what would spoil a training, and the fix")
+
+def _add_examine(actions: Commands) -> None:
+    examine = actions.add_parser("examine", help="find what would spoil a training, with a fix for each finding")
     examine.add_argument("location", help=LOCATION)
-    examine.add_argument("--against", metavar="LOCATION", help="another split: images that stand in both are found")
-    examine.add_argument("--stride", type=int, default=4, help="of the detector's finest output (default: 4)")
+    examine.add_argument("--against", metavar="LOCATION", help="another split: find images that are in both")
+    examine.add_argument("--stride", type=int, default=4, help="stride of the detector's finest output (default: 4)")
     examine.add_argument(
-        "--input-size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"), help="default: 512 512"
+        "--input-size",
+        type=int,
+        nargs=2,
+        default=(512, 512),
+        metavar=("HEIGHT", "WIDTH"),
+        help="data.input_size (default: 512 512)",
     )
     examine.add_argument("--max-objects", type=int, default=128, help="data.max_objects (default: 128)")
     _add_cache(examine)
-    examine.add_argument("--examples", type=int, default=3, help="findings shown of each kind (default: 3)")
-    examine.add_argument("--threads", type=int, default=cores, help="default: one for each core")
-    examine.add_argument("--json", action="store_true", help="print everything as JSON")
+    examine.add_argument("--examples", type=int, default=3, help="findings to print of each kind (default: 3)")
+    examine.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
+    add_json(examine, "everything")
     examine.set_defaults(run=_examine)
 
+
+def _add_show(actions: Commands) -> None:
     show = actions.add_parser("show", help="draw samples: labels, what the network receives, its targets")
     show.add_argument("location", help=LOCATION)
-    show.add_argument("--output", required=True, type=Path, metavar="PNG", help="the contact sheet to write")
-    show.add_argument("--recipe", default="demo", help="whose input size, augmentation and detector (default: demo)")
-    show.add_argument("--samples", type=int, default=8, help="the first ones of the epoch (default: 8)")
+    show.add_argument("--output", required=True, type=Path, metavar="PNG", help="contact sheet to write, .png or .jpg")
+    recipe = show.add_argument(
+        "--recipe", default="demo", help="recipe with the input size, augmentation and detector (default: demo)"
+    )
+    completes(recipe, recipe_names)
+    show.add_argument("--samples", type=int, default=8, help="how many, from the start of the epoch (default: 8)")
     show.add_argument("--key", action="append", default=[], help="a sample to draw instead; may be repeated")
-    show.add_argument("--epoch", type=int, default=0, help="whose augmentation (default: 0)")
-    show.set_defaults(run=_show, takes_flags=True)
-    show.allow_abbrev = False
+    show.add_argument("--epoch", type=int, default=0, help="epoch of the augmentation (default: 0)")
+    takes_fields(show, _show)
 
-    plan = actions.add_parser("plan", help="what an epoch takes: steps, shards and bytes of each node, cache")
+
+def _add_plan(actions: Commands) -> None:
+    plan = actions.add_parser("plan", help="steps, shards, bytes and cache that an epoch takes on each node")
     plan.add_argument("location", help=LOCATION)
     plan.add_argument("--batch", type=int, required=True, metavar="N", help="the global batch size")
     plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
-    plan.add_argument("--workers", type=int, metavar="N", help="over all nodes (default: one for each node)")
-    plan.add_argument("--cache", type=_amount, metavar="GB", help="room on each node")
-    plan.add_argument("--seed", type=int, default=0, help="the run's (default: 0)")
-    plan.add_argument("--json", action="store_true", help="print the figures as JSON")
+    plan.add_argument("--workers", type=int, metavar="N", help="workers on all nodes (default: one per node)")
+    plan.add_argument("--cache", type=_amount, metavar="GB", help="space for shards on each node")
+    plan.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    add_json(plan)
     plan.set_defaults(run=_plan)
 
 
-def _add_moving(actions: "argparse._SubParsersAction[Any]") -> None:
+def _add_moves(actions: Commands) -> None:
     pull = actions.add_parser("pull", help="copy shards from S3 into a folder, every byte compared")
     pull.add_argument("location", help="s3://bucket/prefix/SPLIT")
-    pull.add_argument("folder", help="where the split will lie")
+    pull.add_argument("folder", help="folder for the split")
     push = actions.add_parser("push", help="copy shards from a folder to S3, every byte read back and compared")
     push.add_argument("folder", help="the folder with manifest.json")
     push.add_argument("location", help="s3://bucket/prefix/SPLIT")
     for parser, run in ((pull, _pull), (push, _push)):
-        parser.add_argument("--threads", type=int, default=4, help="shards at the same time (default: 4)")
-        parser.add_argument("--overwrite", action="store_true", help="replace another data set that lies there")
-        parser.set_defaults(run=run)
+        parser.add_argument("--threads", type=int, default=4, help="shards to copy at the same time (default: 4)")
+        parser.add_argument("--overwrite", action="store_true", help="replace a different data set there")
+        parser.set_defaults(run=run, when_stopped=_RESUMES)
+
+
+_RESUMES = "run the same command again to continue with the remaining shards"
+
+
+def _add_processes(command: argparse.ArgumentParser, *other_names: str) -> None:
+    command.add_argument(
+        "--processes", *other_names, type=int, default=os.cpu_count() or 1, help="default: one per core"
+    )
 
 
 def _add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--cache", type=_amount, default=0, metavar="GB", help="room for shards from S3 (default: 0, no limit)"
+        "--cache", type=_amount, default=0, metavar="GB", help="space for shards from S3 (default: 0, no limit)"
     )
 
 
 def _amount(text: str) -> float:
-    """A finite number of 0 or more; argparse names the option of any other."""
+    """Read a finite number of 0 or more; argparse names the option if it is something else."""
     try:
         amount = float(text)
     except ValueError:
         amount = math.nan
     if not 0 <= amount < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a number, 0 or more.")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give a number, 0 or more.")
     return amount
 
 
@@ -202,12 +237,19 @@ def _build(known: argparse.Namespace) -> None:
         jpeg_quality=known.jpeg_quality,
     )
     print(report.describe())
-    print(f"train on them with --data.train {report.location}")
+    location = shlex.quote(report.location)
+    if _is_validation(known.split):
+        print(f"evaluate on them with --data.validation {location}")
+    else:
+        print(f"train on them with --data.train {location}")
+
+
+def _is_validation(split: str) -> bool:
+    """True for val, valid2, mini_val2017, test and the like."""
+    return re.match(r"(mini_?)?(val|test|eval|dev)", split.lower()) is not None
 
 
 def _ignored(words: list[str]) -> dict[str, str]:
-    from pipelines.errors import ConfigError
-
     pairs = [word.partition("=") for word in words]
     if odd := [word for word, (name, _, of) in zip(words, pairs, strict=True) if not (name and of)]:
         raise ConfigError(
@@ -252,7 +294,10 @@ def _import_yolo(known: argparse.Namespace) -> None:
 
 def _print_imported(report: "ImportReport") -> None:
     print(report.describe())
-    print(f"next: aweigh shards build --annotations {report.annotations} --images {report.images} --output … --split …")
+    name = Path(report.annotations).stem
+    build = ["aweigh", "shards", "build", "--annotations", str(report.annotations), "--images", str(report.images)]
+    build += ["--output", "shards", "--split", name if _is_validation(name) else "train"]
+    print(f"next: {shlex.join(build)}")
 
 
 def _verify(known: argparse.Namespace) -> None:
@@ -295,15 +340,16 @@ def _examine(known: argparse.Namespace) -> None:
 
 
 def _show(known: argparse.Namespace) -> None:
-    from pipelines import recipes
+    check_picture(known.output, "--output")
+    from data_shards.counting import counted
     from pipelines.pictures.contact_sheet import write_contact_sheet
-    from pipelines.recipes.recipe import with_flags
 
-    recipe = with_flags(recipes.get(known.recipe), known.rest)
+    recipe = resolved(known.recipe, known.rest)
     keys = write_contact_sheet(
         known.location, recipe, known.output, samples=known.samples, keys=known.key, epoch=known.epoch
     )
-    print(f"{known.output}: {len(keys):,} samples of {known.location} as recipe {recipe.recipe} trains on them")
+    shown = counted(len(keys), "sample")
+    print(f"{known.output}: {shown} of {known.location}, as recipe {recipe.recipe} trains on them")
 
 
 def _plan(known: argparse.Namespace) -> None:

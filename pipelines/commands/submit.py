@@ -1,6 +1,6 @@
-"""`aweigh submit`, `jobs`, `logs` and `stop`: training on a cluster from the machine one works at.
+"""`aweigh submit`, `jobs`, `logs` and `stop`: train on a cluster from your own machine.
 
-Everything that can be known to be wrong is said before anything is sent. The job runs on without us.
+All checks that are possible here run before anything is sent. The job does not need this process to keep running.
 """
 
 import argparse
@@ -11,43 +11,44 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from pipelines.commands.arguments import Commands, add_json, add_recipe, resolved, takes_fields
 from pipelines.errors import ConfigError
+from pipelines.hints import did_you_mean
 
 if TYPE_CHECKING:
     from cluster.submit import Job, JobServer
     from pipelines.recipes.settings import Recipe
 
-ROOMS = ("cluster", "data_shards", "detectors", "pipelines")
+PACKAGES = ("cluster", "data_shards", "detectors", "pipelines")
 _ADDRESS = "address of Ray's dashboard on the head (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)"
 _STOP_SECONDS = 150
 
 
-def add_jobs_commands(commands: "argparse._SubParsersAction[Any]") -> None:
-    """Add the commands that speak to a cluster's job server."""
+def add(commands: Commands) -> None:
+    """Add the commands that talk to a cluster's job server."""
     submit = commands.add_parser(
         "submit",
         help="train a recipe on a Ray cluster, from here",
         description="Send the working directory to a Ray cluster and train there. The log is followed; Ctrl-C leaves "
-        "the job running. The same command, given again after the job has ended, resumes the run.",
+        "the job running. After the job has ended, the same command resumes the run.",
     )
-    submit.add_argument("recipe", help="a name of `aweigh recipes`, or a recipe.yaml")
+    add_recipe(submit)
     add_submission_arguments(submit)
     submit.add_argument("--detach", action="store_true", help="do not follow the log")
-    submit.set_defaults(run=_submit, takes_flags=True)
-    submit.allow_abbrev = False
+    takes_fields(submit, run)
 
     jobs = commands.add_parser("jobs", help="list what was submitted to a cluster")
     jobs.add_argument("--address", help=_ADDRESS)
-    jobs.add_argument("--json", action="store_true", help="print the jobs as JSON")
+    add_json(jobs, "the jobs")
     jobs.set_defaults(run=_jobs)
 
-    logs = commands.add_parser("logs", help="what a submitted run prints, or the log of one rank")
+    logs = commands.add_parser("logs", help="print the output of a submitted run, or the log of one rank")
     logs.add_argument("name", metavar="RUN", help="name of a run or job; or a run's folder, for the logs of its ranks")
     logs.add_argument("--address", help=_ADDRESS)
-    logs.add_argument("--no-follow", action="store_true", help="only what was printed so far")
-    logs.add_argument("--rank", type=int, help="which rank's log of a run's folder (default: 0)")
+    logs.add_argument("--no-follow", action="store_true", help="print what is there, and do not wait for more")
+    logs.add_argument("--rank", type=int, help="rank whose log of a run's folder is printed (default: 0)")
     logs.set_defaults(run=_logs)
 
     stop = commands.add_parser("stop", help="end a submitted run; submitting it again resumes")
@@ -57,14 +58,14 @@ def add_jobs_commands(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def add_submission_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that sends a job takes."""
+    """Add the arguments of every command that sends a job."""
     parser.add_argument("--address", help=_ADDRESS)
     parser.add_argument(
         "--env",
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="one more variable for the job (AWS_*, MLFLOW_*, AWEIGH_*, NCCL_*, GLOO_* and RAY_TRAIN_* go along)",
+        help="one more variable for the job (AWS_*, MLFLOW_*, AWEIGH_*, NCCL_*, GLOO_*, RAY_TRAIN_* are sent anyway)",
     )
 
 
@@ -74,57 +75,59 @@ def submit_command(
     """Send `aweigh COMMAND RECIPE FLAGS` to the cluster as a job, follow it, and exit with its status.
 
     Args:
-        command: train, or preflight.
-        recipe_word: the recipe as the user named it.
-        recipe: what it resolves to, checked by the caller.
-        flags: the user's fields, handed on.
+        command: train or preflight.
+        recipe_word: the recipe's name or file, as the user typed it.
+        recipe: the resolved recipe, checked by the caller.
+        flags: the user's fields, passed on to the job.
         known: address, env and detach.
-        job_run: what the job is listed under.
+        job_run: name under which the job is listed.
 
     Raises:
-        ConfigError, ClusterError: something given cannot be used, the cluster refuses it, or such a job is running.
+        ConfigError, ClusterError: an argument cannot be used, the cluster refuses it, or such a job is running.
         SystemExit: with the job's exit status, once it has ended.
     """
     from cluster.package import collect, megabytes
     from cluster.submit import JobServer, carried_environment
+    from data_shards.counting import counted
     from pipelines.console import say
     from pipelines.recipes.recipe import run_name
 
     here, code = Path.cwd(), Path(__file__).resolve().parents[2]
     extra, name = _recipe_in_package(recipe_word, here)
-    package = collect(here, code, ROOMS, extra)
+    package = collect(here, code, PACKAGES, extra)
     environment = carried_environment(os.environ, tuple(known.env))
     if environment.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", ".")):
         del environment["MLFLOW_TRACKING_URI"]
-        say("variables", "MLFLOW_TRACKING_URI names a database of this machine and stays here; set tracking.uri")
+        say("variables", "MLFLOW_TRACKING_URI names a database of this machine and is not sent; set tracking.uri")
     words = ["python", "-m", "pipelines", command, name, *flags]
     if not recipe.run.name:
         words += ["--run.name", run_name(recipe)]
     server = JobServer(_address(known.address))
     say("run", f"{run_name(recipe)}, recipe {recipe.recipe}, in {recipe.run.folder}")
-    say("package", f"{here}, {len(package.files):,} files, {megabytes(package.size_bytes)}")
+    say("package", f"{here}, {counted(len(package.files), 'file')}, {megabytes(package.size_bytes)}")
     say("variables", f"{', '.join(sorted(environment)) or 'none'} (their values are not shown)")
     job = server.submit(job_run, shlex.join(words), package, environment)
     say("job", f"{job.id} on {server.address}: {job.entrypoint}")
     say("look", f"{server.address}/#/jobs/{job.id}    Ray's dashboard: nodes, GPUs, logs of every worker")
     if known.detach:
-        say("next", f"aweigh logs {job_run}{_address_flag(known.address)}    follows it")
+        say("next", f"{_command('logs', job_run, known.address)}    follows it")
         return
     _follow(server, job, known.address)
 
 
-def _submit(known: argparse.Namespace) -> None:
-    from pipelines import recipes
-    from pipelines.recipes.recipe import run_name, with_flags
+def run(known: argparse.Namespace) -> None:
+    """Submit a training."""
+    from pipelines.recipes.recipe import run_name
     from pipelines.training.checks import check_before_submission
 
-    recipe = with_flags(recipes.get(known.recipe), known.rest)
+    recipe = resolved(known.recipe, known.rest)
     check_before_submission(recipe)
     submit_command("train", known.recipe, recipe, known.rest, known, job_run=run_name(recipe))
 
 
 def _jobs(known: argparse.Namespace) -> None:
     from cluster.submit import JobServer
+    from pipelines.console import terminal_width
 
     jobs = JobServer(_address(known.address)).jobs()
     if known.json:
@@ -133,13 +136,17 @@ def _jobs(known: argparse.Namespace) -> None:
         print(json.dumps([dataclasses.asdict(job) for job in jobs]))
         return
     if not jobs:
-        print("no job")
+        print("no job yet; `aweigh submit RECIPE` sends one")
         return
     rows = [("run", "job", "status", "started", "took", "")]
     rows += [(job.run or "-", job.id, job.status.lower(), _date(job.started), _took(job), _last(job)) for job in jobs]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip())
+    columns = terminal_width(sys.stdout)
+    for *cells, last_line in rows:
+        row = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        # In a narrow terminal, the last line of a failed job moves below its row.
+        separator = "\n    " if columns and len(row) + 2 + len(last_line) > columns else "  "
+        print(f"{row}{separator}{last_line}" if last_line else row)
 
 
 def _logs(known: argparse.Namespace) -> None:
@@ -151,11 +158,11 @@ def _logs(known: argparse.Namespace) -> None:
         _rank_log(logs, known.rank or 0)
         return
     if "/" in known.name:
-        raise ConfigError(f"there is no {logs}; give a run's folder that has one, or the name of a run or job.")
+        raise ConfigError(f"{logs} does not exist; give a run's folder, or the name of a run or job.")
     if known.rank is not None:
         raise ConfigError(
-            f"--rank reads the logs in a run's folder, and {known.name} is none here: give RUN_FOLDER/{known.name}, "
-            f"where that file system is mounted. Ray's dashboard shows the logs of every worker, too."
+            f"--rank reads the logs in a run's folder, and {known.name} is not a folder here: give "
+            f"RUN_FOLDER/{known.name} on a machine that mounts it. Ray's dashboard shows the logs of all workers too."
         )
     server = JobServer(_address(known.address))
     job = _found(server, known.name)
@@ -172,17 +179,17 @@ def _stop(known: argparse.Namespace) -> None:
     server = JobServer(_address(known.address))
     job = _found(server, known.name)
     if job.has_ended:
-        say("done", f"job {job.id} had ended before: {job.status.lower()}")
+        say("done", f"job {job.id} had already ended: {job.status.lower()}")
         return
-    say("stop", f"job {job.id} is asked to end; it may write a checkpoint first")
+    say("stop", f"asked job {job.id} to end; it writes a checkpoint first if it can")
     job = server.stop(job.id, _STOP_SECONDS)
     if not job.has_ended:
-        raise ConfigError(f"job {job.id} still runs after {_STOP_SECONDS} s; try again, or look at {server.address}.")
-    say("done", f"job {job.id} {job.status.lower()}; the same `aweigh submit` goes on from the last checkpoint")
+        raise ConfigError(f"job {job.id} still runs after {_STOP_SECONDS} s; try again, or see {server.address}.")
+    say("done", f"job {job.id} {job.status.lower()}; the same `aweigh submit` resumes from the last checkpoint")
 
 
 def _follow(server: "JobServer", job: "Job", address: str | None) -> NoReturn:
-    """Copy the job's output until it ends, and exit as it did."""
+    """Copy the job's output until it ends, and exit with its status."""
     from pipelines.console import say
 
     def write(text: str) -> None:
@@ -192,47 +199,49 @@ def _follow(server: "JobServer", job: "Job", address: str | None) -> NoReturn:
     try:
         job = server.follow(job.id, write)
     except KeyboardInterrupt:
-        name, flag = job.run or job.id, _address_flag(address)
-        say("detached", f"job {job.id} goes on without you")
-        say("next", f"aweigh logs {name}{flag}    follows it again")
-        say("", f"aweigh stop {name}{flag}    ends it; submitting again resumes")
+        name = job.run or job.id
+        say("detached", f"job {job.id} keeps running")
+        say("next", f"{_command('logs', name, address)}    follows it again")
+        say("", f"{_command('stop', name, address)}    ends it; submitting again resumes")
         sys.exit(130)
     say("done", f"job {job.id} {job.status.lower()}" + (f": {_last(job)}" if job.status == "STOPPED" else ""))
     sys.exit(0 if job.status == "SUCCEEDED" else job.exit_status or 1)
 
 
 def _rank_log(logs: Path, rank: int) -> None:
-    """Print a rank's log from a run's folder, and say where the others are."""
+    """Print a rank's log from a run's folder, and name the folder of the others."""
     from data_shards.counting import counted
     from pipelines.console import say
 
     path = logs / f"rank-{rank}.log"
     ranks = sorted(int(file.stem.partition("-")[2]) for file in logs.glob("rank-*.log") if "errors" not in file.name)
     if not path.exists():
-        raise ConfigError(f"{logs} has no log of rank {rank}; it has those of ranks {', '.join(map(str, ranks))}.")
+        known = ", ".join(map(str, ranks)) or "none"
+        raise ConfigError(f"{logs} has no log of rank {rank}; it has those of ranks {known}.")
     with path.open(errors="replace") as lines:
         for line in lines:
             print(line, end="")
     for errors in sorted(logs.glob("rank-*-errors.log")):
         say("errors", f"{errors}, {counted(len(errors.read_text(errors='replace').splitlines()), 'line')}")
-    say("logs", f"{counted(len(ranks), 'rank')} in {logs}; --rank N shows another one's")
+    say("logs", f"{counted(len(ranks), 'rank')} in {logs}; --rank N prints another log")
 
 
 def _found(server: "JobServer", name: str) -> "Job":
-    """The newest job of a run, or the job of that id."""
+    """Return the newest job of a run, or the job of that id."""
     jobs = server.jobs()
     chosen = [job for job in jobs if job.run == name] or [job for job in jobs if job.id == name]
     if not chosen:
-        import difflib
-
-        close = difflib.get_close_matches(name, [word for job in jobs for word in (job.run, job.id) if word], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "`aweigh jobs` lists them."
+        known = dict.fromkeys(word for job in jobs for word in (job.run, job.id) if word)
+        hint = did_you_mean(name, known, "`aweigh jobs` lists them.")
         raise ConfigError(f"{server.address} has no run or job {name!r}; {hint}")
     return chosen[-1]
 
 
 def _recipe_in_package(word: str, here: Path) -> tuple[dict[str, Path], str]:
-    """A recipe file goes along though it may lie elsewhere or be ignored; gives its name there."""
+    """Return the files to add to the package for a recipe, and the recipe's name there.
+
+    A recipe file is sent even if it is outside the working directory or ignored by git.
+    """
     if not word.endswith((".yaml", ".yml")):
         return {}, word
     path = Path(word).resolve()
@@ -247,8 +256,9 @@ def _address(given: str | None) -> str:
     return given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
 
 
-def _address_flag(given: str | None) -> str:
-    return f" --address {given}" if given else ""
+def _command(action: str, name: str, address: str | None) -> str:
+    """Write the command for a run as it can be pasted into a shell."""
+    return shlex.join(["aweigh", action, name, *(["--address", address] if address else [])])
 
 
 def _date(seconds: float | None) -> str:
@@ -262,6 +272,6 @@ def _took(job: "Job") -> str:
 
 
 def _last(job: "Job") -> str:
-    """The last line that a failed job printed."""
+    """Return the last line that a failed or stopped job printed."""
     lines = job.message.strip().splitlines() if job.status in ("FAILED", "STOPPED") else []
     return lines[-1][:100] if lines else ""

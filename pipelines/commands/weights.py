@@ -1,17 +1,16 @@
-"""`aweigh weights …`: published weights brought in with a receipt for every key, and ours written for other code.
-
-Results go to stdout, progress to stderr. Nothing heavy is imported before a command runs.
-"""
+"""`aweigh weights …`: load published weights with a receipt for every key, and write ours for other code."""
 
 import argparse
 import json
 import os
+import shlex
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands.arguments import Commands, add_actions, add_json, completes, detector_names, takes_fields
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,41 +18,45 @@ if TYPE_CHECKING:
     from detectors.weights.published import Receipt
 
 
-def add_weights_commands(commands: "argparse._SubParsersAction[Any]") -> None:
-    """Add `weights` and its actions to the command line."""
-    weights = commands.add_parser("weights", help="bring published weights in, or write ours for other code")
-    actions = weights.add_subparsers(dest="action", metavar="action", required=True, parser_class=type(weights))
+def add(commands: Commands) -> None:
+    """Add `weights` and its actions."""
+    weights = commands.add_parser("weights", help="load published weights, or write ours for other code")
+    actions = add_actions(weights, "import|export")
 
     bring = actions.add_parser(
         "import",
         help="load a published file, print what became of every key, and write it as .safetensors",
-        description="Takes files of the authors, torchvision, mmdetection, AdelaiDet and ImageNet's, from a path, a "
-        "URL or S3. The detector's settings are set as --detector.settings.NAME VALUE.",
+        description="Reads files of the authors, torchvision, mmdetection, AdelaiDet and ImageNet's, from a path, a "
+        "URL or S3. Set the detector's settings with --detector.settings.NAME VALUE.",
     )
     bring.add_argument("file", help="a path, an https:// address, s3://BUCKET/KEY, or imagenet")
-    bring.add_argument("--detector", required=True, metavar="NAME", help="the detector to load it into")
+    completes(
+        bring.add_argument("--detector", required=True, metavar="NAME", help="the detector to load it into"),
+        detector_names,
+    )
     bring.add_argument("--num-classes", type=int, help="classes of the file (default: the publication's)")
-    bring.add_argument("--output", type=Path, metavar="SAFETENSORS", help="write the detector's weights here")
-    bring.add_argument("--skip-mismatched", action="store_true", help="leave out tensors of another shape")
+    bring.add_argument("--output", type=Path, metavar="SAFETENSORS", help="write the detector's weights to this file")
+    bring.add_argument("--skip-mismatched", action="store_true", help="leave out tensors whose shape differs")
     bring.add_argument("--keys", action="store_true", help="print a line for every key")
-    bring.add_argument("--json", action="store_true", help="print the whole receipt as JSON")
-    bring.set_defaults(run=_import, takes_flags=True)
-    bring.allow_abbrev = False
+    add_json(bring, "the whole receipt")
+    takes_fields(bring, _import)
 
     write = actions.add_parser(
         "export",
         help="write weights as their authors' code loads them",
-        description="A run gives its best checkpoint. A weights file that `aweigh weights import` did not write does "
-        "not say whose it is: name its --detector.",
+        description="Of a run, the best checkpoint is written. A weights file that `aweigh weights import` did not "
+        "write does not name its detector: give --detector.",
     )
     write.add_argument("source", help="a run, a checkpoint, or a weights file")
     write.add_argument("--output", type=Path, required=True, metavar="PTH", help="the file to write")
     write.add_argument("--layout", default="authors", help="authors (default), torchvision, mmdetection or adelaidet")
-    write.add_argument("--detector", metavar="NAME", help="whose weights a file holds, where it does not say so")
-    write.add_argument("--num-classes", type=int, help="its classes (default: the publication's)")
-    write.add_argument("--json", action="store_true", help="print what became of every key as JSON")
-    write.set_defaults(run=_export, takes_flags=True)
-    write.allow_abbrev = False
+    completes(
+        write.add_argument("--detector", metavar="NAME", help="detector of a weights file that does not name it"),
+        detector_names,
+    )
+    write.add_argument("--num-classes", type=int, help="classes of that file (default: the publication's)")
+    add_json(write, "what became of every key")
+    takes_fields(write, _export)
 
 
 def _import(known: argparse.Namespace) -> None:
@@ -65,7 +68,7 @@ def _import(known: argparse.Namespace) -> None:
 
     if known.output and known.output.suffix != ".safetensors":
         raise ConfigError(
-            f"--output {known.output}: the weights are written as .safetensors, so give the file that ending. "
+            f"--output {known.output}: the weights are written as .safetensors, so end the file name in that. "
             f"`aweigh weights export` writes .pth."
         )
     settings = replace(_settings(known.detector, known.rest), weights=known.file)
@@ -85,22 +88,25 @@ def _import(known: argparse.Namespace) -> None:
 
 
 def _export(known: argparse.Namespace) -> None:
+    from data_shards.counting import counted
     from detectors.weights.save import save_as
     from pipelines import console
+    from pipelines.recipes.recipe import as_flags
 
     if known.output.suffix == ".safetensors":
         raise ConfigError(
             f"--output {known.output}: other code loads what torch.save writes, so end it in .pth. "
             f"`aweigh weights import` writes .safetensors."
         )
-    detector = _detector_of(Path(known.source), known)
+    detector, settings = _detector_of(Path(known.source), known)
     exported = save_as(detector, known.output, known.layout)
     if known.json:
         parts = {name: getattr(exported, name) for name in ("written", "left_out", "added", "adjusted")}
         print(json.dumps({"detector": detector.name, "library": exported.library, "path": str(exported.path), **parts}))
         return
     print(
-        f"{exported.path}: {len(exported.written)} keys of {detector.name} in the layout of {exported.library}, "
+        f"{exported.path}: {counted(len(exported.written), 'key')} of {detector.name} in the layout of "
+        f"{exported.library}, "
         f"{len(exported.left_out)} left out, {len(exported.added)} added"
     )
     for what, keys in (("left out", exported.left_out), ("added", exported.added), ("adjusted", exported.adjusted)):
@@ -108,11 +114,14 @@ def _export(known: argparse.Namespace) -> None:
             alike = [key for key in keys if keys[key] == reason]
             more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
             print(f"{what}  {alike[0]}{more}: {reason}")
-    console.say("done", f"`aweigh weights import {exported.path} --detector {detector.name}` reads it back")
+    # A .pth file names neither its classes nor the settings of its detector.
+    back = ["aweigh", "weights", "import", str(exported.path), "--detector", detector.name]
+    back += ["--num-classes", str(detector.num_classes), *as_flags(settings, "detector.settings")]
+    console.say("done", f"`{shlex.join(back)}` reads it back")
 
 
 def _settings(name: str, flags: list[str]) -> Any:
-    """Settings of a detector, as a recipe has them."""
+    """Return the settings of a detector as a recipe has them."""
     from pipelines.recipes.recipe import with_flags
     from pipelines.recipes.settings import DetectorSettings, Recipe
 
@@ -133,8 +142,8 @@ def _print_keys(receipt: "Receipt") -> None:
         print(f"missing  {key}: {reason}")
 
 
-def _detector_of(source: Path, known: argparse.Namespace) -> "Detector":
-    """The detector that a run, a checkpoint or a weights file is of, with its weights."""
+def _detector_of(source: Path, known: argparse.Namespace) -> tuple["Detector", dict[str, Any]]:
+    """Build the detector of a run, a checkpoint or a weights file; return it with its weights, and its settings."""
     import detectors.weights.published
 
     if source.is_dir():
@@ -145,20 +154,23 @@ def _detector_of(source: Path, known: argparse.Namespace) -> "Detector":
         settings = facts["recipe"]["detector"]["settings"]
         detector = detectors.build(facts["detector"], len(facts["classes"]), **settings)
         detector.load_state_dict(checkpoint.weights())
-        return detector
+        return detector, settings
     if not source.is_file():
-        raise ConfigError(f"{source} is not there; give a run's folder, a checkpoint or a weights file.")
+        raise ConfigError(f"{source} does not exist; give a run's folder, a checkpoint or a weights file.")
     said = _metadata(source)
     name = known.detector or said.get("detector")
     if not name:
-        raise ConfigError(f"{source} does not say which detector it is of; give --detector NAME.")
+        raise ConfigError(f"{source} does not name its detector; give --detector NAME.")
     settings = {**json.loads(said.get("settings", "{}")), **_settings(name, known.rest).settings}
     num_classes = known.num_classes or (int(said["num_classes"]) if "num_classes" in said else None)
     detector = detectors.build(name, num_classes, **settings)
     receipt = detectors.weights.published.load(detector, source)
     if lacking := [key for key, reason in receipt.missing.items() if reason == "not in the file"]:
-        raise ConfigError(f"{source} has no {lacking[0]}: it does not hold all of {name}, so nothing is written.")
-    return detector
+        raise ConfigError(
+            f"{source} has no {lacking[0]}: it does not hold all of {name}, so nothing is written. Give a file of the "
+            f"whole detector, and the --detector.settings it was trained with."
+        )
+    return detector, settings
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
@@ -170,7 +182,7 @@ def _metadata(path: Path) -> Mapping[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except SafetensorError:
-        return {}  # whoever loads it says what is wrong
+        return {}  # the caller loads the file and reports what is wrong with it
 
 
 def _write(detector: "Detector", path: Path, facts: Mapping[str, str]) -> None:
@@ -188,4 +200,4 @@ def _write(detector: "Detector", path: Path, facts: Mapping[str, str]) -> None:
             unfinished.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path} cannot be written: {cause}.") from error
+        raise ConfigError(f"{path} cannot be written: {cause}. Choose another --output.") from error

@@ -1,10 +1,10 @@
-"""Recipes by name. Each is a function that returns a whole recipe; a variant shows only its difference."""
+"""Recipes by name. Each is a function that returns a whole recipe; a variant states only its differences."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.errors import ConfigError
+from pipelines.hints import did_you_mean
 from pipelines.recipes import ablations, centernet, centernet_tasks, demo, fcos
 from pipelines.recipes.recipe import from_yaml
 from pipelines.recipes.settings import Recipe
@@ -62,20 +62,19 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def names() -> list[str]:
-    """Recipes in the order a newcomer reads them."""
+    """Names of all recipes, in the order in which a newcomer should read them."""
     return list(_RECIPES)
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name, or of a YAML file such as a run's own recipe.yaml.
+    """Return the recipe of that name, or read it from a YAML file such as a run's own recipe.yaml.
 
     Raises:
-        ConfigError: there is none; the nearest name is offered.
+        ConfigError: there is no such recipe; the message suggests the nearest names.
     """
     if name in _RECIPES:
         return _RECIPES[name]()
     if name.endswith((".yaml", ".yml")):
         return from_yaml(Path(name))
-    close = difflib.get_close_matches(name, _RECIPES, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else "`aweigh recipes` lists them."
+    hint = did_you_mean(name, _RECIPES, "`aweigh recipes` lists them.", cutoff=0.4)
     raise ConfigError(f"unknown recipe {name!r}; {hint}")

@@ -1,4 +1,4 @@
-"""The ablations of Objects as Points (table 3), all on DLA-34: what the paper changed, one thing at a time.
+"""The ablations of Objects as Points (table 3), all on DLA-34, with one change each.
 
 Published on COCO val2017, AP: test resolution original 36.3, 512 36.2, 384 33.2; λ_size 0.2 33.5, 0.1 36.3, 0.02 35.4;
 L1 36.3, smooth L1 33.9; 140 epochs 36.3, 230 epochs 37.4.
@@ -12,7 +12,7 @@ from pipelines.recipes.settings import EvaluationSettings, Recipe
 
 
 def ablation_test_resolution_original() -> Recipe:
-    """Tested at the images' own resolution, padded. One training serves (a): `aweigh evaluate` takes these fields."""
+    """Tested at the images' own resolution, padded. One training serves (a): set these fields in `aweigh evaluate`."""
     return _ablation(
         "a", "test_resolution_original", "tested at the images' own resolution", 36.3, _tested(geometry="keep")
     )
@@ -51,7 +51,7 @@ def ablation_loss_l1() -> Recipe:
 
 
 def ablation_loss_smooth_l1() -> Recipe:
-    """Smooth L1 for sizes and offsets, which the published code divides by objects, not by coordinates."""
+    """Smooth L1 for sizes and offsets; the published code divides it by the objects, not by the coordinates."""
     return _ablation(
         "c",
         "loss_smooth_l1",

@@ -1,8 +1,8 @@
 """CenterNet (Objects as Points) for boxes: the published schedules of each network on COCO and on Pascal VOC.
 
 Batch and learning rate are those of the published scripts (`experiments/ctdet_*.sh`), which trained the published
-models, also where the paper says 128 images for all ResNets; the plain ResNets, which have no script, take the paper's
-(section 5: 128 images, 5e-4). All start from ImageNet weights but the hourglass.
+models, even though the paper says 128 images for all ResNets. The plain ResNets have no script and take the paper's
+values (section 5: 128 images, 5e-4). All but the hourglass start from ImageNet weights.
 """
 
 from dataclasses import replace
@@ -99,7 +99,7 @@ def centernet_dla34_1x() -> Recipe:
 def centernet_dla34_2x() -> Recipe:
     """The 230-epoch schedule of the published DLA-34: 37.4 AP, 52 FPS.
 
-    The published script misses the dashes of `--lr_step` and would not start; the model's log has these drops.
+    The published script lacks the dashes of `--lr_step` and would not start; the model's log has these drops.
     """
     return replace(
         _longer(centernet_dla34_1x()),
@@ -108,10 +108,10 @@ def centernet_dla34_2x() -> Recipe:
 
 
 def centernet_hourglass104() -> Recipe:
-    """Hourglass-104: published at 40.3 AP, from ExtremeNet's weights, which are to be given.
+    """Hourglass-104: published at 40.3 AP, from ExtremeNet's weights, which you have to supply.
 
     The published script lacks the schedule; its author confirms 50 epochs with one drop (issues 384 and 829), and 24
-    images where the paper says 29 (issue 811). Of ExtremeNet's file only the trunk fits; all heads start anew.
+    images instead of the paper's 29 (issue 811). Only the trunk of ExtremeNet's file fits; all heads are reinitialised.
     """
     return replace(
         centernet_resnet18_1x(),
@@ -136,7 +136,7 @@ def centernet_resdcn18_voc_512() -> Recipe:
 
 
 def centernet_resdcn101_voc_384() -> Recipe:
-    """Pascal VOC 07+12; the paper says 77.6, the file that was published 77.1."""
+    """Pascal VOC 07+12: 77.6 in the paper, 77.1 in the published file."""
     return _voc(centernet_resdcn101_1x(), 384, 77.1)
 
 
@@ -165,7 +165,7 @@ def _longer(recipe: Recipe) -> Recipe:
 
 
 def _voc(recipe: Recipe, side: int, published: float) -> Recipe:
-    """`experiments/ctdet_pascal_*.sh`: 50 objects an image, ImageNet's statistics, half of COCO's epochs."""
+    """Follow `experiments/ctdet_pascal_*.sh`: 50 objects an image, ImageNet's statistics, half of COCO's epochs."""
     name = recipe.recipe.replace("_1x", f"_voc_{side}")
     network = recipe.purpose.split(":")[0]
     return replace(

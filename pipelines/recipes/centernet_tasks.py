@@ -1,7 +1,7 @@
 """CenterNet for human pose on COCO and for 3D on KITTI: `experiments/multi_pose_*.sh` and `ddd_*.sh`.
 
-The published poses start from the published detectors of boxes, which are to be given as `--detector.weights`: all but
-the heatmap of 80 classes fits, and what does not starts anew.
+The published pose detectors start from the published box detectors, which you supply as `--detector.weights`. All but
+the heatmap of 80 classes fits; that layer is reinitialised.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ def centernet_dla34_pose_1x() -> Recipe:
 
 
 def centernet_dla34_pose_3x() -> Recipe:
-    """The 320-epoch schedule: 58.9 keypoint AP. The published script misses the dashes of `--lr_step`."""
+    """The 320-epoch schedule: 58.9 keypoint AP. The published script lacks the dashes of `--lr_step`."""
     return replace(
         centernet_dla34_pose_1x(),
         recipe="centernet_dla34_pose_3x",
@@ -57,7 +57,7 @@ def centernet_hourglass104_pose_1x() -> Recipe:
 
 
 def centernet_hourglass104_pose_3x() -> Recipe:
-    """The 150-epoch schedule: 64.0 keypoint AP. The published script misses a dash of `--load_model`."""
+    """The 150-epoch schedule: 64.0 keypoint AP. The published script lacks a dash of `--load_model`."""
     return replace(
         centernet_hourglass104_pose_1x(),
         recipe="centernet_hourglass104_pose_3x",
@@ -75,7 +75,7 @@ def centernet_dla34_3d_3dop() -> Recipe:
         "79.2, easy to hard)",
         detector=DetectorSettings(name="centernet_dla34_3d", weights=IMAGENET),
         data=DataSettings(input_size=(384, 1280), max_objects=50),
-        # Half of the images are moved and scaled, by default amounts; none is mirrored or in other colours.
+        # Half of the images are shifted and scaled, by the default amounts; none is mirrored or changed in colour.
         augmentation=replace(AugmentationSettings.off(), geometry="shift", fit="width", shift_probability=0.5),
         batch=BatchSettings(global_size=16),
         optimizer=OptimizerSettings(name="adam", learning_rate=1.25e-4),
@@ -85,7 +85,7 @@ def centernet_dla34_3d_3dop() -> Recipe:
 
 
 def centernet_dla34_3d_sub() -> Recipe:
-    """KITTI, the split of SubCNN; trained as the other one."""
+    """KITTI, the split of SubCNN, trained as on the split of 3DOP."""
     return replace(
         centernet_dla34_3d_3dop(),
         recipe="centernet_dla34_3d_sub",

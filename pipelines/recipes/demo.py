@@ -1,4 +1,4 @@
-"""The demo: a narrow CenterNet that learns its small data set on two CPU cores within minutes."""
+"""The demo: a narrow CenterNet that learns its small data set within minutes on two CPU cores."""
 
 from cluster.settings import CheckpointSettings
 from data_shards.settings import AugmentationSettings
@@ -15,7 +15,7 @@ from pipelines.recipes.settings import (
 
 
 def demo() -> Recipe:
-    """The same network, data path, engine and evaluation as the published schedules, at a laptop's size."""
+    """The network, data path, engine and evaluation of the published schedules, at a laptop's size."""
     return Recipe(
         recipe="demo",
         purpose="A narrow CenterNet for a laptop: what `aweigh demo` trains, minutes on two CPU cores",
@@ -24,11 +24,11 @@ def demo() -> Recipe:
             settings={"width": 24, "deconv_channels": [64, 48, 32], "head_channels": 32, "trunk_start": "he"},
         ),
         data=DataSettings(train="demo/shards/train", validation="demo/shards/val", input_size=(160, 160)),
-        # Milder than COCO's: there is no time to learn the smallest scales and the strangest light.
+        # Milder than COCO's: there is no time to learn the smallest scales and the most unusual light.
         augmentation=AugmentationSettings(
             crop_scales=(0.9, 1.0, 1.1, 1.2), brightness=0.15, contrast=0.15, saturation=0.15, lighting=0.05
         ),
-        # Many small steps: a network that starts from nothing gains more from them than from large batches.
+        # Many small steps: a network with random weights gains more from them than from large batches.
         batch=BatchSettings(global_size=8),
         optimizer=OptimizerSettings(name="adam", learning_rate=1.5e-3),
         schedule=Schedule(epochs=40, drops_at=(30, 36), warmup_steps=50),

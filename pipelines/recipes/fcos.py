@@ -1,7 +1,8 @@
-"""FCOS: the schedules of its authors, in steps as they count, torchvision's, and ours of 140 and 230 epochs.
+"""FCOS: its authors' schedules (in steps), torchvision's, and ours of 140 and 230 epochs.
 
-SGD with rate and decay of biases of their own, a warm-up, no clipping; frozen batch norm, stem and first stage are the
-detector's. All start from ImageNet weights: the paper's ResNets by way of Detectron, or torchvision's.
+SGD with a learning rate and weight decay of their own for biases, a warm-up, and no clipping. The detector itself
+freezes batch norm, stem and first stage. All start from ImageNet weights: the ResNets that the paper took from
+Detectron, or torchvision's.
 """
 
 from dataclasses import replace
@@ -63,12 +64,12 @@ def fcos_resnet50_2x() -> Recipe:
 
 
 def fcos_resnet50_140() -> Recipe:
-    """140 epochs, as CenterNet is trained."""
+    """140 epochs, CenterNet's schedule."""
     return _scheduled(fcos_resnet50_1x(), "140", _140_EPOCHS)
 
 
 def fcos_resnet50_230() -> Recipe:
-    """230 epochs, as CenterNet's best is trained."""
+    """230 epochs, the schedule of CenterNet's best models."""
     return _scheduled(fcos_resnet50_1x(), "230", _230_EPOCHS)
 
 
@@ -94,12 +95,12 @@ def fcos_improved_resnet50_2x() -> Recipe:
 
 
 def fcos_improved_resnet50_140() -> Recipe:
-    """140 epochs, as CenterNet is trained."""
+    """140 epochs, CenterNet's schedule."""
     return _scheduled(fcos_improved_resnet50_1x(), "140", _140_EPOCHS)
 
 
 def fcos_improved_resnet50_230() -> Recipe:
-    """230 epochs, as CenterNet's best is trained."""
+    """230 epochs, the schedule of CenterNet's best models."""
     return _scheduled(fcos_improved_resnet50_1x(), "230", _230_EPOCHS)
 
 

@@ -1,12 +1,12 @@
 """Recipes as values: read from YAML or a checkpoint, changed by flags, written beside the run.
 
 A recipe starts as a function in `pipelines.recipes` or as a YAML file, is changed by flags, and ends as YAML that can
-be passed back. Both YAML and flags go through one validation, so they fail with the same words.
+be read again. YAML and flags go through the same validation, so both fail with the same words.
 """
 
 import dataclasses
-import difflib
 import hashlib
+import inspect
 import json
 import types
 import typing
@@ -19,10 +19,11 @@ import yaml
 from cluster.errors import ClusterError
 from data_shards.errors import DataError
 from pipelines.errors import ConfigError
+from pipelines.hints import did_you_mean
 from pipelines.recipes.settings import IMAGENET, Recipe
 
-# What may change between two attempts of one run: none of it is meant to change what is learnt. (Another number of
-# workers groups the images of BatchNorm anew; samples, schedule and global batch stay.)
+# Fields that may change between two attempts of one run, because they do not decide what is learnt. (A different number
+# of workers groups the images of BatchNorm differently; samples, schedule and global batch stay the same.)
 _FREE_TO_CHANGE = (
     "purpose",
     "data.train",
@@ -46,12 +47,12 @@ _FREE_TO_CHANGE = (
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain YAML and JSON values."""
+    """Convert a recipe to plain YAML and JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe; `from_yaml` and `aweigh train FILE.yaml` take it back."""
+    """Write the resolved recipe as YAML, which `from_yaml` and `aweigh train FILE.yaml` read."""
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -59,22 +60,34 @@ def from_yaml(path: Path) -> Recipe:
     """Read a recipe file.
 
     Raises:
-        ConfigError: the file is missing or is not YAML, or a field is unknown or wrong.
+        ConfigError: the file is missing or is not YAML, or a field is unknown or has a wrong value.
     """
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}.") from error
+        raise ConfigError(
+            f"recipe {path} cannot be read: {error.strerror}. Give the path of a YAML file, or one of `aweigh recipes`."
+        ) from error
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        raise ConfigError(f"recipe {path} is not YAML: {problem}") from error
+        raise ConfigError(
+            f"recipe {path} is not YAML: {problem}. Correct it; `aweigh recipe show demo` prints an example."
+        ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"recipe {path} must be fields and values, such as `aweigh recipe show demo` prints.")
+        raise ConfigError(f"recipe {path} must be fields and values, as `aweigh recipe show demo` prints them.")
     return from_dict(values, where=f"recipe {path}: ")
 
 
 def from_dict(values: Mapping[str, Any], where: str = "") -> Recipe:
-    """Validate plain values into a recipe; `where` starts the error message."""
+    """Validate plain values into a recipe.
+
+    Args:
+        values: fields by name, in groups.
+        where: start of the error message, such as the file's path.
+
+    Raises:
+        ConfigError: a field is unknown or has a wrong value.
+    """
     import pydantic
 
     try:
@@ -86,13 +99,13 @@ def from_dict(values: Mapping[str, Any], where: str = "") -> Recipe:
 
 
 def with_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
-    """The recipe changed by `--field.subfield value` flags.
+    """Change a recipe by `--field.subfield value` flags.
 
     Several values make a list (`--schedule.drops_at 90 120`), `--field=value` works too, and a dash in a name counts
     as an underscore. A flag below `detector.settings` or `engine.deepspeed` may name any key.
 
     Raises:
-        ConfigError: a flag is unknown (the nearest is named), lacks its value, or the value does not fit.
+        ConfigError: a flag is unknown, lacks its value, or its value does not fit.
     """
     values = to_dict(recipe)
     for name, words in _grouped(flags):
@@ -100,8 +113,24 @@ def with_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
     return from_dict(values)
 
 
+def as_flags(values: Mapping[str, Any], prefix: str) -> list[str]:
+    """Write settings as the flags that set them, the inverse of `with_flags`."""
+    flags: list[str] = []
+    for name, value in values.items():
+        # One word is read as a single value, so a list of one needs its brackets.
+        words = value if isinstance(value, list) and len(value) > 1 else [value]
+        flags += [f"--{prefix}.{name}", *(_as_word(word) for word in words)]
+    return flags
+
+
+def _as_word(value: Any) -> str:
+    """Write a value so that YAML reads it back."""
+    # Inside a list, because YAML ends a bare value with a line of dots.
+    return yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]
+
+
 def fields(kind: type = Recipe, prefix: str = "") -> dict[str, Any]:
-    """Every settable field by its dotted name, with its type."""
+    """Return the type of every settable field by its dotted name."""
     found: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for one in dataclasses.fields(kind):
@@ -113,7 +142,7 @@ def fields(kind: type = Recipe, prefix: str = "") -> dict[str, Any]:
 
 
 def field_help() -> list[tuple[str, str, str]]:
-    """Name, default and meaning of every field, from the strings under them."""
+    """Return name, default and meaning of every field; the meanings are the strings below the fields."""
     import pydantic
 
     schema = pydantic.TypeAdapter(Recipe).json_schema()
@@ -133,8 +162,14 @@ def field_help() -> list[tuple[str, str, str]]:
     return walk(schema, "")
 
 
+def section_help() -> dict[str, str]:
+    """Return the meaning of every group of fields, from the docstrings of the settings."""
+    hints = typing.get_type_hints(Recipe)
+    return {name: inspect.getdoc(kind) or "" for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
+    """Return nested values by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -170,7 +205,7 @@ def absolute(recipe: Recipe) -> Recipe:
 
 
 def run_name(recipe: Recipe) -> str:
-    """The run's name: given, or the recipe's with a digest of what it computes."""
+    """Return the run's name: as given, or the recipe's name with a digest of what it computes."""
     if recipe.run.name:
         return recipe.run.name
     decided = {name: value for name, value in flatten(to_dict(recipe)).items() if not _is_free(name)}
@@ -180,7 +215,7 @@ def run_name(recipe: Recipe) -> str:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Fields that decide what is learnt and differ between two recipes, as "field: was → is"."""
+    """List the fields that decide what is learnt and differ between two recipes, as "field: was → is"."""
     old, new = flatten(before), flatten(after)
     return [
         f"{name}: {old.get(name)} → {new.get(name)}"
@@ -210,7 +245,7 @@ def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
     known = fields()
     owner = next((one for one in known if name == one or name.startswith(one + ".")), None)
     if owner is None or (name != owner and typing.get_origin(known[owner]) is not dict):
-        raise ConfigError(f"unknown field --{name}{_nearest(name, list(known))}")
+        raise ConfigError(f"unknown field --{name}; {_nearest(name, '--{}')}")
     if not words:
         raise ConfigError(f"--{name} needs a value; {name} is {flatten(values).get(name)!r} now.")
     kind = known[owner]
@@ -219,7 +254,9 @@ def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
         try:
             parsed = [yaml.safe_load(word) for word in words]
         except yaml.YAMLError:
-            raise ConfigError(f"--{name} {' '.join(words)!r} is not a YAML value.") from None
+            raise ConfigError(
+                f"--{name} {' '.join(words)!r} is not a YAML value; give a number, a word, or a list such as [90, 120]."
+            ) from None
         value = parsed[0] if len(parsed) == 1 else parsed
     if _is_tuple(kind) and name == owner and value is not None and not isinstance(value, list):
         value = [value]
@@ -228,12 +265,14 @@ def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
     for part in path[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--{name}: {part} is a value, not a group of fields.")
+            raise ConfigError(
+                f"--{name}: {part} is a value, not a group of fields; set --{name.partition('.' + part)[0]}.{part}."
+            )
     node[path[-1]] = value
 
 
 def _is_tuple(kind: Any) -> bool:
-    """Also where there may be none."""
+    """Return True for a tuple and for an optional tuple."""
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     return any(typing.get_origin(option) is tuple for option in options)
 
@@ -246,17 +285,16 @@ def _takes_text(kind: Any) -> bool:
     return kind is str
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean --{close[0]}?" if close else "; `aweigh train --fields` lists them."
+def _nearest(name: str, form: str) -> str:
+    return did_you_mean(name, fields(), "`aweigh train --fields` lists them.", form=form, cutoff=0.4)
 
 
 def _explain(error: Any) -> str:
-    """The first thing wrong in a pydantic ValidationError, in our words."""
+    """Describe the first problem of a pydantic ValidationError in our words."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown field {name}{_nearest(name, list(fields())).replace('--', '', 1)}"
+        return f"unknown field {name}; {_nearest(name, '{}')}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):
@@ -264,6 +302,6 @@ def _explain(error: Any) -> str:
     if first["type"] == "too_long":
         return f"{name} is {list(first['input'])}; it takes {first['ctx']['max_length']} values."
     if first["type"] in ("missing", "missing_argument"):
-        return f"{name} is missing."
+        return f"{name} is missing; add it."
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{name} is {first['input']!r}: {message}."

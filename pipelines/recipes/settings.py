@@ -1,6 +1,7 @@
 """The settings of a run, group by group, and the recipe that holds them all: typed, checked, each with its meaning.
 
-The settings of other rooms stand in their own `settings` modules; a recipe takes them in as they are.
+The string below a field is its help in `aweigh train --fields`. The settings of the other packages are in their own
+`settings` modules, and are part of a recipe as they are.
 """
 
 import math
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
+from data_shards.counting import counted
 from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
 from pipelines.errors import ConfigError
 
@@ -16,33 +18,33 @@ if TYPE_CHECKING:
     from data_shards.reading.split import DataSplit
 
 IMAGENET = "imagenet"
-"""In place of a file, the published ImageNet weights of a detector's backbone."""
+"""The word for the published ImageNet weights of a detector's backbone, in place of a file."""
 
 _FORBID = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorSettings:
-    """Which network learns."""
+    """The network to train."""
 
     __pydantic_config__ = _FORBID
 
     name: str = "centernet_resnet18"
-    """A name that `detectors.names()` knows."""
+    """Name of the detector, such as centernet_dla34 or fcos_resnet50."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """The detector's own settings, such as size_weight; its module lists them."""
+    """Settings of the detector itself, such as size_weight; its module lists them."""
 
     weights: str | None = None
     """Weights to start from: a file, an https:// address or an s3:// location; `imagenet` for the published ImageNet
-    weights of the backbone; `none` for random ones."""
+    weights of the backbone; `none` for random weights."""
 
     weights_sha256: str = ""
-    """The sha256 the weights must have, or its first digits; empty takes the one in a published file's name, such as
-    resnet18-5c106cde.pth."""
+    """The sha256 that the weights must have, or its first digits; empty takes the digits in a published file's name,
+    such as resnet18-5c106cde.pth."""
 
     skip_mismatched: bool = False
-    """Train layers anew whose shape in the weights is another (heads of other classes), instead of refusing."""
+    """Reinitialise layers whose shape differs from the file's (heads for other classes), instead of refusing it."""
 
     def __post_init__(self) -> None:
         if self.weights in ("none", ""):
@@ -57,12 +59,12 @@ class DetectorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which samples, and how they are read."""
+    """The samples, and how they are read."""
 
     __pydantic_config__ = _FORBID
 
     train: str = ""
-    """Shards to train on: the folder or s3:// prefix that holds manifest.json."""
+    """Shards to train on: a folder or s3:// prefix with manifest.json."""
 
     validation: str = ""
     """Shards to evaluate on; empty trains without evaluation."""
@@ -71,43 +73,44 @@ class DataSettings:
     """Height and width of the training input, in pixels."""
 
     max_objects: int = 128
-    """Boxes of an image that are used, in file order."""
+    """Largest number of boxes used of an image; the first ones in the file are taken."""
 
     crowd: Literal["keep", "drop"] = "keep"
-    """Boxes around crowds: trained on like any other (the published CenterNet), or left out (the published FCOS)."""
+    """Boxes around crowds: keep trains on them like on any other (the published CenterNet); drop leaves them out (the
+    published FCOS)."""
 
     box_ends: Literal["edge", "last_pixel"] = "edge"
-    """edge: x + width; last_pixel: x + width - 1, as the authors of FCOS read COCO (their weights expect it; results
-    get the pixel back)."""
+    """End of a box. edge: x + width; last_pixel: x + width - 1, as FCOS's authors read COCO (their weights expect it,
+    and results get the pixel back)."""
 
     threads: int = 2
-    """Decoding threads of each worker."""
+    """Decoding threads per worker."""
 
     prefetch: int = 3
-    """Batches each worker keeps ready."""
+    """Batches that each worker prepares ahead."""
 
     cache_folder: str = ""
-    """Where each node keeps shards that come from S3; empty is AWEIGH_CACHE, or ~/.cache/aweigh."""
+    """Folder in which each node keeps shards from S3; empty takes AWEIGH_CACHE, or ~/.cache/aweigh."""
 
     cache_gb: float = 0.0
-    """GB of shards that a node keeps there, the ones that are needed next; 0 for no limit."""
+    """GB of shards that a node keeps in cache_folder, those needed next; 0 for no limit."""
 
     decoded_cache_gb: float = 0.0
-    """GB of decoded images that a node keeps there (COCO takes 98): from the second epoch on they cost a third of the
-    CPU; 0 keeps none."""
+    """GB of decoded images that a node keeps in cache_folder (COCO takes 98). From the second epoch on, they take a
+    third of the CPU time; 0 keeps none."""
 
     undecodable: Literal["refuse", "gray"] = "refuse"
-    """An image that no decoder reads: refuse it and stop, or put plain gray without objects in its place and say so."""
+    """Images that do not decode: refuse stops the run; gray trains on a gray image without objects and logs it."""
 
     read_timeout_seconds: float = 30.0
-    """Silence of S3 after which a request is given up and made again."""
+    """Seconds without an answer from S3 after which a request is repeated."""
 
     read_deadline_seconds: float = 300.0
-    """Time for one file of S3 with all its retries; then the run stops."""
+    """Seconds for one file from S3, with all retries, after which the run stops."""
 
     @property
     def cache_bytes(self) -> int:
-        """The cache's budget; 0 for no limit."""
+        """Size limit of the cache; 0 for no limit."""
         return round(self.cache_gb * 1e9)
 
     def split(self, location: str) -> "DataSplit":
@@ -155,21 +158,22 @@ class DataSettings:
 
     @property
     def box_rules(self) -> BoxRules:
-        """What the loaders are told of boxes."""
+        """The rules for boxes that the loaders follow."""
         return BoxRules(crowd=self.crowd, box_ends=self.box_ends)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
-    """How many samples make one optimizer step."""
+    """The number of samples in an optimizer step."""
 
     __pydantic_config__ = _FORBID
 
     global_size: int = 128
-    """Samples of a step over all workers; what each worker takes is derived."""
+    """Samples in a step on all workers together; the share of each worker is derived."""
 
     microbatch_limit: int = 0
-    """Most samples a worker takes through the network at once; 0 for no limit. The rest is accumulated."""
+    """Largest number of samples that a worker puts through the network at once; the rest of its share is accumulated.
+    0 for no limit."""
 
     def __post_init__(self) -> None:
         if self.global_size < 1:
@@ -180,7 +184,7 @@ class BatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """torch's optimizer and its numbers."""
+    """The optimizer, one of torch's, and its numbers."""
 
     __pydantic_config__ = _FORBID
 
@@ -188,22 +192,22 @@ class OptimizerSettings:
     """torch.optim.Adam, AdamW or SGD."""
 
     learning_rate: float = 5e-4
-    """Before any drop, for the whole global batch."""
+    """Learning rate before any drop, for the whole global batch."""
 
     weight_decay: float = 0.0
-    """L2 penalty (adam, sgd) or decoupled decay (adamw)."""
+    """Weight decay: an L2 penalty (adam, sgd) or decoupled (adamw)."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of Adam's two averages."""
+    """Decay of the two averages; adam and adamw only."""
 
     momentum: float = 0.9
-    """Of sgd."""
+    """Momentum; sgd only."""
 
     bias_learning_rate_factor: float = 1.0
-    """What the rate of biases is multiplied by, those of normalisations included; FCOS trains with 2."""
+    """Factor on the learning rate of biases, those of normalisations included; FCOS trains with 2."""
 
     bias_weight_decay: float | None = None
-    """Weight decay of biases; without it that of all else. FCOS trains with 0."""
+    """Weight decay of biases; none takes weight_decay. FCOS trains with 0."""
 
     def __post_init__(self) -> None:
         # Written so that NaN fails, too.
@@ -225,33 +229,33 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When the learning rate falls and when training ends: by epochs, or by steps where a publication counts those."""
+    """When the learning rate drops and when training ends, in epochs, or in steps if the publication counts steps."""
 
     __pydantic_config__ = _FORBID
 
     epochs: int = 140
-    """Passes over the training set; 0 where steps says when training ends."""
+    """Passes over the training set; 0 if steps decides when training ends."""
 
     drops_at: tuple[int, ...] = (90, 120)
-    """Epochs after which the learning rate is lower by drop_factor (Objects as Points, section 5)."""
+    """Epochs after which the learning rate is multiplied by drop_factor (Objects as Points, section 5)."""
 
     steps: int = 0
-    """Optimizer steps of the whole training, in place of epochs; 0 where epochs says when training ends."""
+    """Optimizer steps of the whole training, in place of epochs; 0 if epochs decides when training ends."""
 
     drops_at_steps: tuple[int, ...] = ()
-    """Steps after which the learning rate is lower by drop_factor, in place of drops_at."""
+    """Steps after which the learning rate is multiplied by drop_factor, in place of drops_at."""
 
     drop_factor: float = 0.1
-    """What each drop multiplies the rate by."""
+    """Factor on the learning rate at each drop."""
 
     warmup_steps: int = 0
-    """Steps of a lower rate in the beginning; the published CenterNet has none."""
+    """Steps with a lower learning rate at the start; the published CenterNet has none."""
 
     warmup: Literal["linear", "constant"] = "linear"
-    """linear: the rate rises from warmup_factor to 1; constant: it is warmup_factor until it jumps to 1."""
+    """linear: the factor on the rate rises from warmup_factor to 1; constant: it is warmup_factor, then jumps to 1."""
 
     warmup_factor: float = 0.0
-    """What the rate of the first step is multiplied by; 0 (linear only) starts at 1 / warmup_steps."""
+    """Factor on the learning rate in the first step; 0 (linear only) starts at 1 / warmup_steps."""
 
     def __post_init__(self) -> None:
         self._check_end()
@@ -263,7 +267,7 @@ class Schedule:
                 f"{end}. Remove them or raise schedule.{unit}s."
             )
         if list(drops) != sorted(set(drops)) or any(place < 1 for place in drops):
-            raise ConfigError(f"schedule.{field_name} is {list(drops)}; it must rise, from 1 on.")
+            raise ConfigError(f"schedule.{field_name} is {list(drops)}; give rising numbers, each 1 or more.")
         if not 0 < self.drop_factor <= 1:
             raise ConfigError(f"schedule.drop_factor is {self.drop_factor:g}; it must be above 0 and at most 1.")
         if self.warmup_steps < 0:
@@ -273,26 +277,27 @@ class Schedule:
             raise ConfigError(f"schedule.warmup_factor is {self.warmup_factor:g}; it must be {least} and at most 1.")
 
     def last_step(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole training."""
+        """Return the number of optimizer steps of the whole training."""
         return self.steps or self.epochs * steps_per_epoch
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """What the learning rate is multiplied by in the step after `step` steps."""
+        """Return the factor on the learning rate in the step after `step` steps."""
         drops = self.drops_at_steps or [epoch * steps_per_epoch for epoch in self.drops_at]
         return self._warmup(step) * self.drop_factor ** sum(step >= drop for drop in drops)
 
     def describe(self, steps_per_epoch: int) -> str:
-        """The arithmetic of it, for a person."""
+        """Write the schedule with its arithmetic, for people."""
         end = self.last_step(steps_per_epoch)
-        unit, drops = ("steps", self.drops_at_steps) if self.steps else ("epochs", self.drops_at)
+        unit, drops = ("step", self.drops_at_steps) if self.steps else ("epoch", self.drops_at)
         if self.steps:
-            text = f"{end:,} steps = {end / steps_per_epoch:.4g} epochs of {steps_per_epoch:,}"
+            text = f"{counted(end, 'step')} = {end / steps_per_epoch:.4g} epochs of {steps_per_epoch:,}"
         else:
-            text = f"{steps_per_epoch:,} steps × {self.epochs:,} epochs = {end:,} steps"
+            text = f"{counted(steps_per_epoch, 'step')} × {counted(self.epochs, 'epoch')} = {counted(end, 'step')}"
         if drops:
-            text += f", ÷{1 / self.drop_factor:g} after {unit} {', '.join(f'{drop:,}' for drop in drops)}"
+            units = unit if len(drops) == 1 else f"{unit}s"
+            text += f", ÷{1 / self.drop_factor:g} after {units} {', '.join(f'{drop:,}' for drop in drops)}"
         if self.warmup_steps:
-            text += f", {self.warmup} warm-up over {self.warmup_steps:,} steps from {self._warmup(0):.3g}"
+            text += f", {self.warmup} warm-up over {counted(self.warmup_steps, 'step')} from {self._warmup(0):.3g}"
         return text
 
     def _warmup(self, step: int) -> float:
@@ -305,69 +310,69 @@ class Schedule:
         return self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
 
     def _check_end(self) -> None:
-        """Refuse what counts in both units, or in neither."""
+        """Refuse a schedule that counts in both units or in neither."""
         for name in ("epochs", "steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"schedule.{name} is {getattr(self, name)}; it must be 0 or more.")
         if not self.epochs and not self.steps:
-            raise ConfigError("schedule.epochs and schedule.steps are both 0; one of them has to end training.")
+            raise ConfigError("schedule.epochs and schedule.steps are both 0; set one of them, so that training ends.")
         if self.steps and (self.epochs or self.drops_at):
             raise ConfigError(
-                f"schedule.steps is {self.steps} beside epochs {self.epochs} and drops_at {list(self.drops_at)}; one "
-                f"unit at a time: set schedule.steps 0 and drops_at_steps [], or epochs 0 and drops_at []."
+                f"schedule.steps is {self.steps} beside epochs {self.epochs} and drops_at {list(self.drops_at)}; use "
+                f"one unit only: set schedule.steps 0 and drops_at_steps [], or epochs 0 and drops_at []."
             )
         if self.epochs and self.drops_at_steps:
             raise ConfigError(
                 f"schedule.drops_at_steps is {list(self.drops_at_steps)}, but training ends after epoch {self.epochs}; "
-                f"set schedule.drops_at instead, or count all of it in steps."
+                f"set schedule.drops_at instead, or count the whole schedule in steps."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How AP is measured on the validation shards."""
+    """The measurement of AP on the validation shards."""
 
     __pydantic_config__ = _FORBID
 
     every_epochs: int = 5
-    """Epochs between evaluations; the last epoch always ends with one."""
+    """Epochs between evaluations; there is always one after the last epoch."""
 
     geometry: Literal["fixed", "width", "keep", "shorter_side"] = "fixed"
-    """fixed: letterboxed to data.input_size; width: the same by width alone (KITTI); keep: at its own resolution,
-    padded (the published --keep_res); shorter_side: resized to it, padded on the right and below (FCOS)."""
+    """Input made of an image. fixed: letterboxed to data.input_size; width: the same, by width alone (KITTI); keep: its
+    own resolution, padded (the published --keep_res); shorter_side: resized to that, padded right and below (FCOS)."""
 
     shorter_side: int = 800
-    """Of geometry shorter_side, in pixels."""
+    """Length of the shorter side in pixels; geometry shorter_side only."""
 
     longer_side_limit: int = 1333
-    """Of geometry shorter_side: where the longer side would exceed it, both become smaller."""
+    """Largest longer side in pixels; an image that would exceed it is shrunk further. Geometry shorter_side only."""
 
     scaled_longer_side_limit: int = 2000
-    """The same at the other scales of multiscale."""
+    """The same limit at the other scales of multiscale."""
 
     tta: Literal["none", "flip", "multiscale"] = "none"
-    """Test-time augmentation: none; flip, the mirror image too; multiscale, with flip at every scale."""
+    """Test-time augmentation: none; flip adds the mirror image; multiscale adds scales, each with its mirror image."""
 
     scales: tuple[float, ...] = ()
-    """Factors on the image size for multiscale; empty takes those that the detector was published with."""
+    """Factors on the image size for multiscale; empty takes the published ones of the detector."""
 
     soft_nms: bool = False
-    """Soft-NMS for a single scale too (CenterNet's --nms); several scales always end with the detector's own."""
+    """Soft-NMS for a single scale too (CenterNet's --nms); several scales are always merged as published."""
 
     input_size: tuple[int, int] | None = None
-    """Height and width for the fixed geometry, in pixels; without it data.input_size."""
+    """Height and width for the fixed geometry, in pixels; none takes data.input_size."""
 
     batch_size: int = 8
-    """Images that go through the network together, where they have one size."""
+    """Largest number of images that go through the network together; images of different sizes never do."""
 
     limit: int = 100
-    """Detections kept for each image."""
+    """Detections kept per image."""
 
     published_rounding: bool = False
     """Round boxes and scores to two decimals before COCOeval, as the published evaluation does."""
 
     pictures: int = 12
-    """Validation images drawn with truth beside prediction."""
+    """Validation images to draw, truth beside prediction; 0 draws none."""
 
     def __post_init__(self) -> None:
         for name in ("every_epochs", "batch_size", "limit"):
@@ -376,12 +381,13 @@ class EvaluationSettings:
         if not 1 <= self.shorter_side <= self.longer_side_limit:
             raise ConfigError(
                 f"evaluation.shorter_side is {self.shorter_side} and longer_side_limit {self.longer_side_limit}; both "
-                "must be 1 or more, the limit no smaller than the side."
+                "must be 1 or more, and the limit at least as large as the side."
             )
         if bad := [scale for scale in self.scales if not 0.1 <= scale <= 10]:
-            raise ConfigError(f"evaluation.scales contains {bad[0]:g}; every scale must lie from 0.1 to 10.")
+            raise ConfigError(f"evaluation.scales contains {bad[0]:g}; every scale must be from 0.1 to 10.")
         if len(set(self.scales)) != len(self.scales):
-            raise ConfigError(f"evaluation.scales is {list(self.scales)}; a scale stands there twice.")
+            twice = next(scale for scale in self.scales if self.scales.count(scale) > 1)
+            raise ConfigError(f"evaluation.scales lists {twice:g} twice; remove one.")
         if self.scaled_longer_side_limit < 1:
             raise ConfigError(
                 f"evaluation.scaled_longer_side_limit is {self.scaled_longer_side_limit}; it must be 1 or more."
@@ -394,24 +400,24 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
-    """What MLflow is told, and where it is."""
+    """The MLflow server, and what is logged there."""
 
     __pydantic_config__ = _FORBID
 
     uri: str = ""
-    """MLflow server or database; empty is SQLite beside the runs, or MLFLOW_TRACKING_URI."""
+    """MLflow server or database; empty takes MLFLOW_TRACKING_URI, or SQLite beside the runs."""
 
     experiment: str = "aweigh"
-    """Experiment that the run is listed under."""
+    """MLflow experiment of the run."""
 
     every_steps: int = 10
     """Steps between logged losses, rates and times."""
 
     ledger: bool = False
-    """Keep the id of every sample in the run's folder, in the order of training; `aweigh drill` compares them."""
+    """Write the id of every sample, in training order, to the run's folder; `aweigh drill` compares them."""
 
     system_seconds: float = 10.0
-    """Seconds between samples of CPU, memory, disk, network and GPU; 0 takes none."""
+    """Seconds between measurements of CPU, memory, disk, network and GPU; 0 measures nothing."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -422,38 +428,38 @@ class TrackingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What this training is called and where its files lie."""
+    """Name and folder of this training."""
 
     __pydantic_config__ = _FORBID
 
     name: str = ""
-    """The same name resumes; empty derives one from the recipe, so the same command resumes too."""
+    """Name of the run. The same name resumes it; empty derives a name from the recipe, so the same command resumes."""
 
     folder: str = "runs"
-    """Folder of all runs, seen by every node."""
+    """Folder of all runs, on a file system that every node mounts."""
 
     def __post_init__(self) -> None:
         if "://" in self.folder:
             raise ConfigError(
-                f"run.folder is {self.folder}; it must be a folder that every node mounts, for locks and logs lie in "
-                f"it. Checkpoints go to a bucket, too, with checkpoint.location."
+                f"run.folder is {self.folder}; it must be a folder that every node mounts, because it holds locks and "
+                f"logs. Set checkpoint.location to copy checkpoints to a bucket."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a run computes, and where it happens."""
+    """Everything that decides what a run computes, and where."""
 
     __pydantic_config__ = _FORBID
 
     recipe: str
-    """Name of the recipe this began as."""
+    """Name of the recipe that these settings started from."""
 
     purpose: str = ""
-    """What it is for, in a line."""
+    """Purpose of the recipe, in one line."""
 
     seed: int = 0
-    """Decides initial weights, sample order and augmentation."""
+    """Seed of initial weights, sample order and augmentation."""
 
     detector: DetectorSettings = field(default_factory=DetectorSettings)
     data: DataSettings = field(default_factory=DataSettings)

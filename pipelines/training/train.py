@@ -106,7 +106,7 @@ def _train_on_workers(
             folder=folder,
             settings=recipe.cluster,
             batch_size=recipe.batch.global_size,
-            out=RankLog(sys.stderr, starting.close),
+            out=RankLog(console.FittedLog(sys.stderr), starting.close),
         )
 
 

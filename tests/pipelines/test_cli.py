@@ -1,6 +1,8 @@
 """The command line: what a newcomer sees, and one clear line with exit status 2 for every mistake."""
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import main
+from pipelines.cli import command_line, main
+from pipelines.commands.synonyms import SYNONYMS
+from pipelines.hints import did_you_mean
+from pipelines.recipes.recipe import fields
 from tests.conftest import reset_auth
 from tests.data_shards.samples import document, write_coco
 
@@ -46,6 +51,117 @@ def test_help_and_lists_come_without_torch_ray_or_mlflow() -> None:
     assert "centernet_resdcn18_1x" in listed.stdout
 
 
+def test_the_version_names_the_commit_of_a_checkout(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    # A copy without its history, such as a job's working directory, has no commit.
+    assert re.fullmatch(
+        r"aweigh (\d+\.\d+\.\d+|\(not installed\))(, commit [0-9a-f]{7,}(-dirty)?)?\n", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("resume", "`aweigh train` with the same --run.name resumes a run."),
+        ("fit", "`aweigh train RECIPE` trains."),
+        *((word, "`aweigh evaluate RUN` measures AP.") for word in ("val", "validate", "eval", "test")),
+        *((word, "`aweigh shards examine LOCATION` looks for problems") for word in ("info", "doctor", "check")),
+        *((word, "`aweigh ui` compares runs in MLflow.") for word in ("diff", "compare")),
+        *((word, "`aweigh recipe show NAME` prints all settings of a recipe") for word in ("config", "cfg")),
+        ("download", "`aweigh shards pull` copies shards from S3 into a folder."),
+        ("list", "`aweigh recipes` lists recipes, `aweigh checkpoints ls RUN` checkpoints"),
+        ("version", "`aweigh --version` prints it."),
+        ("predict", "there is no command for new images yet; `aweigh evaluate RUN --pictures page.png`"),
+        ("export", "there is no export to ONNX yet; `aweigh weights export RUN --output FILE.pth`"),
+    ],
+)
+def test_a_word_that_people_try_leads_to_the_command(
+    word: str, answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"unknown command {word!r}; {answer}" in _refused(capsys, word)
+
+
+def test_no_synonym_hides_a_command_and_every_command_it_names_exists() -> None:
+    parser = command_line()
+    names = {action.dest: action.choices for action in parser._actions}["command"]
+    assert names
+    assert not set(SYNONYMS) & set(names)
+    for answer in SYNONYMS.values():
+        for command in re.findall("`aweigh ([^`]*)`", answer):
+            name, _, rest = command.partition(" ")
+            assert name in {*names, "--version", "--help"}, answer
+            action = rest.split(" ")[0]
+            if name in ("shards", "weights", "checkpoints", "recipe"):
+                assert action in next(one.choices for one in names[name]._actions if one.dest == "action"), answer
+
+
+def test_fields_are_listed_by_section_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--fields"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line.startswith("  --")} == {f"--{name}" for name in fields()}
+    at = lines.index("  --schedule.drops_at  [90, 120]")
+    assert lines[at + 1 : at + 3] == [
+        "      Epochs after which the learning rate is multiplied by drop_factor (Objects",
+        "      as Points, section 5).",
+    ]
+    # Even the longest name and its default are two words.
+    assert "  --evaluation.scaled_longer_side_limit  2000" in lines
+
+
+def test_fields_are_found_by_name_and_by_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--fields", "LETTERBOXED"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("evaluation: ")
+    assert [line for line in shown.splitlines() if line.startswith("  --")] == ["  --evaluation.geometry  fixed"]
+    main(["train", "--fields", "zero_stage"])
+    assert "  --engine.zero_stage  1" in capsys.readouterr().out
+    assert "no field has 'xyzzy' in its name or meaning; `aweigh train --fields` lists them all." in _refused(
+        capsys, "train", "--fields", "xyzzy"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("aweigh tr", ["train", "tracking"]),
+        ("aweigh train centernet_dla34_p", ["centernet_dla34_pose_1x", "centernet_dla34_pose_3x"]),
+        (
+            "aweigh train demo --schedule.dr",
+            ["--schedule.drops_at", "--schedule.drops_at_steps", "--schedule.drop_factor"],
+        ),
+        ("aweigh train demo --detector.name fcos", ["fcos_resnet101", "fcos_resnet50"]),
+        ("aweigh shards show place --recipe dem", ["demo"]),
+    ],
+)
+def test_tab_completes_commands_recipes_detectors_and_fields(line: str, words: list[str], tmp_path: Path) -> None:
+    environment = os.environ | {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    subprocess.run([sys.executable, "-c", "from pipelines.cli import main; main()"], env=environment, check=True)
+    assert sorted(word.strip() for word in (tmp_path / "words").read_text().splitlines()) == sorted(words)
+
+
+@pytest.mark.parametrize(
+    ("word", "suggestion"),
+    [
+        ("epochs", "did you mean schedule.epochs?"),  # the last part of the name is enough
+        ("schedule.epoch", "did you mean schedule.epochs?"),
+        ("data.cache", "did you mean data.cache_gb or data.cache_folder?"),
+        ("nothing.like.it", "see the list."),
+    ],
+)
+def test_a_suggestion_names_the_nearest_word_or_all_variants(word: str, suggestion: str) -> None:
+    known = ["schedule.epochs", "data.cache_gb", "data.cache_folder", "seed"]
+    assert did_you_mean(word, known, "see the list.", form="{}") == suggestion
+
+
 def test_help_shows_the_first_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
@@ -63,6 +179,13 @@ def test_recipe_show_prints_yaml_that_train_takes_back(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["evaluate"], "aweigh evaluate needs RUN; `aweigh evaluate --help` explains the arguments."),
+        (["ui", "--port", "http"], "--port is 'http'; it must be a whole number."),
+        (["ui", "--port"], "--port needs a value."),
+        (["evaluate", "runs/first", "--pictures", "x.gif"], "--pictures x.gif: pictures are written as PNG or JPEG"),
+        (["shards", "show", "x", "--output", "x.bmp"], "--output x.bmp: pictures are written as PNG or JPEG"),
+        (["train", "demo", "--input_size", "3"], "did you mean --data.input_size or --evaluation.input_size?"),
+        (["demo", "--schedul.epochs", "3"], "did you mean --schedule.epochs?"),  # a field may come first
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["train"], "which recipe? `aweigh recipes` lists them."),
         (["train", "demoo"], "unknown recipe 'demoo'; did you mean 'demo'?"),
@@ -227,7 +350,9 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     assert "needs multiples of 32" in _refused(capsys, "evaluate", run, "--data.input_size", "64", "100")
     main(["evaluate", str(run), "--json"])  # the right shards are judged
     assert '"AP":' in capsys.readouterr().out
-    main(["evaluate", str(run), "--tta", "none", "flip", "multiscale", "--timed-images", "1"])
+    page = tmp_path / "page.jpg"
+    main(["evaluate", str(run), "--tta", "none", "flip", "multiscale", "--timed-images", "1", "--pictures", str(page)])
+    assert page.read_bytes()[:2] == b"\xff\xd8"  # a JPEG, as its name says
     out, progress = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["AP", "N.A.", "F", "MS"]
     assert "images one by one, mean of 1 after 3 to warm up" in progress
@@ -238,6 +363,6 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     assert "unknown --tta 'mirror'; known are none, flip, multiscale" in _refused(
         capsys, "evaluate", run, "--tta", "mirror"
     )
-    assert "evaluation.scales contains 0; every scale must lie from 0.1 to 10" in _refused(
+    assert "evaluation.scales contains 0; every scale must be from 0.1 to 10" in _refused(
         capsys, "evaluate", run, "--evaluation.scales", "0", "1"
     )

@@ -74,7 +74,7 @@ def test_ctrl_c_says_how_to_resume_and_the_run_resumes_with_one_worker(shards: P
     command.wait_for("step 14/40")
     command.interrupt()
     command.finish(status=130)
-    assert "the same command goes on from the last checkpoint" in command.lines[-1]
+    assert "run the same command again to resume from the last checkpoint" in command.lines[-1]
     again = train(shards, whole, "interrupted", "--cluster.workers", "1", "--engine.zero_stage", "2")
     again.wait_for("resumed   attempt 2 at step")
     again.finish()

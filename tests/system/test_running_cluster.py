@@ -88,7 +88,7 @@ def test_a_submitted_run_is_left_refused_stopped_and_resumed(shards: Path, tmp_p
 
     first.interrupt()
     first.finish(status=130)
-    assert any("job left-1 goes on without you" in line for line in first.lines)
+    assert any("job left-1 keeps running" in line for line in first.lines)
     assert any(f"aweigh logs left --address {cluster.dashboard}" in line for line in first.lines)
 
     jobs = Command("jobs", "--json", "--address", cluster.dashboard, environment=cluster.environment)

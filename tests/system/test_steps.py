@@ -25,7 +25,7 @@ def test_fcos_trains_by_steps_and_exports_its_weights_as_the_authors_file(shards
     ]
     command = Command(*train)
     line = command.wait_for("schedule")
-    assert "7 steps = 1.4 epochs of 5, ÷10 after steps 6, constant warm-up over 3 steps from 0.333" in line
+    assert "7 steps = 1.4 epochs of 5, ÷10 after step 6, constant warm-up over 3 steps from 0.333" in line
     command.finish()
     run = tmp_path / "steps"
     assert json.loads((run / "result.json").read_text())["step"] == 7

@@ -69,6 +69,28 @@ def test_the_newest_and_the_best_are_marked_and_orphans_named(run: str, capsys: 
     assert "orphan" in lines[4]
 
 
+def test_a_folder_of_runs_lists_the_newest_and_the_best_of_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = TrainingState({"head.weight": torch.zeros(4)}, {}, {})
+    for name, scores in (("cells", {4: 0.5, 8: 0.25}), ("fish", {4: 0.1}), ("new", {})):
+        folder = CheckpointFolder(tmp_path / name / "checkpoints", keep=9)
+        folder.folder.mkdir(parents=True, exist_ok=True)
+        for step, score in scores.items():
+            folder.save(state, {"step": step, "epoch": step, "saved_at": time.time()}, score=score)
+    (tmp_path / "mlflow.db").touch()
+    lines = _said(capsys, "ls", str(tmp_path)).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *("cells", "step-00000008", "step-00000004", "fish", "step-00000004", "new", "no"),
+    ]
+    assert lines[1].endswith("ago  newest")
+    assert lines[2].endswith("ago  best")
+    assert lines[4].endswith("ago  newest best")
+    assert lines[6] == "  no checkpoint yet"
+    runs = json.loads(_said(capsys, "ls", str(tmp_path), "--json"))["runs"]
+    assert (runs["cells"]["newest"]["step"], runs["cells"]["best"]["step"], runs["new"]["newest"]) == (8, 4, None)
+
+
 def test_show_tells_what_a_checkpoint_says_of_itself(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     newest = _said(capsys, "show", run)
     assert newest.startswith("step-00000016")
@@ -97,7 +119,7 @@ def test_gc_takes_orphans_and_with_keep_all_but_the_newest_and_the_best(
     assert _said(capsys, "verify", run).splitlines() == ["step-00000008  whole", "step-00000016  whole"]
     with pytest.raises(SystemExit):
         main(["checkpoints", "gc", run, "--keep", "0"])
-    assert "--keep is 0; at least 1 has to stay" in capsys.readouterr().err
+    assert "--keep is 0; it must be 1 or more, or nothing could be resumed." in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_read_is_one_line(run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,4 +140,4 @@ def test_a_place_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         main(["checkpoints", "ls", str(tmp_path / "none")])
     assert ended.value.code == 2
-    assert f"there is no run or checkpoint folder {tmp_path / 'none'}. Give runs/NAME" in capsys.readouterr().err
+    assert f"{tmp_path / 'none'} is not a folder of a run or checkpoint. Give runs/NAME" in capsys.readouterr().err

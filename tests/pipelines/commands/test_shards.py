@@ -1,6 +1,7 @@
 """`aweigh shards …` through the command line, as a user types it."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -138,7 +139,9 @@ def test_push_pull_and_verify(small_shards: Path, s3: str, tmp_path: Path, capsy
     assert "cannot push from s3://" in refused(capsys, "push", f"{s3}/val", tmp_path / "other")
 
 
-def test_imports_go_straight_into_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imports_go_straight_into_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in ("images", "labels", "xml"):
         (tmp_path / folder).mkdir()
     cv2.imwrite(str(tmp_path / "images" / "a.jpg"), np.full((40, 80, 3), 90, dtype=np.uint8))
@@ -154,10 +157,32 @@ def test_imports_go_straight_into_a_build(tmp_path: Path, capsys: pytest.Capture
     xml = ["--annotations", str(tmp_path / "xml")]
     main(["shards", "import-voc", *xml, *images, "--classes", "dog", "--output", str(tmp_path / "voc.json")])
     assert (tmp_path / "yolo.json").read_text() == (tmp_path / "voc.json").read_text()
+    # The last line is a command that works as printed.
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert following.endswith("voc.json --images " + images[1] + " --output shards --split train")
+    monkeypatch.chdir(tmp_path)
+    main(shlex.split(following.removeprefix("next: aweigh ")))
+    assert "1 image in 1 shard" in capsys.readouterr().out
     built = ["--annotations", str(tmp_path / "voc.json"), "--output", str(tmp_path), "--split", "train"]
     main(["shards", "build", *built, *images])
     assert "1 image in 1 shard" in capsys.readouterr().out
     assert "is there already" in refused(capsys, "import-yolo", *images, *names, "--output", tmp_path / "yolo.json")
+
+
+def test_the_next_step_after_a_build_is_the_field_of_its_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations, images = write_coco(tmp_path, document(2))
+    shards = tmp_path / "my shards"
+    built = ["--annotations", str(annotations), "--images", str(images), "--output", str(shards)]
+    for split, field in (
+        ("train", "train"),
+        ("val2017", "validation"),
+        ("mini_val", "validation"),
+        ("test", "validation"),
+    ):
+        main(["shards", "build", *built, "--split", split])
+        assert capsys.readouterr().out.splitlines()[-1].endswith(f" on them with --data.{field} '{shards}/{split}'")
 
 
 def test_what_to_ignore_is_named_with_its_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,9 +196,9 @@ def test_what_to_ignore_is_named_with_its_class(tmp_path: Path, capsys: pytest.C
     assert "a second" in shown.err
 
 
-def test_a_size_that_is_no_number_is_refused_by_name(small_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_size_that_is_not_a_number_is_refused_by_name(small_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build = ["build", "--annotations", "a", "--images", "b", "--output", "c", "--split", "d"]
-    assert "--shard-megabytes: 'nan' is no size" in refused(capsys, *build, "--shard-megabytes", "nan")
+    assert "--shard-megabytes: 'nan' is not a size" in refused(capsys, *build, "--shard-megabytes", "nan")
     plan = ["plan", small_shards / "train", "--batch", 4]
     for amount in ("inf", "-1", "much"):
-        assert f"--cache: '{amount}' is no size; give a number" in refused(capsys, *plan, "--cache", amount)
+        assert f"--cache: '{amount}' is not a size; give a number" in refused(capsys, *plan, "--cache", amount)

@@ -95,8 +95,11 @@ def test_the_logs_of_all_ranks_are_found_in_the_run_s_folder(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["logs", "runs/none"], "there is no runs/none/logs; give a run's folder that has one"),
-        (["logs", "first", "--rank", "3"], "--rank reads the logs in a run's folder, and first is none here"),
+        (["logs", "runs/none"], "runs/none/logs does not exist; give a run's folder, or the name of a run or job"),
+        (
+            ["logs", "first", "--rank", "3"],
+            "--rank reads the logs in a run's folder, and first is not a folder here: give RUN_FOLDER/first",
+        ),
         (["logs", ".", "--no-follow"], "--address and --no-follow are for runs of a cluster"),
         (["preflight", "--env", "A=b"], "--env A=b is for a job: give --address too, or set the variable here"),
     ],

@@ -1,13 +1,18 @@
 """`aweigh weights import` and `export`, as a user types them."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 import detectors
+from cluster.checkpoints.checkpoint import CheckpointFolder
+from cluster.engine.engine import TrainingState
+from pipelines import recipes
 from pipelines.cli import main
+from pipelines.recipes.recipe import to_dict, with_flags
 from tests.pipelines.test_cli import SMALL, _refused, _train
 
 NARROW = ["--detector.settings.width", "8", "--detector.settings.head_channels", "8"]
@@ -45,6 +50,32 @@ def test_a_published_file_comes_in_and_goes_out_again(
     assert list(content["state_dict"]) == [key.removeprefix("module.") for key in before["state_dict"]]
     for key, value in before["state_dict"].items():
         assert torch.equal(content["state_dict"][key.removeprefix("module.")], value)
+
+
+def test_the_command_printed_after_an_export_reads_the_file_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"width": 8, "deconv_channels": [8, 8, 8], "head_channels": 8, "trunk_start": "he"}
+    torch.manual_seed(0)
+    weights = dict(detectors.build("centernet_resnet18", 2, **settings).state_dict())
+    recipe = with_flags(recipes.get("demo"), ["--detector.settings", json.dumps(settings)])
+    facts = {
+        "step": 1,
+        "detector": "centernet_resnet18",
+        "classes": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "recipe": to_dict(recipe),
+    }
+    run = tmp_path / "my runs" / "first"
+    CheckpointFolder(run / "checkpoints").save(TrainingState(weights, {}, {}), facts)
+    main(["weights", "export", str(run), "--output", str(tmp_path / "my runs" / "best.pth")])
+    said = capsys.readouterr().err
+    command = said[said.index("`aweigh ") + 1 : said.rindex("`")]
+    assert command.endswith(  # a checkpoint keeps its facts in alphabetical order
+        "--num-classes 2 --detector.settings.deconv_channels 8 8 8 --detector.settings.head_channels 8 "
+        "--detector.settings.trunk_start he --detector.settings.width 8"
+    )
+    main(shlex.split(command)[1:])
+    assert f"{len(weights)} loaded" in capsys.readouterr().out
 
 
 def test_the_receipt_as_json_and_line_by_line_has_every_key(
@@ -99,8 +130,8 @@ def test_a_file_of_the_backbone_alone_is_not_written_as_a_detector(
             ["export", "{file}", "--detector", "centernet_dla34", *NARROW, "--output", "{file}.safetensors"],
             "other code loads what torch.save writes, so end it in .pth",
         ),
-        (["export", "nowhere.pth", "--output", "back.pth"], "nowhere.pth is not there; give a run's folder"),
-        (["export", "{file}", "--output", "back.pth"], "does not say which detector it is of; give --detector NAME"),
+        (["export", "nowhere.pth", "--output", "back.pth"], "nowhere.pth does not exist; give a run's folder"),
+        (["export", "{file}", "--output", "back.pth"], "does not name its detector; give --detector NAME"),
         (
             [
                 *("export", "{file}", "--detector", "centernet_dla34", "--num-classes", "3", *NARROW),

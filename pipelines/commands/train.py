@@ -1,0 +1,120 @@
+"""`aweigh train`: train a recipe, or resume where it stopped."""
+
+import argparse
+import math
+import shlex
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from data_shards.counting import counted
+from pipelines.commands.arguments import RESUMES, Commands, add_recipe, resolved, takes_fields
+from pipelines.console import say
+from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.recipes.settings import Recipe
+    from pipelines.training.train import TrainingResult
+
+_POOR_AP = 0.01
+
+
+def add(commands: Commands) -> None:
+    """Add `train`."""
+    train = commands.add_parser(
+        "train",
+        help="train a recipe, or resume where it stopped",
+        description="Train a recipe, given by name or as a YAML file. Set any field with --field.subfield VALUE; "
+        "`aweigh train --fields` lists them. The same command resumes.",
+    )
+    add_recipe(train, optional=True)
+    train.add_argument(
+        "--fields",
+        nargs="?",
+        const="",
+        metavar="WORD",
+        help="list the fields with default and meaning; with WORD, those whose name or meaning contains it",
+    )
+    train.set_defaults(when_stopped=RESUMES)
+    takes_fields(train, run)
+
+
+def run(known: argparse.Namespace) -> None:
+    """Train, or list the fields."""
+    if known.fields is not None:
+        print(describe_fields(known.fields, _columns()))
+        return
+    if not known.recipe:
+        raise ConfigError("which recipe? `aweigh recipes` lists them.")
+    recipe = resolved(known.recipe, known.rest)
+    from pipelines.training.train import train
+
+    show_result(train(recipe), recipe)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+
+
+def describe_fields(word: str, columns: int) -> str:
+    """Describe the fields of a recipe by section, with name and default on a line and the meaning below.
+
+    Args:
+        word: part of a name or meaning, in any case; empty describes all fields.
+        columns: width of the text.
+
+    Raises:
+        ConfigError: no field matches.
+    """
+    from pipelines.recipes.recipe import field_help, section_help
+
+    sections = section_help()
+    blocks: dict[str, list[str]] = {}
+    for name, default, meaning in field_help():
+        if word.lower() in f"{name} {meaning}".lower():
+            fitted = textwrap.fill(meaning, columns, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            blocks.setdefault(name.rpartition(".")[0], []).append(f"  --{name}  {default}".rstrip() + f"\n{fitted}")
+    if not blocks:
+        raise ConfigError(f"no field has {word!r} in its name or meaning; `aweigh train --fields` lists them all.")
+    headed = (
+        (textwrap.fill(f"{name}: {sections[name]}", columns) if name else "", *rows) for name, rows in blocks.items()
+    )
+    return "\n\n".join("\n".join(line for line in block if line) for block in headed)
+
+
+def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
+    """Print the AP table on stdout, and the run's files and the next commands on stderr."""
+    from pipelines.tracking import tracking_uri
+
+    if result.evaluation is not None:
+        print((result.folder / "evaluation" / "ap.txt").read_text(), end="")
+    say("done", f"run {result.run}, {counted(result.step, 'step')}")
+    if result.evaluation is not None and (reading := _reading(result, recipe)):
+        say("note", reading)
+    if (pictures := result.folder / "evaluation" / "predictions.png").exists():
+        say("pictures", str(pictures))
+    say("weights", str(result.folder / "checkpoints"))
+    say("logs", str(result.folder / "logs"))
+    tracked = tracking_uri(recipe)
+    ui = shlex.join(["aweigh", "ui", "--folder", recipe.run.folder]) if tracked.startswith("sqlite") else tracked
+    say("next", f"{ui}    curves, pictures and comparison of runs in MLflow")
+    if result.evaluation is not None:
+        evaluate = shlex.join(["aweigh", "evaluate", str(result.folder)])
+        say("", f"{evaluate}    AP of the best checkpoint, on any shards with --data")
+    say("", f"{shlex.join(['aweigh', 'recipe', 'show', recipe.recipe])}    every setting of the recipe")
+
+
+def _reading(result: "TrainingResult", recipe: "Recipe") -> str:
+    """Explain an AP near 0, which looks like a defect and is usually a training that was too short."""
+    assert result.evaluation is not None
+    score = (result.evaluation.get("keypoints") or result.evaluation)["AP"]
+    # A data set without any object has no AP.
+    if score is None or math.isnan(score) or score >= _POOR_AP:
+        return ""
+    began = f"weights {recipe.detector.weights}" if recipe.detector.weights else "random weights"
+    advice = "train longer with --schedule.epochs"
+    if not recipe.detector.weights:
+        advice += ", or start from published weights with --detector.weights"
+    steps = counted(result.step, "step")
+    return f"AP is {score:.3f} after {steps} from {began}, usually a sign that training was too short; {advice}"
