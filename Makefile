@@ -20,7 +20,7 @@ test: $(VENV)/installed
 
 # The tests that take seconds, for while you work.
 fast: $(VENV)/installed
-	$(BIN)/python -m tests.phases both-cores
+	$(BIN)/python -m tests.phases light
 
 # Every fault of `aweigh drill --faults`, some 40 minutes; checkpoint-disk-full needs root.
 drill: $(VENV)/installed

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from tests import ceph, shape_checks
@@ -23,6 +24,11 @@ install_import_hook(["detectors", "data_shards"], f"{shape_checks.__name__}.{sha
 # A script's background jobs ignore Ctrl-C, and so would every process that the tests start; this holds for
 # pytest-xdist's workers too, which import this file.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Tests share the cores, so that how long one example takes says nothing about it.
+settings.register_profile("shared cores", settings.default, deadline=None)
+settings.load_profile("shared cores")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
-"""Run all tests in two phases: light ones side by side on every core, then one by one those that need the machine.
+"""Run all tests in two phases: light ones side by side on every core, then the slow ones, one by one.
 
-    python -m tests.phases            # both phases, as CI does
-    python -m tests.phases together   # the light ones only, while you work
+    python -m tests.phases         # both phases, as CI does
+    python -m tests.phases light   # the light ones only, while you work
 
-Tests marked `slow` start Ray, DeepSpeed or Ceph and fill the cores by themselves; tests marked `alone` measure or wait.
+Slow tests start Ray, DeepSpeed or Ceph: each fills the cores by itself, and its time limits allow for no neighbour.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,15 +18,18 @@ from pathlib import Path
 
 # A file stays on one worker, so that its fixtures are made once. Four workers fit in the memory of a small machine.
 PHASES = {
-    "together": ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "-m", "not slow and not alone"],
-    "alone": ["-m", "slow or alone"],
+    "light": ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "-m", "not slow"],
+    "slow": ["-m", "slow"],
 }
-_INTERRUPTED = 2
+_INTERRUPTED = 2  # pytest's exit status after Ctrl-C
+_OUTCOMES = ("tests", "failures", "errors", "skipped")
 
 
 def summary(counts: Counter[str], seconds: float) -> str:
     """Word counts as pytest's last line does, which CI reads."""
-    parts = [f"{counts[name]} {name}" for name in ("failed", "passed", "skipped", "error") if counts[name]]
+    errors = "error" if counts["errors"] == 1 else "errors"
+    words = {"failed": "failed", "passed": "passed", "skipped": "skipped", "errors": errors}
+    parts = [f"{counts[name]} {word}" for name, word in words.items() if counts[name]]
     return f"{', '.join(parts) or 'no tests ran'} in {seconds:.2f}s"
 
 
@@ -34,16 +38,15 @@ def counted(report: Path) -> Counter[str]:
     if not report.exists():
         return Counter()
     suites = ElementTree.parse(report).getroot().iter("testsuite")
-    total = sum((Counter({key: int(suite.get(key, 0)) for key in _KEYS}) for suite in suites), Counter())
-    failed, error, skipped = total["failures"], total["errors"], total["skipped"]
-    return Counter(passed=total["tests"] - failed - error - skipped, failed=failed, skipped=skipped, error=error)
-
-
-_KEYS = ("tests", "failures", "errors", "skipped")
+    total = sum((Counter({key: int(suite.get(key, 0)) for key in _OUTCOMES}) for suite in suites), Counter())
+    failed, errors, skipped = total["failures"], total["errors"], total["skipped"]
+    return Counter(passed=total["tests"] - failed - errors - skipped, failed=failed, skipped=skipped, errors=errors)
 
 
 def run(names: list[str]) -> int:
     """Run the named phases; the exit status is that of the first one that failed."""
+    # Ctrl-C reaches pytest too, which ends what tests have started; until it has, this process waits.
+    signal.signal(signal.SIGINT, lambda *_: None)
     started, total, statuses = time.monotonic(), Counter[str](), []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

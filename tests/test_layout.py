@@ -6,7 +6,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "data_shards", "detectors", "pipelines")
 
 WITHOUT_A_MODULE = {
-    "data_shards/reading/test_geometry.py": "geometry is half of reading/decode.py",
     "detectors/centernet/test_decode.py": "one step of centernet.py, against an independent search",
     "detectors/centernet/test_targets.py": "one step of centernet.py, against the published procedure",
     "detectors/centernet/test_tasks.py": "pose.py and boxes_3d.py together",
@@ -17,9 +16,6 @@ WITHOUT_A_MODULE = {
     "detectors/weights/test_layouts.py": "the state dicts of every detector against the published keys",
     "pipelines/bench/test_bench.py": "bench/detectors.py and bench/deformable.py through the command line",
     "pipelines/drill/test_drill.py": "verdict.py and the list of faults",
-    "pipelines/test_documents.py": "the commands in the documents",
-    "pipelines/training/test_labels.py": "from shards to a detector's targets, through loading and training",
-    "pipelines/training/test_parameter_groups.py": "one function of from_recipe.py",
 }
 
 
