@@ -35,7 +35,7 @@ class DemoClass:
     name: str
     supercategory: str
     draw: Drawing
-    sizes: tuple[float, float]
+    sizes: tuple[int, int]
     """Smallest and largest extent, in pixels."""
 
 

@@ -41,7 +41,7 @@ def test_examine_reports_and_counts(small_shards: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr()
     assert f"{small_shards / 'train'}: 12 images, 15 objects and 3 crowds of 3 classes" in shown.out
     # Both splits are the same six pictures and six more.
-    assert "WRONG         6  images of the other split, byte for byte" in shown.out
+    assert "WRONG         6  images that the other split has too, byte for byte" in shown.out
     assert "examine   18/18 images  100%" in shown.err
     main(["shards", "examine", str(small_shards / "train"), "--input-size", "64", "64", "--json"])
     kinds = {item["kind"] for item in json.loads(capsys.readouterr().out)["findings"]}
@@ -166,7 +166,7 @@ def test_imports_go_straight_into_a_build(
     built = ["--annotations", str(tmp_path / "voc.json"), "--output", str(tmp_path), "--split", "train"]
     main(["shards", "build", *built, *images])
     assert "1 image in 1 shard" in capsys.readouterr().out
-    assert "is there already" in refused(capsys, "import-yolo", *images, *names, "--output", tmp_path / "yolo.json")
+    assert "already exists" in refused(capsys, "import-yolo", *images, *names, "--output", tmp_path / "yolo.json")
 
 
 def test_the_next_step_after_a_build_is_the_field_of_its_split(
