@@ -186,7 +186,7 @@ def test_an_error_reaches_the_consumer_at_its_batch_and_ends_the_process(built: 
     with training_loader(str(copied), plan, World(1, 0), input_size=INPUT, stop_step=20) as loader:
         for step in range(first_bad):
             assert next(loader).step == step
-        with pytest.raises(DataError, match=r"train-000002\.tar has .* bytes, the manifest says"):
+        with pytest.raises(DataError, match=r"train-000002\.tar has .* bytes, but the manifest says"):
             next(loader)
         assert not process_is_there(loader)
         assert list(loader) == []
@@ -232,7 +232,9 @@ def test_or_gray_stands_in_its_place_and_is_said_once(
         assert torch.equal(one.images[~rows], other.images[~rows])
         assert torch.equal(one.labels[~rows], other.labels[~rows])
     (line,) = [record.getMessage() for record in caplog.records]
-    assert re.fullmatch(r"shard train-000001\.tar, image \d+ does not decode \(.*\): a gray image without objects replaces it", line)
+    assert re.fullmatch(
+        r"shard train-000001\.tar, .* does not decode \(.*\): a gray image without objects replaces it", line
+    )
     with evaluation_loader(location, World(1, 0), input_size=INPUT, batch_size=14, undecodable="gray") as evaluation:
         batch = next(evaluation)
     assert (batch.images[batch.sample_ids == sample] == 128).all()

@@ -355,9 +355,12 @@ def test_evaluation_by_the_shorter_side(photographs: tuple[dict[str, Any], Path,
         ({"shift_probability": 2}, "shift_probability is 2; set it between 0 and 1"),
         ({"rotation_probability": -1}, "rotation_probability is -1; set it between 0 and 1"),
         ({"shorter_sides": ()}, r"shorter_sides is \[\]; give one or more"),
-        ({"shorter_side_range": (800, 640)}, r"shorter_side_range is \[800, 640\]; give the smallest and the largest"),
+        (
+            {"shorter_side_range": (800, 640)},
+            r"shorter_side_range is \[800, 640\]; give the smallest and the largest side",
+        ),
         ({"shorter_sides": (1400,)}, "longer_side_limit is 1333; set it to the largest shorter side, 1400, or more"),
-        ({"geometry": "shorter_side", "rotation_probability": 0.5}, "is for the geometries crop and shift"),
+        ({"geometry": "shorter_side", "rotation_probability": 0.5}, "works with the geometries crop and shift only"),
     ],
 )
 def test_impossible_geometries_are_refused(settings: dict[str, Any], message: str) -> None:
