@@ -66,7 +66,7 @@ _SHARD_FIELDS = tuple(field.name for field in fields(Shard))
 
 @dataclass(frozen=True)
 class Source:
-    """What the shards were built from; a second build into the same location must agree with it."""
+    """The source of the shards; a second build into the same location must agree with it."""
 
     annotations_sha256: str
     shard_bytes: int

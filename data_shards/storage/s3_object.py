@@ -231,7 +231,7 @@ class _BrokenError(Exception):
 
 
 class _ReplacedError(Exception):
-    """The object is another version than the one that the read began with."""
+    """The object was replaced after the read began."""
 
     def __str__(self) -> str:
         return "the object was replaced while it was read. Run the command again"
