@@ -6,7 +6,7 @@ for RGB and are applied to B, G, R; published results depend on it, so it is kep
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float32, Int64
@@ -25,6 +25,7 @@ _LIGHTING_VECTORS = (
 )
 
 
+@runtime_checkable
 class Normalisation(Protocol):
     """From pixels to the network's input: `(pixel * scale - mean) / std`, with channels in `channel_order`."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -14,6 +14,7 @@ from data_shards.loading.batch_arrays import BatchArrays
 _EXTRA = ("keypoints", "depth", "dimensions", "alpha", "rescaled", "rotated")
 
 
+@runtime_checkable
 class Lease(Protocol):
     """A batch's piece of the loader's memory, on loan until its tensors are gone."""
 

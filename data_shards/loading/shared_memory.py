@@ -18,7 +18,7 @@ import weakref
 from mmap import mmap
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ _MOST_PREFETCH = 200
 _CLOSING_SECONDS = 5.0
 # Not -m: its classes would be named __main__.*, and the pickled messages would not match the trainer's.
 _PROGRAM = "from data_shards.loading.loader_process import main; main()"
+
+# Not `Self`, which runtime checkers of annotations do not know.
+_Loader = TypeVar("_Loader", bound="RingLoader")
 
 
 class RingLoader:
@@ -67,7 +70,7 @@ class RingLoader:
         """Id of the loader process."""
         return self._process.process_id
 
-    def __iter__(self) -> Self:
+    def __iter__(self: _Loader) -> _Loader:
         return self
 
     def __next__(self) -> Batch:
@@ -87,7 +90,7 @@ class RingLoader:
         """End the loader process and wait for its end. Closing twice is fine."""
         self._process.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Loader) -> _Loader:
         return self
 
     def __exit__(

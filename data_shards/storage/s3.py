@@ -39,8 +39,13 @@ class S3Store(Store):
 
     @property
     def client(self) -> "S3Client":
-        """The client of this process's environment, for everything but reading an object."""
+        """The client of this process's environment, for writing."""
         return _shared_client(_ATTEMPTS, _WRITE_SECONDS)
+
+    @property
+    def asking_client(self) -> "S3Client":
+        """The same for questions about objects, which wait no longer than reads do."""
+        return _shared_client(_ATTEMPTS, self.reading.timeout_seconds)
 
     def read_bytes(self, name: str) -> bytes:
         data = bytearray()
@@ -75,19 +80,19 @@ class S3Store(Store):
 
         with self._explained("read", name):
             try:
-                self.client.head_object(Bucket=self.bucket, Key=self._key(name))
+                self.asking_client.head_object(Bucket=self.bucket, Key=self._key(name))
             except ClientError as error:
                 if _code(error) not in ("404", "NoSuchKey", "NotFound"):
                     raise
                 # A HEAD has no body to tell a missing object from a missing bucket.
-                self.client.head_bucket(Bucket=self.bucket)
+                self.asking_client.head_bucket(Bucket=self.bucket)
                 return False
         return True
 
     def list_names(self) -> list[str]:
         start = f"{self.prefix}/" if self.prefix else ""
         with self._explained("list", ""):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
+            pages = self.asking_client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
             return sorted(item["Key"][len(start) :] for page in pages for item in page.get("Contents", []))
 
     def delete(self, name: str) -> None:
@@ -96,7 +101,7 @@ class S3Store(Store):
 
     def check_readable(self) -> None:
         with self._explained("list", ""):
-            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            self.asking_client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
 
     def _object(self, name: str, stop: threading.Event | None = None) -> ObjectRead:
         with self._explained("read", name):
@@ -193,7 +198,7 @@ def _shared_client(attempts: int, read_seconds: float) -> "S3Client":
         return _client(os.getpid(), _environment(), attempts, read_seconds)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _client(process: int, environment: tuple[tuple[str, str], ...], attempts: int, read_seconds: float) -> "S3Client":
     """Make a client. A forked process needs its own, as it must not use its parent's sockets; so do other settings."""
     import boto3

@@ -8,11 +8,12 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _PROBE = ".aweigh-write-check"
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes bytes in order, such as a file or a digest."""
 
