@@ -1,7 +1,7 @@
-"""How reports count."""
+"""Numbers with their nouns."""
 
 
 def counted(number: int, thing: str) -> str:
-    """A number with its noun: `1 box`, `2 boxes`, `1,000 shards`."""
+    """Return a number with its noun: `1 box`, `2 boxes`, `1,000 shards`."""
     ending = "es" if thing.endswith(("s", "x")) else "s"
     return f"{number:,} {thing}{ending if number != 1 else ''}"

@@ -1,13 +1,13 @@
-"""The errors of this room."""
+"""The errors of this package."""
 
 
 class DataError(ValueError):
-    """Data, or the place it lies in, that cannot be used: one line that says what, where and what to do."""
+    """Data, or a location of data, cannot be used. The message is one line: the problem, the place and the remedy."""
 
 
 class UnavailableError(DataError):
-    """A place that gives no answer in time, or has no room: that says nothing about the data which was asked for."""
+    """A location does not answer in time, or has no space left. This says nothing about the data itself."""
 
 
 class LoaderError(RuntimeError):
-    """The process that reads for a trainer was lost, or fails: nothing that the data or a setting could change."""
+    """The loader process died, or failed for a reason other than the data or the settings."""

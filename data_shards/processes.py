@@ -1,4 +1,4 @@
-"""Work on several processes, in order, none of which outlives the one that started them."""
+"""Run work in several processes that never outlive the process that started them; results come in order."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-# A process takes seconds to start, longer where it imports torch; less work than this is not worth another one.
+# A process takes seconds to start, longer if it imports torch; less work than this does not pay for one.
 BYTES_WORTH_A_PROCESS = 40_000_000
 
 _Job = TypeVar("_Job")
@@ -15,12 +15,12 @@ _Result = TypeVar("_Result")
 
 
 def run_in_processes(work: Callable[[_Job], _Result], jobs: Sequence[_Job], processes: int) -> Iterator[_Result]:
-    """The result of each job, in their order; in this process where one is enough.
+    """Yield the result of each job, in the order of the jobs. A single job or process runs here.
 
     Args:
-        work: a function of a module, as processes find it by name.
-        jobs: what each call is given; sent to the processes.
-        processes: at most so many.
+        work: a module-level function, because processes find it by name.
+        jobs: the argument of each call; must be picklable.
+        processes: most processes to start.
     """
     if processes == 1 or len(jobs) <= 1:
         yield from map(work, jobs)
@@ -32,7 +32,7 @@ def run_in_processes(work: Callable[[_Job], _Result], jobs: Sequence[_Job], proc
 
 
 def _end_with_the_parent() -> None:
-    """A pool's process waits for work for ever, even when the process that would give it was killed."""
+    """End this process with its parent. A pool's process would wait for work forever after its parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,1 +1,1 @@
-"""What is written beside the shards: the manifest and each shard's index."""
+"""The files beside the shards that every reader must know: the manifest and each shard's index."""

@@ -1,12 +1,12 @@
-"""The manifest: one small JSON file that says what a set of shards is, byte for byte.
+"""The manifest: one small JSON file that describes a set of shards, byte for byte.
 
 Layout of a location, a folder or an S3 prefix. A recipe names `LOCATION/SPLIT`, the folder with the manifest:
 
     LOCATION/SPLIT/manifest.json
     LOCATION/SPLIT/SPLIT-000000.tar          {key}.jpg (original bytes) and {key}.json for every sample
-    LOCATION/SPLIT/SPLIT-000000.index.npz    where each sample lies, its boxes as arrays
+    LOCATION/SPLIT/SPLIT-000000.index.npz    offset of each sample, and its boxes as arrays
 
-The manifest is written last, so a folder without one holds no data set, only the remains of a build.
+The manifest is written last, so a folder without one is not a data set, only the remains of a build.
 """
 
 import hashlib
@@ -21,31 +21,32 @@ from data_shards.storage.store import Store
 
 FORMAT = "aweigh-shards"
 VERSIONS = (1, 2)
-"""What is read. Written is 1, and 2 where something stands in it that 1 does not have."""
+"""Versions that can be read. A manifest is written as version 1, or as 2 if it uses a field that 1 does not have."""
 MANIFEST_NAME = "manifest.json"
+# Shards that are turned into JSON at a time.
 _SHARDS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class CocoClass:
-    """A class as COCO files know it; a label is the index of its class in the manifest."""
+    """A class with its COCO category id; a label is the index of its class in the manifest."""
 
     id: int
     name: str
     keypoints: tuple[str, ...] = ()
-    """Names of its joints, in the order of the annotations; empty where the file lists none."""
+    """Names of its joints, in the order of the annotations; empty if the file lists none."""
     skeleton: tuple[tuple[int, int], ...] = ()
     """Pairs of joints that a line connects, counted from 1 as COCO does."""
 
 
 @dataclass(frozen=True)
 class IgnoredCategory:
-    """A category that is no class: its boxes say where a class, or any, is neither to be found nor to be missed."""
+    """A category whose boxes are ignored: a detection of its class there counts neither as found nor as wrong."""
 
     id: int
     name: str
     label: int
-    """Index of the class it may be taken for; -1 for every class."""
+    """Index of the class that it may be taken for; -1 for every class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ _SHARD_FIELDS = tuple(field.name for field in fields(Shard))
 
 @dataclass(frozen=True)
 class Source:
-    """What the shards were built from; a second build into the same place has to agree with it."""
+    """The source of the shards; a second build into the same location must agree with it."""
 
     annotations_sha256: str
     shard_bytes: int
@@ -77,9 +78,9 @@ class Source:
     left_out: tuple[str, ...] = ()
     """Categories whose annotations were left out."""
     max_size: int = 0
-    """Longer side, in pixels, to which larger images were encoded again; 0 where all bytes are the original ones."""
+    """Longer side, in pixels, to which larger images were shrunk; 0 if all bytes are the original ones."""
     jpeg_quality: int = 0
-    """Of those that were."""
+    """JPEG quality of the shrunk images."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,17 @@ class Manifest:
     shards: tuple[Shard, ...]
     source: Source
     labels: tuple[str, ...] = ()
-    """What the indexes hold beside boxes: "keypoints", "3d"."""
+    """Labels in the indexes beside boxes: "keypoints", "3d"."""
     ignored: tuple[IgnoredCategory, ...] = ()
 
     @property
     def joints(self) -> int:
-        """Joints that each object has room for; 0 where none are labelled."""
+        """Joints of each object, those of the class with the most; 0 if none are labelled."""
         return max(len(item.keypoints) for item in self.classes) if "keypoints" in self.labels else 0
 
     @property
     def in_3d(self) -> bool:
-        """Whether depth, dimensions and orientation are known."""
+        """True if depth, dimensions and orientation are known."""
         return "3d" in self.labels
 
     @cached_property
@@ -116,11 +117,11 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """The version of the data set: sha256, in hexadecimal, of the manifest as canonical JSON."""
+        """Version of the data set: the sha256, in hexadecimal, of the manifest as canonical JSON. Computed once."""
         canonical = _canonical(replace(self, shards=()).as_json())
         begin, _, end = canonical.partition('"shards":[]')
         digest = hashlib.sha256(f'{begin}"shards":['.encode("ascii"))
-        # A part at a time: the JSON of 100,000 shards at once takes many times the memory of the shards.
+        # In parts: the JSON of 100,000 shards at once takes many times the memory of the shards themselves.
         for first in range(0, len(self.shards), _SHARDS_AT_ONCE):
             part = _canonical([_fields(shard) for shard in self.shards[first : first + _SHARDS_AT_ONCE]])
             digest.update(f"{',' if first else ''}{part[1:-1]}".encode("ascii"))
@@ -129,11 +130,11 @@ class Manifest:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label."""
+        """Names of the classes, by label."""
         return tuple(item.name for item in self.classes)
 
     def as_json(self) -> dict[str, Any]:
-        """What `manifest.json` holds, as plain dictionaries and lists."""
+        """Return the contents of `manifest.json` as plain dictionaries and lists."""
         document: dict[str, Any] = {
             "format": FORMAT,
             "version": 1,
@@ -169,20 +170,24 @@ def load_manifest(location: str | Store) -> Manifest:
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
-    """A manifest from its JSON; `where` is what an error calls it.
+    """Read a manifest from its JSON.
+
+    Args:
+        text: the bytes of `manifest.json`.
+        where: its location, for error messages.
 
     Raises:
-        DataError: the text is no manifest, or one of another version.
+        DataError: the text is not a manifest, or is one of another version.
     """
     try:
-        # Each shard becomes one as it is read: 100,000 dictionaries at once take more than all else together.
+        # Turn each shard into an object as it is read: 100,000 dictionaries at once take more memory than all else.
         document = json.loads(text, object_hook=_shard_or_dictionary)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise DataError(f"{where} is no manifest of shards; give the folder that `aweigh shards build` made.")
+            raise DataError(f"{where} is not a manifest of shards; give the folder that `aweigh shards build` made.")
         if document["version"] not in VERSIONS:
             raise DataError(
-                f"{where} is of version {document['version']}, this aweigh reads versions up to {VERSIONS[-1]}: "
-                "build the shards again."
+                f"{where} has version {document['version']}, but this aweigh reads versions up to {VERSIONS[-1]}: "
+                "install a newer aweigh, or build the shards again."
             )
         return Manifest(
             split=document["split"],
@@ -197,7 +202,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
 
 
 def sample_key(image_id: int) -> str:
-    """The WebDataset key of an image: its COCO id, twelve digits wide as in COCO's own file names."""
+    """Return the WebDataset key of an image: its COCO id, twelve digits wide as in COCO's own file names."""
     return f"{image_id:012d}"
 
 
@@ -207,7 +212,7 @@ def _shard_or_dictionary(item: dict[str, Any]) -> Any:
 
 def _all_shards(items: list[Any]) -> "tuple[Shard, ...]":
     if other := [item for item in items if not isinstance(item, Shard)]:
-        raise TypeError(f"{other[0]} is no shard")
+        raise TypeError(f"{other[0]} is not a shard")
     return tuple(items)
 
 
@@ -220,7 +225,7 @@ def _fields(shard: Shard) -> dict[str, Any]:
 
 
 def _compact(item: Any) -> dict[str, Any]:
-    """Fields by name, without those that have their default: what version 1 does not know stands where it matters."""
+    """Return fields by name, without those at their default, so that a field that version 1 lacks is rare."""
     return {
         field.name: getattr(item, field.name)
         for field in fields(item)
@@ -233,7 +238,7 @@ def _is_of_version_2(item: Any) -> bool:
 
 
 def _tuples(value: Any) -> Any:
-    """The same with tuples for lists."""
+    """Replace lists by tuples."""
     if isinstance(value, dict):
         return {name: _tuples(item) for name, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

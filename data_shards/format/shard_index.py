@@ -1,6 +1,6 @@
-"""The index beside each shard: where every sample lies, and its boxes as arrays.
+"""The index beside each shard: the offset of every sample, and its boxes as arrays.
 
-With it a sample is one `pread`, and no JSON is parsed while training.
+With it, reading a sample is one `pread`, and training parses no JSON.
 """
 
 import io
@@ -8,63 +8,63 @@ import zipfile
 from dataclasses import MISSING, dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float32, Int64, UInt32
 
 from data_shards.errors import DataError
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of one shard, row by row. Boxes of row i stand at `row_splits[i]` to `row_splits[i + 1]`."""
+    """The samples of one shard, row by row. Boxes of row i are those from `row_splits[i]` to `row_splits[i + 1]`."""
 
-    image_offsets: NDArray[np.int64]
-    """Where the encoded image begins in the tar file, in bytes, `(samples,)`."""
-    image_sizes: NDArray[np.int64]
-    """Its length in bytes."""
-    image_crc32: NDArray[np.uint32]
-    """Its CRC-32."""
-    json_offsets: NDArray[np.int64]
-    """Where the sample's JSON begins in the tar file, in bytes, `(samples,)`."""
-    json_sizes: NDArray[np.int64]
-    """Its length in bytes."""
-    image_ids: NDArray[np.int64]
+    image_offsets: Int64[np.ndarray, " samples"]
+    """Offset of the encoded image in the tar file, in bytes."""
+    image_sizes: Int64[np.ndarray, " samples"]
+    """Length of the encoded image, in bytes."""
+    image_crc32: UInt32[np.ndarray, " samples"]
+    """CRC-32 of the encoded image."""
+    json_offsets: Int64[np.ndarray, " samples"]
+    """Offset of the sample's JSON in the tar file, in bytes."""
+    json_sizes: Int64[np.ndarray, " samples"]
+    """Length of the sample's JSON, in bytes."""
+    image_ids: Int64[np.ndarray, " samples"]
     """COCO's image ids."""
-    widths: NDArray[np.int64]
+    widths: Int64[np.ndarray, " samples"]
     """Width of the upright image, in pixels."""
-    heights: NDArray[np.int64]
+    heights: Int64[np.ndarray, " samples"]
     """Height of the upright image, in pixels."""
-    row_splits: NDArray[np.int64]
-    """`(samples + 1,)`."""
-    boxes: NDArray[np.float32]
-    """`(boxes, 4)`: x1, y1, x2, y2 in the image frame, unclipped, in the order of the annotation file."""
-    labels: NDArray[np.int64]
-    """`(boxes,)`: index into the manifest's classes."""
-    iscrowd: NDArray[np.bool_]
-    """`(boxes,)`."""
+    row_splits: Int64[np.ndarray, " samples+1"]
+    """First box of each row, and the number of all boxes."""
+    boxes: Float32[np.ndarray, "boxes 4"]
+    """x1, y1, x2, y2 in the image frame, unclipped, in the order of the annotation file."""
+    labels: Int64[np.ndarray, " boxes"]
+    """Index into the manifest's classes."""
+    iscrowd: Bool[np.ndarray, " boxes"]
+    """True for boxes around crowds."""
 
-    keypoints: NDArray[np.float32] | None = None
-    """`(boxes, joints, 3)`: x, y in the image frame and COCO's visibility. These and the following are there where the
-    data set has such labels; see `labels.label_arrays`."""
-    depth: NDArray[np.float32] | None = None
-    """`(boxes,)`: of the object's middle, in metres."""
-    dimensions: NDArray[np.float32] | None = None
-    """`(boxes, 3)`: height, width and length, in metres."""
-    alpha: NDArray[np.float32] | None = None
-    """`(boxes,)`: observation angle, in radians."""
-    rotation_y: NDArray[np.float32] | None = None
-    """`(boxes,)`: around the camera's vertical axis, in radians."""
-    location: NDArray[np.float32] | None = None
-    """`(boxes, 3)`: middle of the underside in the camera's frame, in metres."""
-    calibration: NDArray[np.float32] | None = None
-    """`(samples, 3, 4)`: the camera's projection matrix."""
-    dropped_boxes: NDArray[np.int64] | None = None
-    """`(samples,)`: degenerate boxes that were dropped at building; there where any was."""
+    keypoints: Float32[np.ndarray, "boxes joints 3"] | None = None
+    """x, y in the image frame and COCO's visibility. This field and the next ones exist only if the data set has such
+    labels; see `labels.label_arrays`."""
+    depth: Float32[np.ndarray, " boxes"] | None = None
+    """Depth of the object's middle, in metres."""
+    dimensions: Float32[np.ndarray, "boxes 3"] | None = None
+    """Height, width and length, in metres."""
+    alpha: Float32[np.ndarray, " boxes"] | None = None
+    """Observation angle, in radians."""
+    rotation_y: Float32[np.ndarray, " boxes"] | None = None
+    """Rotation around the camera's vertical axis, in radians."""
+    location: Float32[np.ndarray, "boxes 3"] | None = None
+    """Middle of the underside in the camera's frame, in metres."""
+    calibration: Float32[np.ndarray, "samples 3 4"] | None = None
+    """Projection matrix of the camera."""
+    dropped_boxes: Int64[np.ndarray, " samples"] | None = None
+    """Number of degenerate boxes dropped at building; exists only if there were any."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def to_bytes(self) -> bytes:
-        """An `.npz` file; the same index always gives the same bytes."""
+        """Return an `.npz` file. The same index always results in the same bytes."""
         buffer = io.BytesIO()
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
         np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
@@ -72,10 +72,14 @@ class ShardIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "ShardIndex":
-        """Read what `to_bytes` wrote; `where` is what an error calls it.
+        """Read the bytes that `to_bytes` returned.
+
+        Args:
+            data: the `.npz` file.
+            where: its location, for error messages.
 
         Raises:
-            DataError: the bytes are no index.
+            DataError: the bytes are not an index.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -87,4 +91,4 @@ class ShardIndex:
                     }
                 )
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{where} is no index of a shard ({error}): build the shards again.") from error
+            raise DataError(f"{where} is not the index of a shard ({error}): build the shards again.") from error

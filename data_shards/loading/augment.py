@@ -1,14 +1,15 @@
 """The published augmentation on the batch's device: flip, colour, lighting and normalisation of whole batches.
 
-What is drawn stands in `draws`; the crop happens while an image is resampled on the CPU. Colour and lighting are affine
-in the pixel, so a batch is jittered and normalised in one expression. The published constants for lighting were made
-for RGB and are applied to B, G, R; results depend on it, so it is kept.
+`random_draws.py` draws the numbers; the crop happens while an image is resampled on the CPU. Colour and lighting are
+affine in the pixel, so one expression jitters and normalises a batch. The published constants for lighting were made
+for RGB and are applied to B, G, R; published results depend on it, so it is kept.
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from data_shards.loading.batch import Batch
@@ -24,39 +25,40 @@ _LIGHTING_VECTORS = (
 )
 
 
+@runtime_checkable
 class Normalisation(Protocol):
-    """How pixels become the network's input: `(pixel * scale - mean) / std` in `channel_order`."""
+    """From pixels to the network's input: `(pixel * scale - mean) / std`, with channels in `channel_order`."""
 
     @property
     def channel_order(self) -> Literal["rgb", "bgr"]:
-        """The order of the channels of `mean`, `std` and the result."""
+        """Order of the channels of `mean`, `std` and the result."""
 
     @property
     def mean(self) -> tuple[float, float, float]:
-        """Taken away from the scaled pixel."""
+        """Subtracted from the scaled pixel."""
 
     @property
     def std(self) -> tuple[float, float, float]:
-        """What remains is divided by it."""
+        """Divides the difference."""
 
     @property
     def scale(self) -> float:
-        """Factor on the 0 to 255 pixel."""
+        """Factor on pixels from 0 to 255."""
 
 
-def augment(batch: Batch, normalisation: Normalisation) -> Tensor:
+def augment(batch: Batch, normalisation: Normalisation) -> Float32[Tensor, "batch 3 height width"]:
     """Mirror, jitter and normalise a batch on its device.
 
-    Mirroring changes the batch itself, once: its images, boxes, joints, angles and transforms; its `flips` are all
-    False afterwards. A batch without draws (evaluation) is only normalised. What an image does not fill of its input
-    (`content_sizes`) is 0 in the result, as the authors of FCOS pad.
+    Mirroring changes the batch itself, once: its images, boxes, joints, angles and transforms; afterwards all its
+    `flips` are False. A batch without draws (evaluation) is only normalised. Padding around an image (beyond its
+    `content_sizes`) is 0 in the result, as the authors of FCOS pad.
 
     Args:
-        batch: as the loaders give it.
-        normalisation: the detector's; see `Normalisation`.
+        batch: from a loader, on any device.
+        normalisation: the detector's normalisation.
 
     Returns:
-        float32 `(batch, 3, height, width)`, channels in the normalisation's order.
+        The network's input, with channels in the normalisation's order.
     """
     if batch.flips is not None:
         _mirror(batch, batch.flips)
@@ -74,7 +76,7 @@ def augment(batch: Batch, normalisation: Normalisation) -> Tensor:
     gray.add_(pixels[:, 1:2], alpha=weights[1]).add_(pixels[:, 2:], alpha=weights[2])
     mean_gray = gray.mean(dim=(1, 2, 3))
     if batch.content_sizes is not None:
-        # The padding is black here, and no part of the image.
+        # The padding is black and does not count as part of the image.
         mean_gray = mean_gray * (math.prod(batch.input_size) / batch.content_sizes.prod(dim=1))
     of_pixel, of_gray, constant = _colour_coefficients(batch.colour_factors, batch.colour_order, mean_gray)
     lighting = _lighting_shift(batch.lighting)
@@ -83,7 +85,9 @@ def augment(batch: Batch, normalisation: Normalisation) -> Tensor:
     return _padded_with_zeros(pixels.add_(offset + gain * shift[:, :, None, None]), batch.content_sizes)
 
 
-def _padded_with_zeros(pixels: Tensor, content_sizes: Tensor | None) -> Tensor:
+def _padded_with_zeros(
+    pixels: Float32[Tensor, "batch 3 height width"], content_sizes: Int64[Tensor, "batch 2"] | None
+) -> Float32[Tensor, "batch 3 height width"]:
     if content_sizes is None:
         return pixels
     height, width = pixels.shape[2:]
@@ -92,13 +96,13 @@ def _padded_with_zeros(pixels: Tensor, content_sizes: Tensor | None) -> Tensor:
     return pixels.mul_(rows[:, None, :, None]).mul_(columns[:, None, None, :])
 
 
-def _mirror(batch: Batch, flips: Tensor) -> None:
+def _mirror(batch: Batch, flips: Bool[Tensor, " batch"]) -> None:
     width = batch.images.shape[-1]
     if batch.content_sizes is None:
         batch.images = torch.where(flips[:, None, None, None], batch.images.flip(-1), batch.images)
         last = torch.full_like(batch.image_ids, width - 1)
     else:
-        # Only the image turns around; its padding stays on the right.
+        # Mirror only the image; its padding stays on the right.
         last = batch.content_sizes[:, 1] - 1
         columns = torch.arange(width, device=flips.device)
         source = last[:, None] - columns
@@ -114,10 +118,10 @@ def _mirror(batch: Batch, flips: Tensor) -> None:
         x = torch.where(real[:, :, None] & (visibility > 0), last[:, None, None] - x, x)
         batch.keypoints = torch.stack([x, y, visibility], dim=-1)
     if batch.alpha is not None:
-        # What faces right faces left: pi - alpha, within -pi .. pi.
+        # A mirrored object faces the other way: pi - alpha, within -pi .. pi.
         turned = torch.where(batch.alpha >= 0, math.pi - batch.alpha, -math.pi - batch.alpha)
         batch.alpha = torch.where(real, turned, batch.alpha)
-    # x' = width - 1 - x turns the first row of the transform around.
+    # x' = width - 1 - x negates the first row of the transform.
     transforms = batch.transforms.clone()
     transforms[:, 0] *= -1
     transforms[:, 0, 2] += last
@@ -125,11 +129,13 @@ def _mirror(batch: Batch, flips: Tensor) -> None:
     batch.flips = torch.zeros_like(flips)
 
 
-def _colour_coefficients(factors: Tensor, order: Tensor, mean_gray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients `(batch,)` of pixel, gray and 1 that the three jitters make in their order.
+def _colour_coefficients(
+    factors: Float32[Tensor, "batch 3"], order: Int64[Tensor, "batch 3"], mean_gray: Float32[Tensor, " batch"]
+) -> tuple[Float32[Tensor, " batch"], Float32[Tensor, " batch"], Float32[Tensor, " batch"]]:
+    """Return the coefficients of pixel, gray and 1 that result from the three jitters in their order.
 
-    All three are affine: brightness scales what is there, contrast pulls it towards the mean gray, saturation
-    towards the gray of the pixel. Both grays are those of the image before any jitter.
+    All three are affine: brightness scales the value, contrast pulls it towards the mean gray, saturation towards the
+    gray of the pixel. Both grays are those of the image before any jitter.
     """
     of_pixel, of_gray, constant = torch.ones_like(mean_gray), torch.zeros_like(mean_gray), torch.zeros_like(mean_gray)
     for turn in range(3):
@@ -141,8 +147,8 @@ def _colour_coefficients(factors: Tensor, order: Tensor, mean_gray: Tensor) -> t
     return of_pixel, of_gray, constant
 
 
-def _lighting_shift(weights: Tensor) -> Tensor:
-    """The shift `(batch, 3)` of B, G, R, on colours from 0 to 1, for weights `(batch, 3)`."""
+def _lighting_shift(weights: Float32[Tensor, "batch 3"]) -> Float32[Tensor, "batch 3"]:
+    """Return the shift of B, G, R, on colours from 0 to 1."""
     vectors = torch.tensor(_LIGHTING_VECTORS, device=weights.device)
     values = torch.tensor(_LIGHTING_VALUES, device=weights.device)
     return (weights * values) @ vectors.T

@@ -1,10 +1,11 @@
-"""A batch as the loaders hand it over."""
+"""A batch, as loaders yield it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from data_shards.errors import DataError
@@ -13,65 +14,66 @@ from data_shards.loading.batch_arrays import BatchArrays
 _EXTRA = ("keypoints", "depth", "dimensions", "alpha", "rescaled", "rotated")
 
 
+@runtime_checkable
 class Lease(Protocol):
-    """The piece of the loader's memory that a batch lies in, on loan until its tensors are gone."""
+    """A batch's piece of the loader's memory, on loan until its tensors are gone."""
 
     def pin(self) -> bool:
-        """Make the memory known to CUDA; whether copies from it may run beside the work."""
+        """Register the memory with CUDA. Return True if copies from it can overlap with computation."""
 
     def in_use_until(self, event: "torch.cuda.Event") -> None:
-        """Do not take the memory back before the device has passed the event."""
+        """Keep the loan until the device has passed the event."""
 
 
 @dataclass
 class Batch:
-    """Images of one rank, or one microbatch of them, and what is known of them."""
+    """Images of one rank, or of one microbatch, with their labels."""
 
-    images: Tensor
-    """uint8 `(batch, 3, height, width)`, RGB, in the input frame."""
-    boxes: Tensor
-    """float32 `(batch, max_objects, 4)`: x1, y1, x2, y2 in the input frame, unclipped; 0 where there is none."""
-    labels: Tensor
-    """int64 `(batch, max_objects)`: index into the manifest's classes; -1 where there is none; -2 - c for something
-    that is to be ignored for class c, and -2 - classes for all of them."""
-    image_ids: Tensor
-    """int64 `(batch,)`: COCO's image ids."""
-    transforms: Tensor
-    """float32 `(batch, 2, 3)`: image frame to input frame."""
-    original_sizes: Tensor
-    """int64 `(batch, 2)`: height and width of the image."""
-    sample_ids: Tensor
-    """int64 `(batch,)`: running index over the manifest's shards."""
+    images: UInt8[Tensor, "batch 3 height width"]
+    """RGB, in the input frame."""
+    boxes: Float32[Tensor, "batch max_objects 4"]
+    """x1, y1, x2, y2 in the input frame, unclipped; 0 in unused places."""
+    labels: Int64[Tensor, "batch max_objects"]
+    """Index into the manifest's classes; -1 in unused places; -2 - c for a region to ignore for class c, and
+    -2 - (number of classes) for one to ignore for all of them."""
+    image_ids: Int64[Tensor, " batch"]
+    """COCO's image ids."""
+    transforms: Float32[Tensor, "batch 2 3"]
+    """Image frame to input frame."""
+    original_sizes: Int64[Tensor, "batch 2"]
+    """Height and width of the image, in pixels."""
+    sample_ids: Int64[Tensor, " batch"]
+    """Running index over the manifest's shards."""
     epoch: int
     """Counted from 0; -1 in evaluation."""
     step: int
-    """The training step over all epochs, counted from 0; in evaluation the batch of this rank."""
-    flips: Tensor | None = None
-    """bool `(batch,)`: images that `augment` still has to mirror."""
-    colour_factors: Tensor | None = None
-    """float32 `(batch, 3)`: for brightness, contrast, saturation."""
-    colour_order: Tensor | None = None
-    """int64 `(batch, 3)`: the order in which they are applied."""
-    lighting: Tensor | None = None
-    """float32 `(batch, 3)`: weights of the principal colours."""
-    keypoints: Tensor | None = None
-    """float32 `(batch, max_objects, joints, 3)`: x, y in the input frame and COCO's visibility; 0 where a joint is not
-    labelled. In an image that `augment` still has to mirror, left and right have changed places already."""
-    depth: Tensor | None = None
-    """float32 `(batch, max_objects)`: in metres; this and the next ones for data with 3D labels."""
-    dimensions: Tensor | None = None
-    """float32 `(batch, max_objects, 3)`: height, width and length, in metres."""
-    alpha: Tensor | None = None
-    """float32 `(batch, max_objects)`: observation angle in radians, -pi .. pi."""
-    calibration: Tensor | None = None
-    """float32 `(batch, 3, 4)`: projection matrix of the camera, for the image as it lies in the shards."""
-    rescaled: Tensor | None = None
-    """bool `(batch,)`: images whose augmentation parted their sizes in pixels from depths in metres."""
-    rotated: Tensor | None = None
-    """bool `(batch,)`: images that augmentation has turned; boxes are those of the unturned one, as published."""
-    content_sizes: Tensor | None = None
-    """int64 `(batch, 2)`: height and width that the image fills of its input, from the top left corner; None where
-    black border is part of the published input."""
+    """Training step over all epochs, counted from 0; in evaluation, number of the batch in this rank's share."""
+    flips: Bool[Tensor, " batch"] | None = None
+    """True for images that `augment` has yet to mirror."""
+    colour_factors: Float32[Tensor, "batch 3"] | None = None
+    """Factors of brightness, contrast and saturation."""
+    colour_order: Int64[Tensor, "batch 3"] | None = None
+    """The order in which they are applied: 0, 1, 2 for brightness, contrast and saturation."""
+    lighting: Float32[Tensor, "batch 3"] | None = None
+    """Weights of the principal colours."""
+    keypoints: Float32[Tensor, "batch max_objects joints 3"] | None = None
+    """x, y in the input frame and COCO's visibility; 0 for joints that are not labelled. In an image that `augment` has
+    yet to mirror, left and right joints have changed places already."""
+    depth: Float32[Tensor, "batch max_objects"] | None = None
+    """Depth in metres. This field and the next three exist for data with 3D labels."""
+    dimensions: Float32[Tensor, "batch max_objects 3"] | None = None
+    """Height, width and length, in metres."""
+    alpha: Float32[Tensor, "batch max_objects"] | None = None
+    """Observation angle in radians, -pi .. pi."""
+    calibration: Float32[Tensor, "batch 3 4"] | None = None
+    """Projection matrix of the camera, for the image in the shards."""
+    rescaled: Bool[Tensor, " batch"] | None = None
+    """True for images whose sizes in pixels no longer match depths in metres, because of augmentation."""
+    rotated: Bool[Tensor, " batch"] | None = None
+    """True for images that augmentation has rotated; as published, their boxes are those of the unrotated image."""
+    content_sizes: Int64[Tensor, "batch 2"] | None = None
+    """Height and width of the part of the input that the image fills, from the top left corner; None where a black
+    border is part of the published input."""
 
     def __post_init__(self) -> None:
         self._lease: Lease | None = None
@@ -87,7 +89,7 @@ class Batch:
 
     @property
     def extra(self) -> dict[str, Tensor]:
-        """What detectors may want to know beside boxes and labels, by the names that their `encode` takes."""
+        """Labels beside boxes and classes, by the names of `encode`'s arguments."""
         return {name: getattr(self, name) for name in _EXTRA if getattr(self, name) is not None}
 
     @property
@@ -96,11 +98,11 @@ class Batch:
         return self.images.shape[2], self.images.shape[3]
 
     def clone(self) -> "Batch":
-        """The same batch in memory of its own."""
+        """Return a copy in memory of its own."""
         return self._mapped(Tensor.clone)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device; to a GPU the copy runs beside the work, out of the loader's own memory."""
+        """Return the batch on a device. Copies to a GPU overlap with its work and read the loader's own memory."""
         device = torch.device(device)
         if device.type != "cuda":
             return self._mapped(lambda tensor: tensor.to(device))
@@ -112,6 +114,7 @@ class Batch:
 
         batch = self._mapped(moved)
         if pinned and self._lease is not None:
+            # The copies run later than this call: the loader must not overwrite their source before they are done.
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(device))
             self._lease.in_use_until(event)

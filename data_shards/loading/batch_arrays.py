@@ -141,7 +141,7 @@ class BatchArrays:
             sample_ids: the sample of each row.
             input_size: height and width of the input, in pixels.
             max_objects: most annotations of an image.
-            augmented: make room for the draws that the device applies.
+            augmented: add arrays for the draws that the device applies.
             manifest: the data's, which says which labels exist beside boxes; None for boxes only.
             whole_images: images are resized whole and padded, to `content_sizes`.
         """

@@ -1,8 +1,8 @@
-"""The process that makes the batches of one rank, started by `ring`.
+"""The process that makes the batches of one rank, started by `shared_memory.py`.
 
-It never imports torch. Threads decode into slots of memory that the trainer maps, too; a batch is handed over, in
-order, by a few bytes in a socket, and the same socket brings back slots that are free again. When the trainer closes
-its end, or is gone, this process ends at once.
+It never imports torch. Threads decode into slots of memory that the trainer maps too. A few bytes in a socket hand a
+batch over, in order, and the same socket returns slots that are free again. This process ends at once when the trainer
+closes its end or dies.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _CLOSING_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Order:
-    """What the trainer wants, as it comes in through standard input."""
+    """The trainer's order, read from standard input."""
 
     source: Source[Any]
     threads: int
@@ -49,14 +49,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Ready:
-    """The memory is laid out."""
+    """The memory has its size; batches follow."""
 
     slot_bytes: int
 
 
 @dataclass(frozen=True)
 class Made:
-    """A batch lies in a slot."""
+    """A batch is in a slot."""
 
     slot: int
     shape: BatchShape
@@ -68,11 +68,11 @@ class Made:
 
 @dataclass(frozen=True)
 class Failed:
-    """This batch cannot be made."""
+    """A batch could not be made."""
 
     message: str
     is_data: bool
-    """Whether the data is to blame, so that the message says all; else it is a traceback."""
+    """True if the data is at fault and the message says all; else the message is a traceback."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ Message = Ready | Made | Failed | Ended
 
 
 class _Batch:
-    """A batch that threads are at: each takes the next row until there is none."""
+    """A batch in the making: each thread takes the next row until there is none."""
 
     def __init__(self, work: Work, slot: int, memory: NDArray[np.uint8]) -> None:
         self.work, self.slot = work, slot
@@ -96,7 +96,7 @@ class _Batch:
         self._errors: dict[int, Exception] = {}
 
     def help(self, stop: threading.Event) -> bool:
-        """Fill rows; whether the batch is finished now."""
+        """Fill rows. Return True if this thread finished the batch."""
         finished = False
         while not stop.is_set() and (row := next(self._rows)) < self.work.rows:
             try:
@@ -110,11 +110,11 @@ class _Batch:
 
     @property
     def finished(self) -> bool:
-        """Whether every row is filled, or cannot be."""
+        """True if every row is filled or has failed."""
         return self._left == 0
 
     def message(self, samples: Samples) -> Message:
-        """What the trainer is told: the batch, or the error of its first bad row."""
+        """Return the message for the trainer: the batch, or the error of its first bad row."""
         if self._errors:
             return _failed(self._errors[min(self._errors)])
         assert self._prepared is not None
@@ -122,6 +122,7 @@ class _Batch:
         return Made(self.slot, self._prepared[0], self.work.epoch, self.work.step, notes)
 
     def _fill_of(self) -> FillRow:
+        # The first thread that gets here prepares the batch; the others wait for it.
         with self._lock:
             if self._prepared is None:
                 self._prepared = self.work.prepare(self._memory)
@@ -129,7 +130,7 @@ class _Batch:
 
 
 class _Maker:
-    """Works through a source: one thread decides what is next, the others fill rows."""
+    """Works through a source: one thread starts the batches, the others fill rows."""
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class _Maker:
         self._threads = [threading.Thread(target=self._fill, daemon=True) for _ in range(order.threads)]
 
     def run(self) -> None:
-        """Make every batch; comes back when the last one was handed over."""
+        """Make every batch. Return when the last one is handed over or in the making."""
         for slot in range(self._order.slots):
             self._free.put(slot)
         for thread in self._threads:
@@ -167,7 +168,7 @@ class _Maker:
         self._deliver()
 
     def close(self) -> None:
-        """Leave the rest undone: wait for the rows that threads are at, but not for long."""
+        """Stop: wait for the rows in the making, but not for long."""
         self._stop.set()
         self._samples.close()
         for _ in self._threads:
@@ -182,7 +183,8 @@ class _Maker:
                 self._deliver()
 
     def _deliver(self) -> None:
-        """Hand over what is finished and next in order."""
+        """Hand over finished batches, in order."""
+        # Without the lock, two threads that finish batches at the same time could send them in the wrong order.
         with self._delivering:
             while self._in_order:
                 first = self._in_order[0]
@@ -199,16 +201,17 @@ class _Maker:
 def main() -> None:
     """Make batches; the arguments are the descriptors of the shared memory and of the socket, both inherited."""
     memory_descriptor, trainer_descriptor = map(int, sys.argv[1:])
-    # Ctrl-C goes to every process of a terminal; the trainer decides what it means for its loader.
+    # Ctrl-C reaches every process of a terminal. The trainer decides what it means, and closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _allow_files()
     trainer = socket.socket(fileno=trainer_descriptor)
     order: Order = pickle.load(sys.stdin.buffer)
-    # The slot that was free last may still be in the processor's cache, and ones that nobody needs are never touched.
+    # Last in, first out: the slot freed last may still be in the processor's cache, and memory of slots that are never
+    # needed is never touched.
     free: LifoQueue[int] = LifoQueue()
     at_end = ExitStack()
     threading.Thread(target=_listen, args=(trainer, order.trainer, free, at_end), daemon=True).start()
-    # OpenCV's own threads would fight with ours for the same cores.
+    # OpenCV's own threads would compete with ours for the same cores.
     cv2.setNumThreads(1)
     try:
         samples = order.source.open()
@@ -223,25 +226,25 @@ def main() -> None:
         at_end.callback(maker.close)
         send(trainer, Ready(slot_bytes))
         maker.run()
-    # Whatever the trainer still waits for is in the socket; it says when this process may go.
+    # The trainer may still have to read from the socket, so it decides when this process ends (`_listen`).
     threading.Event().wait()
 
 
 def _allow_files() -> None:
-    """Have as many files open as the system lets us: shards and their decoded images may be thousands."""
+    """Raise the limit of open files as far as allowed: there may be thousands of shards and decoded images."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they report
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def send(receiver: socket.socket, message: Message) -> None:
-    """Send a message; a receiver that is gone is noticed elsewhere."""
+    """Send a message. `_listen` notices a receiver that is gone."""
     with contextlib.suppress(OSError):
         receiver.sendall(pickle.dumps(message))
 
 
 def _listen(trainer: socket.socket, trainer_process: int, free: "LifoQueue[int]", at_end: ExitStack) -> None:
-    """Take free slots back until the trainer closes or dies, and end this process then, whatever it is doing."""
+    """Take free slots back until the trainer closes or dies; then end this process, whatever it is doing."""
     poller = select.poll()
     poller.register(trainer, select.POLLIN)
     # A process that the trainer forked may hold its end of the socket open, so its life is watched as well.

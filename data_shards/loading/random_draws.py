@@ -1,14 +1,14 @@
-"""What augmentation draws for each sample: crop, flip, angle, size, colours. By key; nothing is applied here.
+"""The random numbers of augmentation: crop, flip, angle, size and colours of each sample. Nothing is applied here.
 
-A crop is resampled on the CPU by `cv2.resize` of a slice: three times as fast as `cv2.warpAffine`, but it can only
-begin at whole pixels. So a crop that is drawn is moved by at most half a pixel to where that is exactly its geometry;
-the batch's transforms and labels are those of the moved crop. Where nothing is drawn, nothing is moved.
+A crop is resampled on the CPU by `cv2.resize` of a slice, which is three times as fast as `cv2.warpAffine` but can only
+begin at whole pixels. So a random crop is moved by at most half a pixel to where the slice has exactly its geometry;
+the batch's transforms and labels are those of the moved crop. A crop that is not random is not moved.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from data_shards.order.keyed_random import uniforms
 from data_shards.reading.geometry import crop_matrix, whole_pixel_shift
@@ -17,68 +17,68 @@ from data_shards.settings import AugmentationSettings
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
 _AUGMENTATION = 301
 _ORDERS = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], dtype=np.int64)
-# Which of a sample's numbers decide what; those of one geometry mean nothing in another.
+# The use of each of a sample's numbers. They keep their places, so that one setting never changes another's draws.
 _SCALE, _CENTRE, _FLIP, _FACTORS, _ORDER, _LIGHTING = 0, slice(1, 3), 3, slice(4, 7), 7, slice(8, 12)
 _SHIFT, _WHETHER_SHIFTED, _WHETHER_TURNED, _ANGLE, _COUNT = slice(12, 16), 16, 17, slice(18, 22), 22
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for some samples, row by row."""
+    """The draws of some samples, row by row."""
 
-    centres: NDArray[np.float64]
-    """`(samples, 2)`: x, y of the crop's centre, in the image frame before mirroring."""
-    scales: NDArray[np.float64]
-    """`(samples,)`: what fills the input's width, in image pixels."""
-    degrees: NDArray[np.float64]
-    """`(samples,)`: how far the crop is turned, clockwise in the image, or in the mirrored one where it is."""
-    rescaled: NDArray[np.bool_]
-    """`(samples,)`: whether sizes in pixels no longer go with depths in metres."""
-    content_sizes: NDArray[np.int64]
-    """`(samples, 2)`: height and width to which the whole image is resized; 0 where it is cropped."""
-    original_sizes: NDArray[np.int64]
-    """`(samples, 2)`: height and width of the image."""
-    flips: NDArray[np.bool_]
-    """`(samples,)`: whether the finished input is to be mirrored."""
-    colour_factors: NDArray[np.float32]
-    """`(samples, 3)`: for brightness, contrast and saturation."""
-    colour_order: NDArray[np.int64]
-    """`(samples, 3)`: 0, 1, 2 for brightness, contrast and saturation, first applied first."""
-    lighting: NDArray[np.float32]
-    """`(samples, 3)`: weights of the principal colours."""
+    centres: Float64[np.ndarray, "samples 2"]
+    """x, y of the crop's centre, in the image frame before mirroring."""
+    scales: Float64[np.ndarray, " samples"]
+    """Width of the crop: the image pixels that fill the input's width."""
+    degrees: Float64[np.ndarray, " samples"]
+    """Rotation of the crop, clockwise in the image, or in the mirrored image if it is mirrored."""
+    rescaled: Bool[np.ndarray, " samples"]
+    """True if sizes in pixels no longer match depths in metres."""
+    content_sizes: Int64[np.ndarray, "samples 2"]
+    """Height and width to which the whole image is resized; 0 if it is cropped."""
+    original_sizes: Int64[np.ndarray, "samples 2"]
+    """Height and width of the image."""
+    flips: Bool[np.ndarray, " samples"]
+    """True if the device must mirror the input."""
+    colour_factors: Float32[np.ndarray, "samples 3"]
+    """Factors of brightness, contrast and saturation."""
+    colour_order: Int64[np.ndarray, "samples 3"]
+    """0, 1, 2 for brightness, contrast and saturation, in the order in which they are applied."""
+    lighting: Float32[np.ndarray, "samples 3"]
+    """Weights of the principal colours."""
 
     @property
-    def rotated(self) -> NDArray[np.bool_]:
-        """`(samples,)`: whether the image is turned."""
+    def rotated(self) -> Bool[np.ndarray, " samples"]:
+        """True if the image is rotated."""
         return self.degrees != 0
 
-    def matrix(self, row: int, input_size: tuple[int, int]) -> NDArray[np.float64]:
-        """Image to input for one sample, before the input is mirrored: float64 `(2, 3)`."""
+    def matrix(self, row: int, input_size: tuple[int, int]) -> Float64[np.ndarray, "2 3"]:
+        """Return the map from image to input of one sample, before the input is mirrored."""
         if self.content_sizes[row].any():
             height, width = self.content_sizes[row] / self.original_sizes[row]
             return np.array([[width, 0.0, 0.0], [0.0, height, 0.0]])
         flip = self.flips[row]
-        # A mirrored image turns the other way.
+        # A mirrored image rotates the other way.
         degrees = float(-self.degrees[row] if flip else self.degrees[row])
         matrix = crop_matrix((self.centres[row, 0], self.centres[row, 1]), self.scales[row], input_size, degrees)
         if flip:
-            # The publication mirrors the image, x' = width - 1 - x, and then crops with the centre at
-            # out / 2; mirroring the finished input instead lands one pixel off, which is taken back here.
+            # The publication mirrors the image, x' = width - 1 - x, and then crops with the centre at width / 2 of
+            # the input. Mirroring the finished input instead is off by one pixel, which is corrected here.
             matrix[0, 2] -= 1.0
         if self.rescaled[row] and not degrees:
             for axis in (0, 1):
                 matrix[axis, 2] = whole_pixel_shift(matrix[axis, axis], matrix[axis, 2])
         return matrix
 
-    def centre(self, row: int, input_size: tuple[int, int]) -> NDArray[np.float64]:
-        """The centre that the matrix has in truth, `(2,)`, at most half a pixel from the one that was drawn."""
+    def centre(self, row: int, input_size: tuple[int, int]) -> Float64[np.ndarray, "2"]:
+        """Return the actual centre of the crop, at most half a pixel from the random one."""
         matrix = self.matrix(row, input_size)
         middle = np.array([input_size[1] / 2 - float(self.flips[row]), input_size[0] / 2])
         return np.asarray(np.linalg.solve(matrix[:, :2], middle - matrix[:, 2]), dtype=np.float64)
 
 
-def padded_size(sizes: NDArray[np.int64], size_divisor: int) -> tuple[int, int]:
-    """Height and width of the input that holds images of these sizes `(images, 2)`, in multiples of the divisor."""
+def padded_size(sizes: Int64[np.ndarray, "images 2"], size_divisor: int) -> tuple[int, int]:
+    """Return height and width of the input that holds images of these sizes, in multiples of the divisor."""
     height, width = -(-sizes.max(axis=0) // size_divisor) * size_divisor
     return int(height), int(width)
 
@@ -87,17 +87,17 @@ def draw(
     settings: AugmentationSettings,
     seed: int,
     epoch: int,
-    sample_ids: NDArray[np.int64],
-    original_sizes: NDArray[np.int64],
+    sample_ids: Int64[np.ndarray, " samples"],
+    original_sizes: Int64[np.ndarray, "samples 2"],
 ) -> Draws:
-    """What augmentation does to samples in an epoch: a function of the seed, the epoch and the sample alone.
+    """Draw the augmentation of samples in an epoch, as a function of the seed, the epoch and the sample alone.
 
     Args:
         settings: the ranges.
         seed: the run's seed.
         epoch: counted from 0.
-        sample_ids: int64 `(samples,)`.
-        original_sizes: int64 `(samples, 2)`, height and width of the images.
+        sample_ids: the samples.
+        original_sizes: height and width of their images, in pixels.
 
     Source:
         CenterNet, src/lib/datasets/sample/ctdet.py (crop, shift, flip), multi_pose.py (rotation), ddd.py (shift in
@@ -115,7 +115,7 @@ def draw(
             original_sizes, _shorter_sides(settings, numbers[:, _SCALE]), settings.longer_side_limit
         )
     elif settings.geometry == "shift":
-        # Displacements are shares of what fills the input: of both sides' own where that is the width.
+        # Displacements are fractions of the side that fills the input; with "width", of each side itself.
         extent = original_sizes[:, ::-1] if settings.fit == "width" else scales[:, None]
         normals = _normals(numbers[:, _SHIFT])
         moved = numbers[:, _WHETHER_SHIFTED] < settings.shift_probability
@@ -154,12 +154,18 @@ def draw(
 
 
 def resized(
-    sizes: NDArray[np.int64], shorter_sides: NDArray[np.int64] | int, longer_side_limit: int
-) -> NDArray[np.int64]:
-    """Heights and widths `(images, 2)` with that shorter side, less where the longer one would exceed its limit.
+    sizes: Int64[np.ndarray, "images 2"], shorter_sides: Int64[np.ndarray, " images"] | int, longer_side_limit: int
+) -> Int64[np.ndarray, "images 2"]:
+    """Return heights and widths with this shorter side, or less if the longer side would exceed its limit.
 
-    The rounding is the authors': where the limit acts, it goes to the nearest whole shorter side, and the longer side
-    then follows, cut off to whole pixels. (Of images more than twenty times as long as wide it is cut off earlier.)
+    The rounding is the authors': if the limit applies, the shorter side is rounded to the nearest pixel, and the longer
+    side follows from it, rounded down. (It is also cut to the next multiple of 32 of the limit, which only images more
+    than twenty times as long as wide reach.)
+
+    Args:
+        sizes: height and width of the images, in pixels.
+        shorter_sides: the wanted shorter side, of each image or of all.
+        longer_side_limit: most pixels of the longer side.
 
     Source:
         tianzhi0549/FCOS, fcos_core/data/transforms/transforms.py, `Resize.get_size`.
@@ -173,7 +179,9 @@ def resized(
     return np.where(upright, np.stack([longer, shorter], axis=1), np.stack([shorter, longer], axis=1))
 
 
-def _shorter_sides(settings: AugmentationSettings, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+def _shorter_sides(
+    settings: AugmentationSettings, numbers: Float64[np.ndarray, " samples"]
+) -> Int64[np.ndarray, " samples"]:
     if settings.shorter_side_range is None:
         choices = np.array(settings.shorter_sides, dtype=np.int64)
     else:
@@ -181,19 +189,21 @@ def _shorter_sides(settings: AugmentationSettings, numbers: NDArray[np.float64])
     return choices[(numbers * len(choices)).astype(np.int64)]
 
 
-def _crop_centre(numbers: NDArray[np.float64], sides: NDArray[np.int64], border: int) -> NDArray[np.float64]:
-    """Whole numbers drawn from border … side - border - 1."""
+def _crop_centre(
+    numbers: Float64[np.ndarray, " samples"], sides: Int64[np.ndarray, " samples"], border: int
+) -> Float64[np.ndarray, " samples"]:
+    """Draw whole numbers from border … side - border - 1."""
     borders = np.full(len(sides), border, dtype=np.int64)
     divisor = 1
-    # Whole-number division of the first border, as published: 128, 64, 32, …
+    # As published, the first border is halved until it fits: 128, 64, 32, …
     while np.any(crowded := sides - borders <= borders):
         divisor *= 2
         borders = np.where(crowded, border // divisor, borders)
     return np.asarray(borders + np.floor(numbers * (sides - 2 * borders)), dtype=np.float64)
 
 
-def _normals(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Three normal numbers from four uniform ones `(samples, 4)`, by Box and Muller."""
+def _normals(numbers: Float64[np.ndarray, "samples 4"]) -> Float64[np.ndarray, "samples 3"]:
+    """Make three normal numbers from four uniform ones, by Box and Muller."""
     radius = np.sqrt(-2 * np.log1p(-numbers[:, [0, 0, 1]]))
     angle = 2 * np.pi * numbers[:, [2, 2, 3]]
     return radius * np.stack([np.cos(angle[:, 0]), np.sin(angle[:, 1]), np.cos(angle[:, 2])], axis=1)

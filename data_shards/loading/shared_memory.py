@@ -1,7 +1,7 @@
-"""The trainer's end of a loader process: batches come out of memory that both share, without a copy.
+"""The trainer's end of a loader process: batches in memory that both share, without a copy.
 
-The memory and the socket have no names: nothing is left of them when the processes are gone, however they end. The
-memory is cut into slots, used in turn; a slot is free again when nothing refers to the tensors of its batch any more.
+The memory and the socket have no names, so nothing is left of them when the processes end, however they end. The memory
+is divided into slots. A slot is free again when nothing refers to the tensors of its batch any more.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import weakref
 from mmap import mmap
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,24 +31,28 @@ from data_shards.loading.training_batches import Source
 
 logger = logging.getLogger("aweigh")
 
-# One that the trainer uses, and one that it is given meanwhile.
+# Slots with the trainer: the batch that it uses, and the next one that it fetches meanwhile.
 _LENT = 2
+# A slot's number travels as one byte.
 _MOST_PREFETCH = 200
 _CLOSING_SECONDS = 5.0
-# Not -m, which would give its classes other names than the ones that the trainer knows.
+# Not -m: its classes would be named __main__.*, and the pickled messages would not match the trainer's.
 _PROGRAM = "from data_shards.loading.loader_process import main; main()"
+
+# Not `Self`, which runtime checkers of annotations do not know.
+_Loader = TypeVar("_Loader", bound="RingLoader")
 
 
 class RingLoader:
     """Batches in order, made ahead by a process of their own.
 
-    A batch's tensors lie in the loader's memory; while they are kept, their slot is not used again. More than two
-    batches at once are copies.
+    A batch's tensors are in the loader's memory, and its slot is not used again while they are kept. If more than two
+    batches are kept, the further ones are copies.
 
     Args:
-        source: which batches.
-        threads: how many of the process decode at the same time.
-        prefetch: how many batches are worked on ahead of the one that is used.
+        source: the batches to make.
+        threads: decoding threads of the process.
+        prefetch: batches to prepare ahead of the one in use.
     """
 
     def __init__(self, source: Source[Any], *, threads: int, prefetch: int) -> None:
@@ -58,15 +62,15 @@ class RingLoader:
         if prefetch > _MOST_PREFETCH:
             raise DataError(f"prefetch is {prefetch}; set it to {_MOST_PREFETCH} or less.")
         self.wait_seconds = 0.0
-        """How long the last batch was waited for."""
+        """Time that the caller waited for the last batch."""
         self._process = _Process(Order(source, threads, prefetch + _LENT, os.getpid()))
 
     @property
     def process_id(self) -> int:
-        """Of the loader process."""
+        """Id of the loader process."""
         return self._process.process_id
 
-    def __iter__(self) -> Self:
+    def __iter__(self: _Loader) -> _Loader:
         return self
 
     def __next__(self) -> Batch:
@@ -83,10 +87,10 @@ class RingLoader:
         return batch
 
     def close(self) -> None:
-        """End the loader process and wait until it is gone. Closing twice is fine."""
+        """End the loader process and wait for its end. Closing twice is fine."""
         self._process.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Loader) -> _Loader:
         return self
 
     def __exit__(
@@ -96,7 +100,7 @@ class RingLoader:
 
 
 class _Process:
-    """The process, and what is exchanged with it."""
+    """The process, and the messages to and from it."""
 
     def __init__(self, order: Order) -> None:
         self._slots = order.slots
@@ -115,11 +119,11 @@ class _Process:
             )
         self.process_id = self._popen.pid
         self._messages = self._socket.makefile("rb")
-        # Also when nobody closes: with the loader itself, and at the end of the interpreter.
+        # Also without a call to close: when the loader is collected, and at the end of the interpreter.
         self._ended = weakref.finalize(self, _end, self._popen, self._socket, self._messages, self._memory)
 
     def next(self) -> Batch | None:
-        """The next batch; None after the last, and after closing."""
+        """Return the next batch; None after the last one, and after closing."""
         if not self._ended.alive:
             return None
         if self._ring is not None:
@@ -152,13 +156,13 @@ class _Process:
             status = self._popen.wait()
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         hint = (
-            " The kernel does that when memory runs out; lower data.threads or data.prefetch." if status == -9 else ""
+            " The kernel does this when memory runs out; lower data.threads or data.prefetch." if status == -9 else ""
         )
         raise LoaderError(f"the loader process (pid {self.process_id}) {how}.{hint}") from None
 
 
 class _Ring:
-    """The shared memory, and which of its slots are lent."""
+    """The shared memory, and the slots of it that the trainer has."""
 
     def __init__(self, file: IO[bytes], slots: int, slot_bytes: int, loader: socket.socket) -> None:
         self.memory = mmap(file.fileno(), slots * slot_bytes)
@@ -171,31 +175,32 @@ class _Ring:
     def batch(self, made: Made) -> Batch:
         pages = np.frombuffer(self.memory, np.uint8, self._slot_bytes, made.slot * self._slot_bytes)
         lease = _Lease(self, made.slot)
-        # Every array of the slot, and so every tensor and its views, keeps `pages` alive.
+        # Every array of the slot, and so every tensor and its views, keeps `pages` alive: when it is collected, the
+        # slot is free.
         weakref.finalize(pages, lease.end).atexit = False
         self._lent.add(made.slot)
         batch = Batch.over(BatchArrays.over(pages, made.shape), made.epoch, made.step, lease)
         return batch.clone() if len(self._lent) > _LENT else batch
 
     def give_back(self, slot: int, event: "torch.cuda.Event | None" = None) -> None:
-        """Called when the last tensor of a slot goes, in whatever thread that happens."""
+        """Free a slot. Called when its last tensor is collected, in whatever thread that happens."""
         if event is not None and not event.query():  # type: ignore[no-untyped-call]
             self._on_device.append((slot, event))
             return
         self._lent.discard(slot)
-        # Where the loader is closed, or its death is about to be noticed, there is nobody to tell.
+        # The loader may be closed or dead already.
         with contextlib.suppress(OSError):
             self._loader.send(bytes([slot]))
 
     def take_back(self) -> None:
-        """Free the slots whose copies to the device were still under way."""
+        """Free the slots whose copies to the device were not finished when their tensors were collected."""
         waiting, self._on_device = self._on_device, []
         for slot, event in waiting:
             event.synchronize()
             self.give_back(slot)
 
     def pin(self) -> bool:
-        """Register the memory with CUDA, once; False where CUDA does not take it."""
+        """Register the memory with CUDA, once. Return False if CUDA refuses it."""
         if self._pinned is None:
             address = np.frombuffer(self.memory, np.uint8).ctypes.data
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -203,12 +208,14 @@ class _Ring:
             if self._pinned:
                 weakref.finalize(self.memory, runtime.cudaHostUnregister, address)
             else:
-                logger.warning("CUDA does not pin the loader's memory: batches are copied once more on their way")
+                logger.warning(
+                    "CUDA cannot pin the loader's memory, so each batch is copied once more on its way to the GPU"
+                )
         return self._pinned
 
 
 class _Lease:
-    """One batch's claim on its slot."""
+    """The loan of one slot to one batch."""
 
     def __init__(self, ring: _Ring, slot: int) -> None:
         self._ring, self._slot = ring, slot
@@ -225,7 +232,7 @@ class _Lease:
 
 
 def _end(popen: "subprocess.Popen[bytes]", loader: socket.socket, messages: IO[bytes], memory: IO[bytes]) -> None:
-    """The process ends when its socket does; one that does not is killed."""
+    """Close the socket, which ends the process; kill a process that does not end."""
     messages.close()
     loader.close()
     memory.close()
@@ -237,18 +244,19 @@ def _end(popen: "subprocess.Popen[bytes]", loader: socket.socket, messages: IO[b
 
 
 def _anonymous_file() -> IO[bytes]:
-    """A file in memory without a name."""
+    """Return a file in memory without a name."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("aweigh-loader", os.MFD_CLOEXEC), "w+b")
     return tempfile.TemporaryFile()
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, with imports as it has them, and no threads that nobody needs."""
+    """Return the environment of this process, with its import path and without threads of numerical libraries."""
+    # The loader process must import this very code, whatever is installed.
     ours = str(Path(__file__).resolve().parents[2])
     paths = [ours, *(path for path in sys.path if path and path != ours)]
     return {
-        # glibc would give the memory of every image back to the kernel, and fetch it again for the next.
+        # glibc would return the memory of every image to the kernel, and request it again for the next one.
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_TRIM_THRESHOLD_": str(1 << 29),
         "MALLOC_MMAP_THRESHOLD_": str(1 << 25),

@@ -1,4 +1,4 @@
-"""What a loader process works on: the batches of a rank in order, and how to fill their rows.
+"""The work of a loader process: the batches of a rank in order, and the functions that fill their rows.
 
 A source is made by the trainer and pickled to the loader process, which opens the shards there. Nothing here imports
 torch, so a loader process starts in a fraction of a second.

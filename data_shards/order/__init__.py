@@ -1,1 +1,1 @@
-"""Which sample comes when, and what that costs: pure functions of the seed and the manifest."""
+"""The order of samples and its cost: pure functions of the seed and the manifest."""

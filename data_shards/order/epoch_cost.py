@@ -1,4 +1,4 @@
-"""What an epoch costs each node: steps, shards to fetch, bytes, and the cache that holds them."""
+"""The cost of an epoch for each node: steps, shards to fetch, bytes, and the size of the cache."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,36 +14,36 @@ from data_shards.order.plan import DEFAULT_STREAMS, DEFAULT_WINDOW_SHARDS, Plan,
 
 @dataclass(frozen=True)
 class Footprint:
-    """An epoch of a data set on some nodes. Bytes are those of shards, without their small indexes."""
+    """An epoch of a split on some nodes. Bytes are those of shards, without their small indexes."""
 
     plan: Plan
     manifest: Manifest
     nodes: int
     workers: int
     shards_per_node: tuple[int, ...]
-    """How many shards each node reads in an epoch; the same ones in every epoch."""
+    """Number of shards that each node reads in an epoch; the same ones in every epoch."""
     bytes_per_node: tuple[int, ...]
-    """Their bytes: what a node fetches in its first epoch, and the cache it needs to fetch no more."""
+    """Their bytes: a node fetches them in its first epoch, and none later if its cache holds them all."""
     cache_least: int
-    """Bytes that a node's cache needs at least: then no shard is fetched twice in an epoch."""
+    """Smallest cache of a node, in bytes: with it, no shard is fetched twice in an epoch."""
     cache_bytes: int | None
-    """What a node has room for; None where it was not said."""
+    """Size of a node's cache; None if it was not given."""
     later_bytes: int | None
-    """What the node that reads most fetches in its second epoch and about in each later one, with `cache_bytes`; None
-    where that was not said or is less than `cache_least`."""
+    """Bytes that the node that reads most fetches in its second epoch, and about in each later one, with `cache_bytes`;
+    None if that was not given or is less than `cache_least`."""
 
     @property
     def cache_needed(self) -> int:
-        """Bytes of the node that reads most."""
+        """Bytes that the node that reads most reads."""
         return max(self.bytes_per_node)
 
     @property
     def share(self) -> float:
-        """Bytes that all nodes fetch together, in data sets: 1.0 where no shard is fetched twice."""
+        """Bytes that all nodes fetch together, as a multiple of the split; 1.0 if no shard is fetched twice."""
         return sum(self.bytes_per_node) / self.manifest.num_bytes
 
     def describe(self) -> str:
-        """The table that `aweigh shards plan` prints."""
+        """Return the table that `aweigh shards plan` prints."""
         plan, batch = self.plan, self.plan.global_batch_size
         lines = [
             f"data      {self.manifest.split}, {counted(self.manifest.num_samples, 'image')} in "
@@ -53,12 +53,12 @@ class Footprint:
             f"{counted(self.nodes, 'node')}",
             f"epoch     {plan.steps_per_epoch:,} steps = {plan.steps_per_epoch * batch:,} samples; "
             + (
-                f"{plan.samples_dropped_per_epoch:,} at the end of each epoch's order left out, other ones every epoch"
+                f"{plan.samples_dropped_per_epoch:,} dropped at the end, different ones every epoch"
                 if plan.samples_dropped_per_epoch
-                else "none left out"
+                else "none dropped"
             ),
             f"order     {counted(plan.streams, 'stream')}, {batch // plan.streams:,} of each batch from each; "
-            f"windows of {plan.window_shards} shards",
+            f"windows of {counted(plan.window_shards, 'shard')}",
             f"fetch     {_range(self.shards_per_node, '{:,}')} shards, {_range(self.bytes_per_node, size=True)} by "
             f"each node in its first epoch; {self.share:.2f} × the data set over all nodes",
         ]
@@ -76,7 +76,7 @@ class Footprint:
         if self.later_bytes is None:
             return (
                 f"{given} is less than the {least} of shards that a node needs at the same time (it reads {needed}): "
-                "take more nodes or a larger disk"
+                "use more nodes or a larger disk"
             )
         return (
             f"{given} of the {needed} a node reads (it works with {least} or more): later epochs fetch about "
@@ -84,7 +84,7 @@ class Footprint:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The same figures as plain values."""
+        """Return the same figures as plain values."""
         plan = self.plan
         return {
             "split": self.manifest.split,
@@ -121,15 +121,15 @@ def footprint(
     streams: int = DEFAULT_STREAMS,
     window_shards: int = DEFAULT_WINDOW_SHARDS,
 ) -> Footprint:
-    """What an epoch costs each node. Nothing is read but the manifest.
+    """Compute the cost of an epoch for each node, from the manifest alone.
 
     Args:
         manifest: the data set.
         global_batch_size: samples in one optimizer step, over all workers.
-        nodes: machines with a cache of their own.
-        workers: over all nodes, the same number on each; one a node where it is None.
-        cache_bytes: room on each node.
-        seed: the run's; decides which shards stand in which stream.
+        nodes: machines, each with a cache of its own.
+        workers: workers over all nodes, the same number on each; None means one a node.
+        cache_bytes: size of the cache on each node, if known.
+        seed: the run's seed, which decides the shards of each stream.
         streams: see `make_plan`.
         window_shards: see `make_plan`.
 
@@ -142,10 +142,11 @@ def footprint(
             raise DataError(f"{name} is {value}; set it to 1 or more.")
     if workers % nodes:
         raise DataError(
-            f"{workers:,} workers cannot stand equally on {nodes:,} nodes; give a multiple of {nodes:,} workers."
+            f"{counted(workers, 'worker')} cannot be divided equally among {counted(nodes, 'node')}; "
+            f"give a multiple of {nodes:,}."
         )
     if cache_bytes is not None and cache_bytes < 0:
-        raise DataError(f"the cache is {cache_bytes:,} bytes; give 0 or more.")
+        raise DataError(f"the cache is {cache_bytes:,} bytes; set it to 0 or more.")
     plan = make_plan(
         manifest, seed=seed, global_batch_size=global_batch_size, streams=streams, window_shards=window_shards
     )

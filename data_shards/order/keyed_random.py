@@ -1,30 +1,24 @@
-"""Random numbers without a generator: every number is a function of what it is for.
+"""Random numbers without a generator: every number is a function of its purpose.
 
-There is no state to seed, fork, save or restore. The numbers of one sample depend on nothing but the seed,
-the epoch and the sample, so any worker, thread or restart draws the same ones. numpy's generators give no
-promise that their streams survive a new release; these few lines do, and tests pin their values.
+There is no state to seed, fork, save or restore. The numbers of a sample depend only on the seed, the epoch and the
+sample, so any worker, thread or restart draws the same ones. numpy does not promise that the streams of its generators
+survive a new release; these few lines do, and tests pin their values.
 """
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, Integer, UInt64
 
-UInt64 = NDArray[np.uint64]
-
-# 2**64 / golden ratio, the odd step of splitmix64: successive counters land far apart.
+# 2**64 / golden ratio, the odd step of splitmix64: it moves successive counters far apart.
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_SECOND = np.uint64(0x94D049BB133111EB)
 _MASK = 2**64 - 1
 
 
-def mix64(words: UInt64) -> UInt64:
+def mix64(words: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
     """Scramble 64-bit words so that every input bit flips each output bit about half the time.
 
-    Args:
-        words: uint64, any shape.
-
-    Returns:
-        uint64 of the same shape. A bijection: different words stay different; 0 stays 0.
+    This is a bijection: different words stay different. 0 stays 0.
 
     Source:
         Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014 (the finalizer of
@@ -36,7 +30,7 @@ def mix64(words: UInt64) -> UInt64:
 
 
 def key(*words: int) -> np.uint64:
-    """One 64-bit key for a tuple of integers; their order matters and `(a, b + 1)` is unlike `(a + 1, b)`.
+    """Make a 64-bit key of a tuple of integers. Their order matters, and `(a, b + 1)` is unlike `(a + 1, b)`.
 
     Negative integers count as their two's complement.
     """
@@ -46,25 +40,27 @@ def key(*words: int) -> np.uint64:
     return state
 
 
-def keys(parent: np.uint64, children: NDArray[np.integer]) -> UInt64:
-    """The key of every child of a key: `keys(key(a, b), array([c]))[0]` is `key(a, b, c)`."""
-    # One-element arrays wrap around silently where numpy's scalars warn.
+def keys(parent: np.uint64, children: Integer[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
+    """Make the key of every child of a key: `keys(key(a, b), array([c]))[0]` is `key(a, b, c)`."""
+    # Arrays wrap around silently; numpy's scalars warn.
     return mix64(np.atleast_1d(parent) + _STEP + mix64(children.astype(np.uint64) + _STEP))
 
 
-def uniforms(seed: int, epoch: int, sample_ids: NDArray[np.integer], count: int, stream: int) -> NDArray[np.float64]:
-    """Uniform numbers that belong to samples.
+def uniforms(
+    seed: int, epoch: int, sample_ids: Integer[np.ndarray, " samples"], count: int, stream: int
+) -> Float64[np.ndarray, "samples count"]:
+    """Make uniform numbers that belong to samples.
 
     Args:
         seed: the run's seed.
         epoch: counted from 0.
-        sample_ids: integers `(samples,)`.
-        count: how many numbers each sample gets.
-        stream: what the numbers are for; different streams of one sample are independent.
+        sample_ids: the samples.
+        count: numbers for each sample.
+        stream: the purpose of the numbers; different streams of one sample are independent.
 
     Returns:
-        float64 `(samples, count)` in [0, 1), multiples of 2**-53. Number `j` of a sample does not depend
-        on `count`, nor on the other samples asked for.
+        Numbers in [0, 1), multiples of 2**-53. Number `j` of a sample depends neither on `count` nor on the other
+        samples.
     """
     of_sample = keys(key(seed, epoch, stream), np.asarray(sample_ids))
     counters = np.arange(1, count + 1, dtype=np.uint64) * _STEP

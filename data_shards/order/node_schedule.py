@@ -1,39 +1,41 @@
-"""Which shards a node needs next, in order: what the cache fetches ahead, keeps, and lets go of.
+"""The shards that a node needs next, in order: the cache fetches ahead, keeps and evicts by it.
 
 Pure functions of the plan, the world and a step; no files, no threads. The order of samples is known for all time, so
-the shard to let go of is the one whose next use is farthest away, which no other rule beats (Belady, A Study of
-Replacement Algorithms, 1966). A shard between two uses of one epoch counts as in use: let go of, it would be fetched
-twice in that epoch.
+the cache evicts the shard whose next use is farthest away, which no other rule beats (Belady, A Study of Replacement
+Algorithms, 1966). A shard between two uses in one epoch counts as in use: if it were evicted, it would be fetched twice
+in that epoch.
 """
 
 import heapq
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
-from data_shards.order.plan import Int64, Plan, ShardUses, World
+from data_shards.order.plan import Plan, ShardUses, World
 
-# Steps that ranks and the batches they work on ahead may lie apart.
+# Most steps between the ranks of a node, and the batches they prepare ahead.
 _SPREAD_STEPS = 8
+# Steps within which shards in use are ordered by their next sample.
 _LOOK_STEPS = 4
 _NEVER = np.iinfo(np.int64).max
 _IN_USE = -1
 
 
 class Needs(NamedTuple):
-    """A node's shards at one step, the one that is needed next first."""
+    """A node's shards at one step, the next needed first."""
 
-    shards: Int64
-    """`(shards,)` indexes into the manifest's shards."""
-    next_steps: Int64
-    """`(shards,)` when each is used next: this step where it is in use, NEVER beyond the next epoch's end."""
+    shards: Int64[np.ndarray, " shards"]
+    """Indexes into the manifest's shards."""
+    next_steps: Int64[np.ndarray, " shards"]
+    """Step of each shard's next use: this step if it is in use, _NEVER if that is after the next epoch."""
     step: int
     valid_until: int
-    """The first later step at which this is not so any more."""
+    """The first later step at which the needs differ."""
 
     @property
     def in_use(self) -> int:
-        """How many shards, of the first, are in use."""
+        """Number of shards in use; they come first."""
         return int(np.searchsorted(self.next_steps, self.step, side="right"))
 
 
@@ -42,12 +44,14 @@ class NodeSchedule:
 
     Args:
         plan: the order of samples.
-        shard_bytes: int64 `(shards,)`, the manifest's.
-        world: whose node. Where ranks do not stand equally on nodes, this rank's own places belong to it, too.
-        stop_step: the step before which the run ends; None goes on for ever.
+        shard_bytes: size of each shard of the manifest.
+        world: a rank on the node. If nodes have different numbers of ranks, this rank's own places count too.
+        stop_step: the step before which the run ends; None never ends.
     """
 
-    def __init__(self, plan: Plan, shard_bytes: Int64, world: World, stop_step: int | None = None) -> None:
+    def __init__(
+        self, plan: Plan, shard_bytes: Int64[np.ndarray, " shards"], world: World, stop_step: int | None = None
+    ) -> None:
         batch = plan.global_batch_size
         self._first = min(world.node * batch // world.nodes, world.rank * batch // world.ranks)
         last = max((world.node + 1) * batch // world.nodes, (world.rank + 1) * batch // world.ranks)
@@ -57,12 +61,12 @@ class NodeSchedule:
         self._stop_step = _NEVER if stop_step is None else stop_step
         self._uses: dict[int, ShardUses] = {}
         self.shards = plan.shards_of_slots(self._first, self._size)
-        """All of them, ascending."""
+        """All shards of the node, ascending."""
         self.least_bytes = least_bytes(plan, shard_bytes, self._first, self._size)
-        """Room in which each shard is fetched once an epoch."""
+        """Size of a cache that fetches no shard twice in an epoch."""
 
     def needs(self, step: int) -> Needs:
-        """The shards by next use, seen from a step on, over the rest of its epoch and the next."""
+        """Return the shards by their next use from a step on, in the rest of its epoch and the next."""
         epoch = step // self.plan.steps_per_epoch
         now, following = self._epoch(epoch), self._epoch(epoch + 1)
         shards = np.concatenate([now.shards, following.shards])
@@ -78,7 +82,7 @@ class NodeSchedule:
         next_steps[np.intersect1d(begun, again)] = step
 
         known = self.shards
-        # Only among those in use: what is farther away must keep its place, or it would be fetched and dropped in turn.
+        # Reorder only shards in use. Others must keep their places, or they would be fetched and evicted in turn.
         soon = np.where(next_steps == step, self._soon(step), 0)
         order = known[np.lexsort((known, soon[known], next_steps[known]))]
         changes = np.concatenate([first_steps[coming & (first_steps > step)], last_steps[coming] + 1])
@@ -86,11 +90,11 @@ class NodeSchedule:
         return Needs(order, next_steps[order], step, min(valid_until, (epoch + 1) * self.plan.steps_per_epoch))
 
     def wanted(self, needs: Needs, budget: int) -> int:
-        """How many shards, of the first, should be here: those in use, and as many bytes again ahead of them.
+        """Return the number of shards to have in the cache, the first of `needs`: those in use and as many bytes ahead.
 
         Args:
-            needs: of a step.
-            budget: bytes that the cache may hold; 0 for no limit.
+            needs: the needs at a step.
+            budget: most bytes in the cache; 0 for no limit.
         """
         total = np.cumsum(self.shard_bytes[needs.shards])
         used = int(total[needs.in_use - 1]) if needs.in_use else 0
@@ -101,8 +105,10 @@ class NodeSchedule:
         count = int(np.searchsorted(total, most, side="right"))
         return min(count, int(np.searchsorted(needs.next_steps, _NEVER)))
 
-    def spans(self, epoch: int) -> tuple[Int64, Int64, Int64]:
-        """The shards that an epoch uses, ascending, with the first and the last step of each."""
+    def spans(
+        self, epoch: int
+    ) -> tuple[Int64[np.ndarray, " shards"], Int64[np.ndarray, " shards"], Int64[np.ndarray, " shards"]]:
+        """Return the shards that an epoch uses, ascending, with the first and the last step of each."""
         uses = self.plan.shard_uses(epoch, self._first, self._size)
         shards, place = np.unique(uses.shards, return_inverse=True)
         first_steps = np.full(len(shards), _NEVER)
@@ -117,8 +123,8 @@ class NodeSchedule:
             self._uses[epoch] = self.plan.shard_uses(epoch, self._first, self._size)
         return self._uses[epoch]
 
-    def _soon(self, step: int) -> Int64:
-        """`(shards,)`: in which of the next few steps each shard gives its first sample."""
+    def _soon(self, step: int) -> Int64[np.ndarray, " shards"]:
+        """Return in which of the next few steps each shard's next sample is."""
         soon = np.full(len(self.shard_bytes), _LOOK_STEPS)
         per_epoch = self.plan.steps_per_epoch
         for ahead in reversed(range(_LOOK_STEPS)):
@@ -128,11 +134,17 @@ class NodeSchedule:
         return soon
 
 
-def least_bytes(plan: Plan, shard_bytes: Int64, first: int, size: int) -> int:
-    """Bytes that some places of the batches may need at the same time, in any epoch.
+def least_bytes(plan: Plan, shard_bytes: Int64[np.ndarray, " shards"], first: int, size: int) -> int:
+    """Return the most bytes that some places of the batches need at the same time, in any epoch.
 
-    A stream needs two windows while it goes from one to the next; a shard that is cut stays between its pieces' uses.
-    More than the whole of the node's shards is never needed.
+    A stream needs two windows while it moves from one to the next. A shard that streams cut stays between the uses of
+    its pieces. All shards of the node together are the upper bound.
+
+    Args:
+        plan: the order of samples.
+        shard_bytes: size of each shard of the manifest.
+        first: the first place within the batch.
+        size: number of places.
     """
     per_stream = plan.global_batch_size // plan.streams
     counts, shards, stream = plan.pieces
@@ -156,19 +168,19 @@ def least_bytes(plan: Plan, shard_bytes: Int64, first: int, size: int) -> int:
 
 
 def fetched_bytes(schedule: NodeSchedule, budget: int, epochs: int) -> list[int]:
-    """What a node fetches in each of the first epochs, from an empty cache of so many bytes.
+    """Return the bytes that a node fetches in each of the first epochs, starting with an empty cache.
 
     Args:
-        schedule: the node's.
-        budget: room in bytes, at least `schedule.least_bytes`; 0 for no limit.
-        epochs: how many.
+        schedule: the node's schedule.
+        budget: size of the cache in bytes, at least `schedule.least_bytes`; 0 for no limit.
+        epochs: number of epochs.
     """
     sizes = schedule.shard_bytes.tolist()
     fetched: list[int] = []
     free = budget
-    next_use: dict[int, int] = {}  # of every shard that is here; IN_USE while it is
-    in_use: list[tuple[int, int]] = []  # the one that ends first is first
-    idle: list[tuple[int, int]] = []  # the one that is used again last is first; may hold what is not so any more
+    next_use: dict[int, int] = {}  # of every cached shard; _IN_USE while it is in use
+    in_use: list[tuple[int, int]] = []  # last step and shard; the earliest end first
+    idle: list[tuple[int, int]] = []  # the farthest next use first; entries may be outdated
     spans = schedule.spans(0)
     for epoch in range(epochs):
         shards, first_steps, last_steps = spans
@@ -190,6 +202,7 @@ def fetched_bytes(schedule: NodeSchedule, budget: int, epochs: int) -> list[int]
             heapq.heappush(in_use, (last, shard))
             while budget and free < 0 and idle:
                 negative, victim = heapq.heappop(idle)
+                # An outdated entry belongs to a shard that was evicted or used again since.
                 if next_use.get(victim) == -negative:
                     del next_use[victim]
                     free += sizes[victim]

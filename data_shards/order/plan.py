@@ -1,15 +1,14 @@
 """The order of samples: a pure function of seed, epoch, manifest and global batch size.
 
-Nothing here knows files, threads, or how many workers there are. Any batch of any epoch is computed from
-scratch in a time that depends on its size alone, so resuming is asking for the next batch, and a different
-number of ranks only cuts the same global batch at other places.
+Nothing here knows files, threads, or the number of workers. Any batch of any epoch is computed from scratch, in a time
+that depends on its size alone. So a run resumes by asking for the next batch, and another number of ranks only cuts the
+same global batch at other places.
 
-How the order is made. The shards are dealt once to a fixed number of *streams* of equal length; a stream may
-begin or end inside a shard. Each epoch, every stream permutes its pieces of shards, groups a few neighbours
-into a *window*, and permutes the samples inside each window. Position `p` of the epoch takes the next sample
-of stream `p mod streams`, so every batch draws the same number of samples from every stream, while a node
-that serves one part of the streams reads only their shards. A set with few shards gets few streams; with one
-stream and one window the order is a plain permutation of everything.
+How the order is made. The shards are dealt once to a fixed number of *streams* of equal length; a stream may begin or
+end inside a shard. Each epoch, every stream permutes its pieces of shards, groups a few neighbours into a *window*, and
+permutes the samples inside each window. Position `p` of the epoch takes the next sample of stream `p mod streams`, so
+every batch takes the same number of samples from every stream, while a node that serves some of the streams reads only
+their shards. A set with few shards gets few streams; with one stream and one window the order is a plain permutation.
 """
 
 from dataclasses import dataclass, field
@@ -17,19 +16,17 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int64, UInt64
 
 from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import Manifest
-from data_shards.order.keyed_random import UInt64, key, keys, mix64
-
-Int64 = NDArray[np.int64]
+from data_shards.order.keyed_random import key, keys, mix64
 
 DEFAULT_STREAMS = 48
 DEFAULT_WINDOW_SHARDS = 4
 
-# What a key is for; the words that keep the three permutations apart.
+# Words in the keys that keep the three permutations apart.
 _PLACEMENT, _PIECES, _SAMPLES = 101, 102, 103
 
 _ROUNDS = 6
@@ -39,7 +36,7 @@ _LEAST_HALF_BITS = 4
 
 @dataclass(frozen=True)
 class World:
-    """Who takes part: `ranks` workers on `nodes` machines, of which this one is `rank` on `node`."""
+    """The workers of a run: `ranks` of them on `nodes` machines, of which this one is `rank` on `node`."""
 
     ranks: int
     rank: int
@@ -49,48 +46,52 @@ class World:
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.ranks and 0 <= self.node < self.nodes):
             raise ValueError(
-                f"rank {self.rank} of {self.ranks} on node {self.node} of {self.nodes} is no place in a world"
+                f"rank is {self.rank} and node is {self.node}, but the world has {counted(self.ranks, 'rank')} on "
+                f"{counted(self.nodes, 'node')}, both counted from 0"
             )
 
 
 class _EpochOrder(NamedTuple):
-    """One epoch's pieces in reading order, all streams one after the other."""
+    """One epoch's pieces in reading order, one stream after the other."""
 
-    piece_starts: Int64  # (pieces,) where each piece begins in the concatenated streams
-    piece_first_samples: Int64  # (pieces,) the sample id each begins with
-    window_starts: Int64  # (windows + 1,) the same frame as piece_starts
-    window_keys: UInt64  # (windows,)
+    piece_starts: Int64[np.ndarray, " pieces"]
+    """Position of each piece in the concatenated streams."""
+    piece_first_samples: Int64[np.ndarray, " pieces"]
+    """First sample id of each piece."""
+    window_starts: Int64[np.ndarray, " windows+1"]
+    """Position of each window, as `piece_starts`, and the end of the last one."""
+    window_keys: UInt64[np.ndarray, " windows"]
 
 
 class ShardUses(NamedTuple):
-    """When an epoch takes samples from shards: int64 arrays `(uses,)`. A shard that is cut stands in two or more."""
+    """Steps at which an epoch takes samples from shards. A shard that streams cut has two or more uses."""
 
-    shards: Int64
+    shards: Int64[np.ndarray, " uses"]
     """Indexes into the manifest's shards."""
-    first_steps: Int64
+    first_steps: Int64[np.ndarray, " uses"]
     """The first step of the run, counted over all epochs, that may take a sample."""
-    last_steps: Int64
-    """The last one."""
+    last_steps: Int64[np.ndarray, " uses"]
+    """The last step that may take one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which samples make up every global batch of every epoch; `make_plan` builds one from a manifest."""
+    """The samples of every global batch of every epoch; `make_plan` makes one from a manifest."""
 
     shard_samples: tuple[int, ...] = field(repr=False)
-    """How many samples each shard of the manifest holds, in its order."""
+    """Number of samples in each shard, in the order of the manifest."""
     seed: int
     global_batch_size: int
     streams: int
-    """How many streams are in use; divides `global_batch_size`."""
+    """Number of streams; divides `global_batch_size`."""
     window_shards: int
     manifest_digest: str = ""
-    """Digest of the manifest the plan was made for; empty where a plan was made without one."""
+    """Digest of the manifest the plan was made for; empty for a plan made without one."""
     _epochs: dict[int, _EpochOrder] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def num_samples(self) -> int:
-        """Samples in the whole set."""
+        """Samples in the whole split."""
         return sum(self.shard_samples)
 
     @property
@@ -100,24 +101,24 @@ class Plan:
 
     @property
     def samples_dropped_per_epoch(self) -> int:
-        """Samples at the end of each epoch's order that fill no batch; other ones each epoch."""
+        """Samples at the end of each epoch's order that do not fill a batch; different ones every epoch."""
         return self.num_samples % self.global_batch_size
 
-    def batch(self, epoch: int, step: int) -> Int64:
-        """The sample ids of one global batch.
+    def batch(self, epoch: int, step: int) -> Int64[np.ndarray, " global_batch_size"]:
+        """Return the sample ids of one global batch.
 
         Args:
             epoch: counted from 0.
             step: counted from 0 within the epoch.
 
         Returns:
-            int64 `(global_batch_size,)`: running index over the manifest's shards, in order. Samples of one
-            stream stand together, so that equal slices are what ranks take.
+            Running indexes over the manifest's shards. Samples of a stream are neighbours, so that ranks take equal
+            slices.
         """
         return self._slice(epoch, step, 0, self.global_batch_size)[0]
 
-    def rank_batch(self, epoch: int, step: int, world: World) -> Int64:
-        """The slice of a global batch that one rank works on: int64 `(global_batch_size / ranks,)`.
+    def rank_batch(self, epoch: int, step: int, world: World) -> Int64[np.ndarray, " rank_batch_size"]:
+        """Return the slice of a global batch that one rank works on.
 
         The slices of ranks 0, 1, … one after the other are `batch(epoch, step)`.
 
@@ -126,28 +127,36 @@ class Plan:
         """
         return self.rank_batches(epoch, step, 1, world)[0]
 
-    def rank_batches(self, epoch: int, step: int, steps: int, world: World) -> Int64:
-        """The same for several steps of an epoch, from `step` on: int64 `(steps, global_batch_size / ranks)`."""
+    def rank_batches(
+        self, epoch: int, step: int, steps: int, world: World
+    ) -> Int64[np.ndarray, "steps rank_batch_size"]:
+        """Return the slices of one rank for several steps of an epoch, from `step` on.
+
+        Raises:
+            DataError: the ranks do not divide the global batch size.
+        """
         check_divisible(self.global_batch_size, world.ranks)
         size = self.global_batch_size // world.ranks
         return self._slice(epoch, step, world.rank * size, size, steps)
 
-    def locate(self, sample_ids: Int64) -> tuple[Int64, Int64]:
-        """Shard index and row within the shard, both int64 and shaped as `sample_ids`."""
+    def locate(
+        self, sample_ids: Int64[np.ndarray, "*samples"]
+    ) -> tuple[Int64[np.ndarray, "*samples"], Int64[np.ndarray, "*samples"]]:
+        """Return the shard of each sample, and its row there."""
         shards = np.searchsorted(self._shard_ends, sample_ids, side="right")
         rows = sample_ids - (self._shard_ends[shards] - self._shard_sizes[shards])
         return shards.astype(np.int64), rows
 
-    def shards_of_slots(self, first: int, size: int) -> Int64:
-        """The shards that fill some places of every global batch, the same in each epoch.
+    def shards_of_slots(self, first: int, size: int) -> Int64[np.ndarray, " shards"]:
+        """Return the shards that fill some places of every global batch. They are the same in each epoch.
 
         Args:
             first: the first place within the batch, such as `rank * size` of a rank.
-            size: how many places.
+            size: number of places.
 
         Returns:
-            int64, ascending indexes into the manifest's shards. A batch is cut at places, not at streams, so a
-            stream that two nodes share is read by both.
+            Ascending indexes into the manifest's shards. A batch is cut at places, not at streams, so two nodes that
+            share a stream both read it.
         """
         per_stream = self.global_batch_size // self.streams
         _, shards, stream = self.pieces
@@ -155,16 +164,16 @@ class Plan:
         return np.unique(shards[mine])
 
     def shard_uses(self, epoch: int, first: int, size: int) -> ShardUses:
-        """When some places of the global batches need which shards: from where a window opens to where it closes.
+        """Return when some places of the global batches need which shards: while the window of a piece is open.
 
         Args:
             epoch: counted from 0.
             first: the first place within the batch, such as `rank * size` of a rank.
-            size: how many places.
+            size: number of places.
 
         Returns:
-            A row for each piece of a shard in the streams that fill these places, but for those whose whole
-            window is in the tail that the epoch leaves out.
+            A row for each piece of a shard in the streams that fill these places, without pieces whose whole window is
+            in the tail that the epoch drops.
         """
         per_stream = self.global_batch_size // self.streams
         order = self._epoch_order(epoch)
@@ -185,32 +194,31 @@ class Plan:
         )
 
     def describe(self) -> str:
-        """Two lines for people: the arithmetic of an epoch, and how it is shuffled."""
+        """Return two lines to print: the arithmetic of an epoch, and how it is shuffled."""
         dropped = self.samples_dropped_per_epoch
-        tail = (
-            f"the last {dropped:,} of each epoch's order left out (drop_last), other ones every epoch"
-            if dropped
-            else "none left out"
-        )
+        tail = f"{dropped:,} dropped at the end (drop_last), different ones every epoch" if dropped else "none dropped"
         shards = len(self.shard_samples)
         return (
             f"{self.num_samples:,} samples = {self.steps_per_epoch:,} steps of {self.global_batch_size:,} "
             f"an epoch, {tail}\n"
             f"{counted(shards, 'shard')} in {counted(self.streams, 'stream')}, "
-            f"shuffled in windows of {self.window_shards} shards, seed {self.seed}"
+            f"shuffled in windows of {counted(self.window_shards, 'shard')}, seed {self.seed}"
         )
 
     @cached_property
-    def pieces(self) -> tuple[Int64, Int64, Int64]:
-        """Of each piece that streams cut from a shard, int64 `(pieces,)`: its samples, its shard, its stream."""
+    def pieces(
+        self,
+    ) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
+        """Number of samples, shard and stream of each piece that streams cut from shards."""
         counts, first_samples, stream = self._pieces
         return counts, self.locate(first_samples)[0], stream
 
-    def _slice(self, epoch: int, step: int, first: int, size: int, steps: int = 1) -> Int64:
-        """Some places of the global batches of some steps, `(steps, size)`."""
+    def _slice(self, epoch: int, step: int, first: int, size: int, steps: int = 1) -> Int64[np.ndarray, "steps size"]:
+        """Return some places of the global batches of some steps."""
         if epoch < 0 or steps < 1 or not 0 <= step <= self.steps_per_epoch - steps:
             raise IndexError(
-                f"epoch {epoch} step {step + steps - 1}: epochs have steps 0 to {self.steps_per_epoch - 1}"
+                f"there is no step {step + steps - 1} in epoch {epoch}: epochs have steps 0 to "
+                f"{self.steps_per_epoch - 1}"
             )
         per_stream = self.global_batch_size // self.streams
         places = np.tile(np.arange(first, first + size, dtype=np.int64), steps)
@@ -229,22 +237,24 @@ class Plan:
         return (order.piece_first_samples[piece] + (positions - order.piece_starts[piece])).reshape(steps, size)
 
     @cached_property
-    def _shard_sizes(self) -> Int64:
+    def _shard_sizes(self) -> Int64[np.ndarray, " shards"]:
         return np.asarray(self.shard_samples, dtype=np.int64)
 
     @cached_property
-    def _shard_ends(self) -> Int64:
+    def _shard_ends(self) -> Int64[np.ndarray, " shards"]:
         return np.cumsum(self._shard_sizes)
 
     @cached_property
-    def _stream_starts(self) -> Int64:
-        """`(streams + 1,)`: stream c serves the positions p with p mod streams = c."""
+    def _stream_starts(self) -> Int64[np.ndarray, " boundaries"]:
+        """Position of each stream; stream c serves the positions p of the epoch with p mod streams = c."""
         sizes = (self.num_samples - np.arange(self.streams, dtype=np.int64) + self.streams - 1) // self.streams
         return np.concatenate([[0], np.cumsum(sizes)])
 
     @cached_property
-    def _pieces(self) -> tuple[Int64, Int64, Int64]:
-        """Sample counts, first sample ids and streams of the pieces that streams cut shards into."""
+    def _pieces(
+        self,
+    ) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
+        """Number of samples, first sample id and stream of each piece that streams cut from shards."""
         sizes = self._shard_sizes
         placed = np.argsort(keys(key(self.seed, _PLACEMENT), np.arange(len(sizes))), kind="stable")
         ends = np.cumsum(sizes[placed])
@@ -277,6 +287,7 @@ class Plan:
             window_starts=np.append(window_starts, self.num_samples),
             window_keys=keys(key(self.seed, epoch, _SAMPLES), np.arange(len(window_starts))),
         )
+        # Ranks that look ahead ask for neighbouring epochs in turn; older orders would only take memory.
         for old in set(self._epochs) - {epoch - 1, epoch + 1}:
             self._epochs.pop(old, None)
         self._epochs[epoch] = made
@@ -291,18 +302,18 @@ def make_plan(
     streams: int = DEFAULT_STREAMS,
     window_shards: int = DEFAULT_WINDOW_SHARDS,
 ) -> Plan:
-    """The order of a data set's samples for one run.
+    """Make the order of a split's samples for one run.
 
     Args:
-        manifest: the data set; only its shards' sample counts and its digest are used.
+        manifest: the split; only its shards' sample counts and its digest are used.
         seed: the run's seed.
         global_batch_size: samples in one optimizer step, over all ranks.
-        streams: at most so many streams. The number used is the largest that divides the global batch size
-            and leaves each stream a shard or more, so that every batch takes as many samples from each.
-        window_shards: samples are shuffled across at least so many shards of a stream (fewer if it has fewer).
+        streams: most streams. Their number is the largest that divides the global batch size and leaves each stream at
+            least one shard, so that every batch takes equally many samples from each.
+        window_shards: samples are shuffled across at least this many shards of a stream, or all if it has fewer.
 
     Raises:
-        DataError: fewer samples than one global batch holds, or a setting below 1.
+        DataError: there are fewer samples than in one global batch, or a setting is below 1.
     """
     shard_samples = tuple(shard.samples for shard in manifest.shards)
     for name, value in [
@@ -331,10 +342,10 @@ def make_plan(
 
 
 def check_divisible(global_batch_size: int, parts: int, what: str = "ranks") -> None:
-    """Refuse a global batch that cannot be cut into equal parts.
+    """Refuse a global batch that cannot be divided into equal parts.
 
     Raises:
-        DataError: naming the nearest batch sizes that can.
+        DataError: with the nearest batch sizes that can.
     """
     if global_batch_size % parts:
         below = global_batch_size // parts * parts
@@ -345,19 +356,18 @@ def check_divisible(global_batch_size: int, parts: int, what: str = "ranks") -> 
         )
 
 
-def permute(indices: Int64, sizes: Int64, permutation_keys: UInt64) -> Int64:
-    """Where keyed permutations send indices, each computed on its own.
+def permute(
+    indices: Int64[np.ndarray, " n"], sizes: Int64[np.ndarray, " n"], permutation_keys: UInt64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """Apply keyed permutations to indices, each index on its own.
 
-    A Feistel network is a bijection on numbers of 2 x h bits; applied again and again until the result lies
-    below `size` ("cycle walking") it is a bijection on 0 … size - 1.
+    A Feistel network is a bijection on numbers of 2 x h bits. Applied again and again until the result is below `size`
+    ("cycle walking"), it is a bijection on 0 … size - 1.
 
     Args:
-        indices: int64 `(n,)`, each in 0 … its size - 1.
-        sizes: int64 `(n,)`, the number of things each permutation is of.
-        permutation_keys: uint64 `(n,)`; equal keys and sizes mean the same permutation.
-
-    Returns:
-        int64 `(n,)`.
+        indices: each from 0 to its size - 1.
+        sizes: number of elements that each permutation has.
+        permutation_keys: equal keys and sizes mean the same permutation.
 
     Source:
         Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, section 3 (cycle walking).

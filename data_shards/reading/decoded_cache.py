@@ -1,9 +1,10 @@
-"""The decode-once tier: decoded images kept on the node, so that from the second epoch on no JPEG is decoded.
+"""The cache of decoded images on the node: from the second epoch on, no JPEG is decoded.
 
-One sparse file for each shard holds the pixels of its images at places known from the index, and before them a checksum
-for each image, written after its pixels: an image is there when its checksum says so. Processes write the same bytes at
-the same places, so none has to wait for another; what a kill or a full disk left half-written fails its checksum, is
-decoded again and written over. Files belong to a shard's sha256 and to the decoder's version, and serve every run.
+Each shard has one sparse file. It holds the pixels of the images at offsets computed from the index, and before them a
+checksum for each image, written after its pixels: an image is cached if its checksum is right. Processes write the same
+bytes at the same offsets, so none waits for another. An image that a kill or a full disk left half-written fails its
+checksum, is decoded again and overwritten. A file belongs to a shard's sha256 and the decoder's version, and serves
+every run.
 """
 
 import errno
@@ -19,7 +20,7 @@ import cv2
 import filelock
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
+from jaxtyping import UInt8
 
 from data_shards.errors import DataError
 from data_shards.reading.shards import Shards
@@ -28,20 +29,19 @@ from data_shards.storage.atomic import replacing
 _SUFFIX = ".pixels"
 _PAGE = 4096
 _CHECKSUM_BYTES = 8
-# Never 0, which is what a sparse file holds where nothing was written.
+# Set in every checksum, because unwritten parts of a sparse file read as 0.
 _PRESENT = 1 << 32
 
 
 class DecodedImages:
-    """Decoded images of a data set in a folder of the node, at most so many bytes with those of other data sets.
-
-    Safe to use from several threads, processes and runs at once.
+    """Decoded images of a split, in a folder of the node. Safe to use from several threads, processes and runs at once.
 
     Args:
-        shards: whose images.
-        folder: where the files lie; made where it is missing.
-        budget_bytes: room for all files in the folder. Shards for which there is no room are decoded every time; files
-            of other data sets that no process has open make room, the oldest first.
+        shards: the split's shards.
+        folder: the folder of the files; created if it is missing.
+        budget_bytes: most bytes of all files in the folder, also those of other data sets. To stay within it, files of
+            other data sets that no process has open are removed, the oldest first; shards that still do not fit are
+            decoded every time.
 
     Raises:
         DataError: the folder cannot be written.
@@ -61,8 +61,8 @@ class DecodedImages:
         except OSError as error:
             raise _cannot_write(folder, error) from error
 
-    def read(self, shard: int, row: int, buffer: NDArray[np.uint8]) -> bool:
-        """Put the pixels of one image into the buffer, which has their size; whether they were there, and whole."""
+    def read(self, shard: int, row: int, buffer: UInt8[np.ndarray, " bytes"]) -> bool:
+        """Read the pixels of one image into a buffer of their size. Return False if they are not cached, or damaged."""
         file = self._file(shard)
         if file is None:
             return False
@@ -71,8 +71,8 @@ class DecodedImages:
             return False
         return checksum(buffer) == expected
 
-    def write(self, shard: int, row: int, image: NDArray[np.uint8]) -> None:
-        """Keep the pixels of one image, where there is room for its shard."""
+    def write(self, shard: int, row: int, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Cache the pixels of one image, if its shard has a file."""
         file = self._file(shard)
         if file is None or self._full:
             return
@@ -82,21 +82,23 @@ class DecodedImages:
                 stamp = checksum(pixels).to_bytes(_CHECKSUM_BYTES, "little")
                 os.pwrite(file.descriptor, stamp, row * _CHECKSUM_BYTES)
         except OSError as error:
-            # A disk that others filled is no reason to stop: what is not kept is decoded again.
+            # Other programs may fill the disk. Training can do without the cache.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise _cannot_write(self._folder, error) from error
             self._full = True
-            self._notes.append(f"{self._folder} is full before the budget is: no more decoded images are kept")
+            self._notes.append(
+                f"the disk of {self._folder} is full before the cache is: no more decoded images are kept"
+            )
 
     def close(self) -> None:
-        """Let go of the files. Closing twice is fine."""
+        """Close the files. Closing twice is fine."""
         files, self._files = self._files, {}
         for file in files.values():
             if file is not None:
                 os.close(file.descriptor)
 
     def take_notes(self) -> list[str]:
-        """What there is to tell since the last call."""
+        """Return the lines to log since the last call."""
         notes, self._notes = self._notes, []
         return notes
 
@@ -121,20 +123,23 @@ class DecodedImages:
         path = self._folder / self._name(self._shards.manifest.shards[shard].sha256)
         with filelock.FileLock(self._folder / ".lock"):
             if not path.exists():
-                if not self._make_room(offsets[-1]):
+                if not self._make_space(offsets[-1]):
                     return None
                 with replacing(path) as part, open(part, "wb") as file:
                     file.truncate(offsets[-1])
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            # Shared by all that use the file; `_make_room` takes away only what nobody holds.
+            # All users of a file share its lock; `_make_space` removes only files that nobody has locked.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         return _File(descriptor, offsets)
 
     def _name(self, sha256: str) -> str:
         return f"{sha256}-{self._decoder}{_SUFFIX}"
 
-    def _make_room(self, wanted: int) -> bool:
-        """Whether so many bytes fit the budget, after old files of others were removed; called under the lock."""
+    def _make_space(self, wanted: int) -> bool:
+        """Remove old files of other data sets until `wanted` bytes fit; return False if they do not.
+
+        The caller holds the lock.
+        """
         for part in self._folder.glob("*.part"):
             part.unlink()
         files = {path: path.stat() for path in self._folder.glob(f"*{_SUFFIX}")}
@@ -154,13 +159,13 @@ class DecodedImages:
 class _File(NamedTuple):
     descriptor: int
     offsets: list[int]
-    """Where the pixels of each image begin."""
+    """Offset of the first pixel of each image."""
 
 
-def checksum(pixels: NDArray[np.uint8]) -> int:
-    """A checksum of `(bytes,)` uint8 that costs a twentieth of CRC-32: the CRC-32 of the sums of its pages.
+def checksum(pixels: UInt8[np.ndarray, " bytes"]) -> int:
+    """Return a checksum at a twentieth of the cost of CRC-32: the CRC-32 of the sums of the pages.
 
-    It notices any changed word, and pages that are missing, torn, or at each other's places.
+    It detects any changed word, and pages that are missing, half-written or swapped.
     """
     whole = len(pixels) // _PAGE * _PAGE
     sums = np.add.reduce(pixels[:whole].view(np.uint64).reshape(-1, _PAGE // 8), axis=1)

@@ -1,7 +1,7 @@
 """Fetching ahead: threads that bring a node's next shards into its cache before a reader asks for them.
 
-How far ahead is counted in bytes: what is in use, and as much again, as far as the budget goes. All ranks of a node
-follow the same order, and the locks of the cache share the shards out among them.
+They fetch as many bytes ahead as are in use, within the cache's budget. All ranks of a node follow the same order, and
+the locks of the cache divide the shards among them.
 """
 
 import threading
@@ -16,11 +16,12 @@ from data_shards.order.plan import World
 from data_shards.storage.node_cache import NodeCache
 from data_shards.storage.store import Stopped
 
+# Most transfers of a node at the same time.
 _IN_FLIGHT = 10
-# So few shards that are in use and not here travel in several ranges each.
+# If at most this many shards are missing that are in use, each is fetched in several ranges.
 _HURRIED = 4
 _FIRST_IN_FLIGHT = 2
-# What is there so soon was brought by another rank, and says nothing of the way.
+# A shard that arrives this fast was fetched by another rank; it tells nothing about bandwidth.
 _AT_ONCE_SECONDS = 0.02
 _CLOSE_SECONDS = 2.0
 
@@ -33,9 +34,9 @@ class Wanted(NamedTuple):
 
 
 class Travelling:
-    """How many shards travel at the same time ahead of their use: few, unless more bring more bytes a second.
+    """Limits the shards that are fetched ahead at the same time: few, unless more of them raise the throughput.
 
-    Where they only share a bandwidth, the one that is needed next would come later for each that travels beside it.
+    If transfers only share a bandwidth, each one delays the shard that is needed next.
     """
 
     def __init__(self) -> None:
@@ -43,25 +44,25 @@ class Travelling:
         self._best_rate = 0.0
 
     def arrived(self, size: int, seconds: float, beside: int) -> None:
-        """A shard of `size` bytes has come; at the end `beside` others were on their way."""
+        """Note that a shard of `size` bytes arrived, with `beside` others in transfer at the end."""
         if seconds < _AT_ONCE_SECONDS:
             return
         rate = (beside + 1) * size / seconds
-        # Half of what one more would bring if nothing were shared.
+        # At least half of what another transfer would add if they shared nothing.
         if rate > self._best_rate * (1 + 0.5 / self.limit):
             self._best_rate = rate
             self.limit += 1
 
 
 class FetchAhead:
-    """Threads that fetch what a schedule needs next, until `close`.
+    """Threads that fetch the shards that a schedule needs next, until `close`.
 
     Args:
-        cache: where to.
-        manifest: names of the files.
-        schedule: in which order.
-        world: how many ranks share the work: ten shards of a node travel at the same time.
-        fetch: brings one file into the cache and says whether it is there; called with the file and whether to hurry.
+        cache: the node's cache.
+        manifest: names and sizes of the files.
+        schedule: the order in which the node needs them.
+        world: this rank's place; the ranks of a node share its ten transfers.
+        fetch: brings one file into the cache and returns True if it is there; takes the file, and True to hurry.
         step: the first step.
     """
 
@@ -97,7 +98,7 @@ class FetchAhead:
             thread.start()
 
     def reached(self, step: int) -> None:
-        """No sample of an earlier step will be read any more."""
+        """Report that no sample of an earlier step will be read again."""
         with self._state:
             if step <= self._step or self._closed:
                 return
@@ -112,7 +113,7 @@ class FetchAhead:
                 self._state.notify_all()
 
     def close(self) -> None:
-        """Stop; threads that a silent server holds are left to end by themselves."""
+        """Stop. Threads that wait for a silent server are left to end by themselves."""
         with self._state:
             self._closed = True
             self._queue.clear()
@@ -121,7 +122,7 @@ class FetchAhead:
             thread.join(_CLOSE_SECONDS / len(self._threads))
 
     def _claim(self) -> None:
-        """Tell the others what this node needs; what is no longer named may be let go of."""
+        """Declare the shards that this node needs; those no longer named may be evicted."""
         needs = self._needs
         names = [self._manifest.shards[shard].sha256 for shard in needs.shards]
         wanted, in_use = self._schedule.wanted(needs, self._cache.budget), needs.in_use
@@ -140,7 +141,7 @@ class FetchAhead:
             return [Wanted(False, shard) for shard in shards if self._manifest.shards[shard].sha256 not in here]
 
         self._urgent = set(missing(in_use))
-        # The sizes of a batch's images stand in the indexes, so a batch begins with all of them.
+        # The sizes of a batch's images are in the indexes, so a batch needs those of all its shards first.
         queue = [*indexes(in_use), *missing(in_use), *indexes(ahead), *missing(ahead)]
         left_out = self._running | self._put_off | self._failed
         self._queue = [item for item in reversed(queue) if item not in left_out]
@@ -162,7 +163,7 @@ class FetchAhead:
             except Stopped:
                 pass
             except DataError:
-                # Whoever needs it tries again, and says what is wrong.
+                # The reader that needs the file tries again and reports the error.
                 failed = True
             with self._state:
                 self._running.discard(item)
@@ -179,7 +180,7 @@ class FetchAhead:
                 self._state.notify_all()
 
     def _may_start(self) -> bool:
-        """Whether the next file may be fetched: what is only ahead does not take bandwidth from what is waited for."""
+        """Return True if the next file may be fetched: files ahead must not take bandwidth from files in use."""
         if not self._queue:
             return False
         item = self._queue[-1]

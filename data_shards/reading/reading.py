@@ -1,4 +1,4 @@
-"""How the samples of a split are read."""
+"""The reading of a split: all settings of how its samples are read."""
 
 from dataclasses import dataclass, field
 
@@ -18,9 +18,9 @@ class Reading:
     """Annotations of an image beyond this many, in the order of the file, are left out; None keeps all of them, in
     evaluation only."""
     boxes: BoxRules = field(default_factory=BoxRules)
-    """Which boxes count, and where they end."""
+    """Boxes that count, and the pixel they end on."""
     undecodable: Undecodable = "refuse"
-    """What to do about an image that no decoder reads; see `ShardSamples`."""
+    """Treatment of images that no decoder reads; see `ShardSamples`."""
     decoded_cache_bytes: int = 0
     """Most bytes of decoded images in the cache folder; 0 keeps none. See `DecodedImages`."""
     threads: int = 2

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -43,6 +43,7 @@ class SampleLabels:
     """Projection matrix of the camera."""
 
 
+@runtime_checkable
 class Samples(Protocol):
     """Images and their labels, by number from 0. Safe to use from several threads."""
 

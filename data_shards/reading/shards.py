@@ -1,9 +1,9 @@
-"""Reading samples out of shards, wherever they lie, and never a wrong byte.
+"""Reading samples out of shards in a folder or in S3, and never a wrong byte.
 
-A shard in a folder is read in place; one in S3 is fetched once for all processes of the machine into the cache
-(`cache.py`), ahead of its use where the order is known (`ahead.py`). Either way the whole file is checked against the
-manifest when a process first opens it, and again only if the file has changed since; every image is also checked by its
-own CRC.
+A shard in a folder is read in place. A shard in S3 is fetched into the cache, once for all processes of the machine
+(`node_cache.py`), and ahead of its use if the order is known (`prefetch.py`). Either way a process checks the whole
+file against the manifest when it first opens it, and again only if the file has changed; every image also has a CRC of
+its own.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import Manifest, Shard
 from data_shards.format.shard_index import ShardIndex
@@ -26,14 +27,16 @@ from data_shards.reading.prefetch import FetchAhead, Wanted
 from data_shards.storage.node_cache import NodeCache, default_cache_folder
 from data_shards.storage.store import Store, write_at
 
+# Attempts to fetch the right bytes.
 _FETCHES = 3
+# Parts of a shard that somebody waits for, requested at the same time.
 _HURRIED_RANGES = 4
-# Of the 1,024 files that a process may have open as a rule.
+# A process may usually have 1,024 files open.
 _KEPT_FILES = 256
 
 _Identity = tuple[int, int, int, int]
 
-# Files of this process that match their sha256, by what the file system says of them.
+# Files that this process has compared with their sha256, by their identity in the file system.
 _verified: dict[tuple[_Identity, str], None] = {}
 _verifying = threading.Lock()
 
@@ -64,25 +67,31 @@ class Shards:
         self._indexes: dict[int, ShardIndex] = {}
         self._locks = [threading.Lock() for _ in manifest.shards]
         self._kept: dict[int, int] = {}
-        """Descriptors of verified files that are read in place."""
+        """Open descriptors of verified files that are read in place."""
 
     def fetch_ahead(self, plan: Plan, world: World, step: int, stop_step: int | None = None) -> None:
-        """From now on fetch what this rank's node needs next, from a step on, and keep it while it is needed.
+        """Begin to fetch the shards that this rank's node needs from a step on, and keep them while they are needed.
 
-        Nothing happens where shards are read in place. `reached` says how far the reading is, `close` ends it.
+        Does nothing if shards are read in place. `reached` reports progress, `close` ends it.
+
+        Args:
+            plan: the order of samples.
+            world: this rank's place.
+            step: the first step, counted over all epochs.
+            stop_step: the step before which reading stops; None never stops.
 
         Raises:
-            DataError: the cache is smaller than what the node needs at the same time.
+            DataError: the cache is smaller than the shards that the node needs at the same time.
         """
         schedule = self.schedule(plan, world, stop_step)
         if schedule is not None:
             self._ahead = FetchAhead(self.cache, self.manifest, schedule, world, self._bring, step)
 
     def schedule(self, plan: Plan, world: World, stop_step: int | None = None) -> NodeSchedule | None:
-        """What this rank's node needs when; None where shards are read in place.
+        """Return when this rank's node needs which shards; None if shards are read in place.
 
         Raises:
-            DataError: the cache is smaller than what the node needs at the same time.
+            DataError: the cache is smaller than the shards that the node needs at the same time.
         """
         if self.store.local_path("") is not None:
             return None
@@ -93,17 +102,17 @@ class Shards:
             raise DataError(
                 f"a cache of {budget / 1e9:,.3g} GB is too small for {self.store.location}: this node needs up to "
                 f"{schedule.least_bytes / 1e9:,.3g} GB of shards at the same time. Set data.cache_gb to that or more "
-                "(0 for no limit), or take more nodes; `aweigh shards plan` shows what each needs."
+                "(0 for no limit), or use more nodes; `aweigh shards plan` shows what each needs."
             )
         return schedule
 
     def reached(self, step: int) -> None:
-        """No sample of an earlier step will be read any more."""
+        """Report that no sample of an earlier step will be read again."""
         if self._ahead is not None:
             self._ahead.reached(step)
 
     def close(self) -> None:
-        """Stop fetching, and need nothing of the cache any more. Closing twice is fine."""
+        """Stop fetching and withdraw all claims on the cache. Closing twice is fine."""
         self._stop.set()
         if self._ahead is not None:
             self._ahead.close()
@@ -113,7 +122,7 @@ class Shards:
             os.close(file)
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of one shard, kept in memory once it was asked for."""
+        """Return the index of one shard; it stays in memory."""
         known = self._indexes.get(shard)
         if known is None:
             with self._locks[shard]:
@@ -122,15 +131,15 @@ class Shards:
         return known
 
     def size(self, shard: int, row: int) -> tuple[int, int]:
-        """Height and width of one image, in pixels, without reading it."""
+        """Return height and width of one image, in pixels, without reading it."""
         index = self.index(shard)
         return int(index.heights[row]), int(index.widths[row])
 
     def read_image(self, shard: int, row: int) -> bytes:
-        """The encoded bytes of one image.
+        """Return the encoded bytes of one image.
 
         Raises:
-            DataError: the shard or the image is not what the manifest and the index say.
+            DataError: the shard or the image differs from the manifest or the index.
         """
         index = self.index(shard)
         data = self._read(shard, int(index.image_offsets[row]), int(index.image_sizes[row]))
@@ -143,21 +152,21 @@ class Shards:
         return data
 
     def read_json(self, shard: int, row: int) -> dict[str, Any]:
-        """The JSON of one sample, as `build_shards` wrote it."""
+        """Return the JSON of one sample, as `build_shards` wrote it."""
         index = self.index(shard)
         return json.loads(self._read(shard, int(index.json_offsets[row]), int(index.json_sizes[row])))
 
     def verify(self) -> None:
-        """Compare every shard and index with the manifest, byte for byte; shards in S3 are fetched for it.
+        """Compare every shard and index with the manifest, byte for byte. Shards in S3 are fetched for it.
 
         Raises:
-            DataError: names the first that is not what was built.
+            DataError: names the first file that differs.
         """
         for shard in range(len(self.manifest.shards)):
             self.verify_shard(shard)
 
     def verify_shard(self, shard: int) -> None:
-        """The same for one shard and its index; the shard is read even if this process found it whole before."""
+        """Compare one shard and its index; the shard is read even if this process has verified it before."""
         self.index(shard)
         os.close(self._open(shard, again=True))
 
@@ -176,14 +185,14 @@ class Shards:
         return data
 
     def _keep_or_close(self, shard: int, file: int) -> None:
-        # A file of the cache may be evicted, and an open one would go on taking room.
+        # Files of the cache may be evicted, and an open file would still occupy the disk.
         in_place = self.store.local_path("") is not None
         if in_place and len(self._kept) < _KEPT_FILES and self._kept.setdefault(shard, file) == file:
             return
         os.close(file)
 
     def _open(self, shard: int, *, again: bool = False) -> int:
-        """A descriptor of the shard's verified file."""
+        """Return a descriptor of the shard's verified file."""
         in_place = self.store.local_path(self.manifest.shards[shard].name)
         if in_place is not None:
             file = self._descriptor(shard, in_place)
@@ -195,6 +204,7 @@ class Shards:
             self._verify_or_close(shard, file, again=again)
             return file
         except DataError:
+            # A damaged file in the cache is fetched again once: the location may still have the right bytes.
             file = self._cached(shard, damaged)
             self._verify_or_close(shard, file)
             return file
@@ -234,7 +244,7 @@ class Shards:
         found_bytes = os.fstat(file).st_size
         if found_bytes != record.bytes:
             raise DataError(
-                f"shard {where} has {found_bytes:,} bytes, the manifest says {record.bytes:,}. "
+                f"shard {where} has {counted(found_bytes, 'byte')}, but the manifest says {record.bytes:,}. "
                 "It is not the shard that was built; build or copy it again."
             )
         found = _sha256(file)
@@ -245,7 +255,7 @@ class Shards:
             )
 
     def _cached(self, shard: int, damaged: int | None = None) -> int:
-        """A descriptor of the cache's file, fetched where it is missing or is still the damaged inode."""
+        """Return a descriptor of the cached file; fetch it if it is missing or still has the damaged inode."""
         record = self.manifest.shards[shard]
         path = self.cache.shard_path(record.sha256)
         if self._ahead is None:
@@ -255,11 +265,11 @@ class Shards:
                 with self.cache.explained(), suppress(FileNotFoundError):
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self.cache.obtain(path, record.bytes, lambda file: self._fetch(record, file, hurry=True), damaged=damaged)
-            # It is whole, and may be gone again: then it is fetched again.
+            # The file is whole now, but may be evicted before it is opened: then fetch it again.
             damaged = None
 
     def _fetch(self, record: Shard, file: int, *, hurry: bool) -> None:
-        """Write a whole shard into a descriptor. Bytes can be damaged on the way, and no S3 client notices."""
+        """Write a whole shard into a descriptor. Bytes can be damaged on the way without any S3 client noticing."""
         for attempt in range(1, _FETCHES + 1):
             found = self.store.fetch(record.name, file, ranges=_HURRIED_RANGES if hurry else 1, stop=self._stop)
             os.ftruncate(file, found)
@@ -272,7 +282,7 @@ class Shards:
                     raise DataError(f"{error} It was fetched {_FETCHES} times.") from None
 
     def _bring(self, item: Wanted, hurry: bool) -> bool:
-        """Fetch one file ahead of its use; whether it is here now."""
+        """Fetch one file ahead of its use. Return True if it is cached now."""
         record = self.manifest.shards[item.shard]
         if item.is_index:
             self.index(item.shard)

@@ -71,7 +71,7 @@ class FolderStore(Store):
             super().check_writable()
         finally:
             for folder in new:
-                with suppress(OSError):  # another process has begun to use it
+                with suppress(OSError):  # another process uses it by now
                     folder.rmdir()
 
     def check_readable(self) -> None:
@@ -89,7 +89,7 @@ class FolderStore(Store):
             yield
         except FileNotFoundError as error:
             if action == "write":
-                raise DataError(f"cannot make folder {self.folder}; check the path.") from error
+                raise DataError(f"cannot create folder {self.folder}; check the path.") from error
             raise DataError(f"there is no file {self.folder / name}; check the path.") from error
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)

@@ -1,10 +1,12 @@
 """The node's cache: files named by their sha256 in one folder that all ranks and runs of a machine share.
 
-There is no server and no list of what is there: the folder is the state, and the kernel's file locks say who is
-alive. Whoever fetches holds the lock of the `.part` file; one that a dead process left is taken over. Whoever reads
-holds the lock of a file in `readers/` that names the shards it is using and those it fetched ahead. Room is made under
-the lock of the folder: first by what no living reader names, farthest next use first; for a reader that waits also by
-what others only fetched ahead; never by what is in use.
+There is no server and no list of files: the folder is the state, and the kernel's file locks tell which processes are
+alive.
+
+- A process that fetches a file holds the lock of its `.part` file; a `.part` file of a dead process is taken over.
+- A process that reads holds the lock of a file in `readers/`, which names the shards in use and those fetched ahead.
+- Space is freed under the lock of the folder. Shards that no living reader names go first, the one with the farthest
+  next use before others; for a reader that waits, also shards that others only fetched ahead; never shards in use.
 """
 
 import fcntl
@@ -20,12 +22,13 @@ from pathlib import Path
 
 from data_shards.errors import UnavailableError
 
+# Shards that count as in use for a reader without a schedule.
 _RECENT = 16
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
 def default_cache_folder() -> Path:
-    """Where shards from S3 are kept: `AWEIGH_CACHE`, or `aweigh` in the user's cache folder."""
+    """Return the folder for shards from S3: `AWEIGH_CACHE`, or `aweigh` in the user's cache folder."""
     if folder := os.environ.get("AWEIGH_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aweigh"
@@ -33,7 +36,7 @@ def default_cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A file that takes room."""
+    """A file that counts towards the budget."""
 
     path: Path
     bytes: int
@@ -44,8 +47,8 @@ class NodeCache:
     """One reader's view of the cache. Safe to use from several threads, processes and runs.
 
     Args:
-        folder: the same for all that share it.
-        budget: bytes of shards that it may hold; 0 for no limit. Each reader keeps to its own.
+        folder: the same for all processes that share the cache.
+        budget: most bytes of shards in it; 0 for no limit. Each reader enforces its own.
     """
 
     def __init__(self, folder: str | os.PathLike[str], budget: int = 0) -> None:
@@ -61,15 +64,15 @@ class NodeCache:
         self._next_use: dict[str, int] = {}
 
     def shard_path(self, sha256: str) -> Path:
-        """Where a shard lies, if it is here."""
+        """Return the path of a shard, whether it is cached or not."""
         return self._shards / f"{sha256}.tar"
 
     def index_path(self, sha256: str) -> Path:
-        """Where a shard's index lies, if it is here. Indexes are small and stay."""
+        """Return the path of a shard's index, whether it is cached or not. Indexes are small and stay."""
         return self._indexes / f"{sha256}.npz"
 
     def present(self) -> set[str]:
-        """The sha256 of every shard that is here."""
+        """Return the sha256 of every cached shard."""
         try:
             return {name[:-4] for name in os.listdir(self._shards) if name.endswith(".tar")}
         except FileNotFoundError:
@@ -84,20 +87,21 @@ class NodeCache:
         waiting: bool = True,
         damaged: int | None = None,
     ) -> bool:
-        """Have a file, made by one process however many ask for it.
+        """Make sure that a file is cached. However many processes ask for it, one of them fetches it.
 
         Args:
-            path: `shard_path` or `index_path`.
-            size: its bytes, for which room is made; 0 for a file that is not counted.
-            fill: writes the file into a descriptor and raises unless it is what it should be.
-            waiting: a reader needs it now: wait for another that fetches it, and take the room if there is none.
-            damaged: the inode of a file at `path` that is not what it should be and is replaced.
+            path: from `shard_path` or `index_path`.
+            size: bytes to free space for; 0 for a file that does not count towards the budget.
+            fill: writes the file into a descriptor; raises if the bytes are not the expected ones.
+            waiting: True for a reader that needs the file now: wait while another process fetches it, and take space
+                from shards fetched ahead.
+            damaged: inode of a damaged file at `path`, which is replaced.
 
         Returns:
-            Whether it is there; always when waiting.
+            True if the file is now cached; always True when `waiting`.
 
         Raises:
-            DataError: what `fill` raises.
+            DataError: raised by `fill`.
             UnavailableError: the folder cannot be written.
         """
         part_path = path.with_name(f"{path.name}.part")
@@ -108,7 +112,7 @@ class NodeCache:
                 try:
                     if not _lock(part, wait=waiting):
                         return False
-                    # While we waited, it may have been renamed into place, or given up and removed.
+                    # While this process waited, the file may have been renamed into place, or abandoned and removed.
                     if not _is_file(part, part_path):
                         continue
                     if not _is_there(path, damaged) and not self._make(part, part_path, path, size, fill, waiting):
@@ -118,12 +122,12 @@ class NodeCache:
         return True
 
     def claim(self, in_use: Iterable[str], ahead: Iterable[str] = (), order: Sequence[str] = ()) -> None:
-        """Say which shards this reader needs; they are spared until it says otherwise, or its process ends.
+        """Declare the shards that this reader needs. They stay until its next claim or the end of its process.
 
         Args:
-            in_use: never let go of.
-            ahead: fetched before their use; let go of only for a reader that waits.
-            order: all shards of this reader, next use first; which unclaimed ones go first is decided by it.
+            in_use: never evicted.
+            ahead: fetched before their use; evicted only for a reader that waits.
+            order: all shards of this reader, next use first; the last of them are evicted first.
         """
         self._next_use = {sha256: place for place, sha256 in enumerate(order)}
         text = json.dumps({"in_use": list(in_use), "ahead": list(ahead)}).encode()
@@ -136,7 +140,7 @@ class NodeCache:
             os.pwrite(self._claims, text, 0)
 
     def touch(self, sha256: str) -> None:
-        """A reader without a schedule is at this shard: it and the last few count as in use."""
+        """Note that a reader without a schedule reads this shard; it and the last few count as in use."""
         if sha256 in self._recent:
             return
         with self._lock:
@@ -146,7 +150,7 @@ class NodeCache:
             self.claim(list(self._recent))
 
     def close(self) -> None:
-        """Need nothing any more."""
+        """Withdraw all claims."""
         if self._claims is not None:
             self._claims_path.unlink(missing_ok=True)
             os.close(self._claims)
@@ -161,6 +165,8 @@ class NodeCache:
                 part_path.unlink(missing_ok=True)
                 return False
             fill(part)
+            # Not `atomic.replacing`: the part's name is what processes lock, and no flush is needed, since every
+            # reader checks the sha256.
             os.replace(part_path, path)
         except BaseException:
             part_path.unlink(missing_ok=True)
@@ -168,7 +174,7 @@ class NodeCache:
         return True
 
     def _reserve(self, part: int, part_path: Path, size: int, waiting: bool) -> bool:
-        """Make room and take it, so that no one else can; whether there was enough."""
+        """Free space and allocate it at once, before another process takes it. Return False if there is not enough."""
         with self._locked():
             if self.budget:
                 kept = list(self._kept(part_path))
@@ -182,7 +188,7 @@ class NodeCache:
         return True
 
     def _kept(self, own: Path) -> Iterator[_Kept]:
-        """Everything in the folder but our own part; parts that nobody fetches any more are removed on the way."""
+        """Yield every file in the folder except our own part; remove parts of dead processes on the way."""
         with os.scandir(self._shards) as entries:
             for entry in entries:
                 path = Path(entry.path)
@@ -197,7 +203,7 @@ class NodeCache:
                 yield _Kept(path, status.st_size, status.st_mtime)
 
     def _victims(self, kept: list[_Kept], waiting: bool, excess: int) -> Iterator[_Kept]:
-        """What to let go of, in order, until so many bytes are free."""
+        """Yield the files to evict, in order, until `excess` bytes are free."""
         in_use, ahead = self._all_claims()
 
         def farthest_first(file: _Kept) -> tuple[bool, int, float]:
@@ -214,7 +220,7 @@ class NodeCache:
             yield file
 
     def _all_claims(self) -> tuple[set[str], set[str]]:
-        """What all living readers use and have fetched ahead; the files of dead ones are removed."""
+        """Return the shards that living readers use, and those fetched ahead; remove files of dead readers."""
         in_use: set[str] = set()
         ahead: set[str] = set()
         for path in self._readers.iterdir() if self._readers.is_dir() else ():
@@ -223,7 +229,7 @@ class NodeCache:
             try:
                 claims = json.loads(path.read_bytes() or b"{}")
             except (FileNotFoundError, ValueError):
-                # A reader that has just ended, or was killed while it wrote.
+                # A reader that ended just now, or was killed while it wrote.
                 continue
             in_use.update(claims.get("in_use", ()))
             ahead.update(claims.get("ahead", ()))
@@ -231,7 +237,7 @@ class NodeCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """The folder for us alone; held for milliseconds."""
+        """Hold the lock of the folder, for milliseconds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = os.open(self.folder / ".lock", _FLAGS, 0o644)
         try:
@@ -242,19 +248,19 @@ class NodeCache:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Raise what the system says of a file here as an UnavailableError."""
+        """Raise an error of the system as an UnavailableError."""
         try:
             yield
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)
             raise UnavailableError(
-                f"cannot keep shards in {self._shards}: {cause}. Free some space there, set data.cache_gb below what "
-                "is free, or choose another cache folder (data.cache_folder or AWEIGH_CACHE)."
+                f"cannot keep shards in {self._shards}: {cause}. Free some space there, set data.cache_gb "
+                "to less than the free space, or choose another cache folder (data.cache_folder or AWEIGH_CACHE)."
             ) from error
 
 
 def _lock(file: int, *, wait: bool) -> bool:
-    """Take a lock that the kernel gives back when the descriptor is closed, or its process dies."""
+    """Take a lock, which the kernel releases when the descriptor is closed or its process dies."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -270,7 +276,7 @@ def _is_there(path: Path, damaged: int | None) -> bool:
 
 
 def _is_file(file: int, path: Path) -> bool:
-    """Whether a descriptor is still the file of that name."""
+    """Return True if a descriptor is still the file of that name."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
@@ -278,7 +284,7 @@ def _is_file(file: int, path: Path) -> bool:
 
 
 def _remove_if_abandoned(path: Path) -> bool:
-    """Remove a file whose owner is dead: nobody holds its lock."""
+    """Remove a file if its owner is dead, so that nobody holds its lock."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Where files lie in S3: a prefix in a bucket, on AWS or any server that speaks S3.
+"""Files in S3: a prefix in a bucket, on AWS or any server that speaks S3. The only module that imports boto3.
 
 It follows the ordinary AWS settings (credentials, `AWS_REGION`, `AWS_ENDPOINT_URL` or `AWS_ENDPOINT_URL_S3` for other
-servers) and is the only module that imports boto3. How one object is read through faults is in `s3_reading.py`.
+servers). `s3_object.py` reads one object through faults.
 """
 
 # ruff: noqa: D102 - the methods are described in `Store`.
@@ -39,14 +39,19 @@ class S3Store(Store):
 
     @property
     def client(self) -> "S3Client":
-        """boto3's client for the environment of this process."""
+        """The client of this process's environment, for writing."""
         return _shared_client(_ATTEMPTS, _WRITE_SECONDS)
+
+    @property
+    def asking_client(self) -> "S3Client":
+        """The same for questions about objects, which wait no longer than reads do."""
+        return _shared_client(_ATTEMPTS, self.reading.timeout_seconds)
 
     def read_bytes(self, name: str) -> bytes:
         data = bytearray()
 
         def take(block: bytes, offset: int) -> None:
-            # An object that was replaced begins anew.
+            # A read starts again at offset 0 if the object was replaced: drop the bytes of the old one.
             data[offset:] = block
 
         self._object(name).read(take)
@@ -67,7 +72,7 @@ class S3Store(Store):
         return self._object(name, stop).read(lambda block, offset: write_at(file, block, offset), ranges=ranges)
 
     def stream(self, name: str, sink: Sink) -> None:
-        # A sink cannot forget what it was given of an object that is replaced meanwhile.
+        # A sink cannot take back bytes, so a read of an object that is replaced meanwhile must fail.
         self._object(name).read(lambda block, _: sink.write(block), again=False)
 
     def exists(self, name: str) -> bool:
@@ -75,19 +80,19 @@ class S3Store(Store):
 
         with self._explained("read", name):
             try:
-                self.client.head_object(Bucket=self.bucket, Key=self._key(name))
+                self.asking_client.head_object(Bucket=self.bucket, Key=self._key(name))
             except ClientError as error:
                 if _code(error) not in ("404", "NoSuchKey", "NotFound"):
                     raise
                 # A HEAD has no body to tell a missing object from a missing bucket.
-                self.client.head_bucket(Bucket=self.bucket)
+                self.asking_client.head_bucket(Bucket=self.bucket)
                 return False
         return True
 
     def list_names(self) -> list[str]:
         start = f"{self.prefix}/" if self.prefix else ""
         with self._explained("list", ""):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
+            pages = self.asking_client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
             return sorted(item["Key"][len(start) :] for page in pages for item in page.get("Contents", []))
 
     def delete(self, name: str) -> None:
@@ -96,7 +101,7 @@ class S3Store(Store):
 
     def check_readable(self) -> None:
         with self._explained("list", ""):
-            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            self.asking_client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
 
     def _object(self, name: str, stop: threading.Event | None = None) -> ObjectRead:
         with self._explained("read", name):
@@ -118,7 +123,7 @@ class S3Store(Store):
         try:
             yield
         except (BotoCoreError, Boto3Error, ClientError) as error:
-            # The transfer manager wraps what the server said.
+            # The transfer manager wraps the server's answer.
             cause: BaseException = error
             while isinstance(cause, Boto3Error) and (cause.__cause__ or cause.__context__):
                 cause = cause.__cause__ or cause.__context__ or cause
@@ -134,7 +139,7 @@ class S3Store(Store):
                 "a profile, or an instance role."
             )
         if isinstance(error, exceptions.ResponseStreamingError | exceptions.IncompleteReadError):
-            return f"{what}: the connection breaks off before the end. Check the network."
+            return f"{what}: the connection broke before the end. Check the network."
         if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
             tried = "" if attempts else f" after {_ATTEMPTS} attempts"
             return (
@@ -151,7 +156,7 @@ class S3Store(Store):
         if code in _REFUSED:
             return (
                 f"{what}: bucket {self.bucket!r} refuses these credentials ({code}). Check the access key, "
-                f"its secret, and that its policy allows to {action} here."
+                f"its secret, and that its policy allows it to {action} here."
             )
         message = str(error.response.get("Error", {}).get("Message", error))
         return f"{what}: {code}, {message.rstrip('.')}."
@@ -183,15 +188,19 @@ _making_client = threading.Lock()
 
 
 def _shared_client(attempts: int, read_seconds: float) -> "S3Client":
-    """One client for all stores of a process; raises DataError where the endpoint is no address."""
-    # Ten threads that each make one, as they would when fetching begins, keep a core busy for two seconds.
+    """Return the one client of all stores of a process.
+
+    Raises:
+        DataError: the endpoint is not an address.
+    """
+    # Without the lock, ten threads that begin to fetch would each make one and keep a core busy for two seconds.
     with _making_client:
         return _client(os.getpid(), _environment(), attempts, read_seconds)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _client(process: int, environment: tuple[tuple[str, str], ...], attempts: int, read_seconds: float) -> "S3Client":
-    """A client, made anew for a forked process, which must not use its parent's sockets, and for other settings."""
+    """Make a client. A forked process needs its own, as it must not use its parent's sockets; so do other settings."""
     import boto3
     from botocore.config import Config
 
@@ -207,7 +216,7 @@ def _client(process: int, environment: tuple[tuple[str, str], ...], attempts: in
         response_checksum_validation="when_required",
     )
     try:
-        # A session of our own: boto3's default one is shared and not safe to make from several threads.
+        # boto3's default session is not safe to create from several threads.
         return boto3.session.Session().client("s3", config=config)
     except ValueError as error:
-        raise DataError(f"{error}. AWS_ENDPOINT_URL takes an address, such as http://HOST:9000.") from error
+        raise DataError(f"{error}. Set AWS_ENDPOINT_URL to an address, such as http://HOST:9000.") from error

@@ -1,7 +1,7 @@
-"""Reading one object of S3 to its end through whatever the network does, from one version of it only.
+"""Reading one object of S3 to its end through network faults, from one version of it only.
 
-botocore tries a request again, but not a body that breaks off, and nothing ties two requests to one version of the
-object. Here a read goes on at the byte where it broke, asks for the ETag that it began with, waits with full jitter
+botocore repeats a request, but not a body that breaks off, and nothing ties two requests to the same version of an
+object. Here a read resumes at the byte where it broke, asks for the ETag that it began with, waits with full jitter
 between attempts, and has one deadline for everything.
 
 Source of the jitter: Brooker, Exponential Backoff and Jitter, AWS Architecture Blog, 2015.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from data_shards.counting import counted
 from data_shards.errors import DataError, UnavailableError
 from data_shards.settings import ReadSettings
 from data_shards.storage.store import Stopped
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 LEAST_RANGE_BYTES = 8 * 1024 * 1024
-"""Smaller ranges spend more time on latency than on bytes."""
+"""Smaller ranges spend more time on latency than on transfer."""
 
 _BLOCK_BYTES = 256 * 1024
 _FIRST_DELAY_SECONDS = 0.25
 _LONGEST_DELAY_SECONDS = 15.0
 
-# What a server says when the same request may work in a moment; any other code of 5xx is taken so, too.
+# Errors of requests that may succeed in a moment; so may any other code of 5xx.
 _PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException", "429", "408"}
 
 Explain = Callable[[BaseException, str], str]
@@ -39,12 +40,12 @@ class ObjectRead:
     """The read of one object, over as many requests as it takes.
 
     Args:
-        client: makes a single attempt of each request.
-        bucket: where the object is.
+        client: a client that tries each request once.
+        bucket: the object's bucket.
         key: its name there.
         settings: the deadline.
-        explain: the error line for what stopped the read, and how often it was tried.
-        stop: gives up when it is set.
+        explain: returns the message for an error and the number of attempts.
+        stop: an event that cancels the read.
     """
 
     def __init__(
@@ -69,12 +70,17 @@ class ObjectRead:
         self._lock = threading.Lock()
 
     def read(self, write: Callable[[bytes, int], object], *, ranges: int = 1, again: bool = True) -> int:
-        """Give the object's bytes to `write`, each with its offset; returns how many there are.
+        """Pass the object's bytes to `write`, and return their number.
 
         Args:
-            write: takes bytes and where they stand in the object. With one range they come in order.
-            ranges: at most so many parts travel at the same time; each has LEAST_RANGE_BYTES or more.
-            again: whether offsets may start anew, which they do when the object is replaced meanwhile.
+            write: takes bytes and their offset in the object. With one range they come in order.
+            ranges: most parts to request at the same time; each has LEAST_RANGE_BYTES or more.
+            again: True if offsets may start at 0 again, which they do when the object is replaced meanwhile.
+
+        Raises:
+            Stopped: the read was cancelled.
+            DataError: there is no such object, it cannot be read, or it was replaced and `again` is False.
+            UnavailableError: the deadline has passed.
         """
         while True:
             try:
@@ -89,7 +95,7 @@ class ObjectRead:
         if ranges == 1:
             self._read_span(write, 0, None)
             return self._size
-        # The first range tells the version and the size; the others follow while its body is on the way.
+        # Only the answer to the first range reveals version and size; the others start while its body arrives.
         first = self._open(0, LEAST_RANGE_BYTES)
         count = max(1, min(ranges, self._size // LEAST_RANGE_BYTES))
         cuts = [self._size * part // count for part in range(count + 1)]
@@ -99,7 +105,7 @@ class ObjectRead:
             try:
                 self._read_span(write, begin, end, response)
             except Exception as error:
-                # The others need not go on.
+                # Stop the other ranges.
                 self._over = True
                 return error
             return None
@@ -109,7 +115,7 @@ class ObjectRead:
             rest = [pool.submit(read, begin, end) for begin, end in spans if begin < end]
             failures = [read(0, min(LEAST_RANGE_BYTES, cuts[1]), first), *(part.result() for part in rest)]
         self._over = False
-        # What stopped the others is not the cause.
+        # Ranges that were stopped are not the cause: raise the error that stopped them.
         for failure in sorted(filter(None, failures), key=lambda failure: isinstance(failure, Stopped)):
             raise failure
         return self._size
@@ -117,7 +123,7 @@ class ObjectRead:
     def _read_span(
         self, write: Callable[[bytes, int], object], begin: int, end: int | None, response: Any = None
     ) -> None:
-        """Read from one offset to another, or to the end of the object; `response` is a first one, already open."""
+        """Read from one offset to another, or to the object's end. `response` is an answer that is open already."""
         at = begin
         while True:
             try:
@@ -134,7 +140,7 @@ class ObjectRead:
                         at += len(block)
                         self._check_time(None)
                 finally:
-                    # Closed, not given back to the pool: what is left of it need not be drained.
+                    # Close the connection: to return it to the pool, the rest of the body would have to be read.
                     body.close()
                 return
             except Exception as error:
@@ -171,7 +177,7 @@ class ObjectRead:
         return response
 
     def _judge(self, error: Exception) -> None:
-        """Raise what another attempt will not mend."""
+        """Raise an error that another attempt will not solve."""
         from botocore import exceptions
 
         if isinstance(error, Stopped | DataError | _ReplacedError):
@@ -196,7 +202,7 @@ class ObjectRead:
             raise error
 
     def _wait(self, error: Exception) -> None:
-        """Sleep before the next attempt, or give up: told to, or because it would come after the deadline."""
+        """Sleep before the next attempt; give up on request, or if the attempt would come after the deadline."""
         with self._lock:
             self._failure = error
             self._failures += 1
@@ -210,11 +216,11 @@ class ObjectRead:
         if self._stop.is_set() or self._over:
             raise Stopped
         if time.monotonic() + delay - self._began > self._deadline_seconds:
-            slow = _BrokenError(f"not all of its bytes came within {self._deadline_seconds:g} s")
+            slow = _BrokenError(f"not all of its bytes arrived within {self._deadline_seconds:g} s")
             raise UnavailableError(self._line(error or self._failure or slow)) from error
 
     def _line(self, error: BaseException) -> str:
-        attempts = f"{self._attempts} attempt{'s' * (self._attempts != 1)}"
+        attempts = counted(self._attempts, "attempt")
         if self._failures:
             attempts += f" in {time.monotonic() - self._began:.0f} s"
         return self._explain(error, attempts)
@@ -225,7 +231,7 @@ class _BrokenError(Exception):
 
 
 class _ReplacedError(Exception):
-    """The object is not the one that the read began with."""
+    """The object was replaced after the read began."""
 
     def __str__(self) -> str:
         return "the object was replaced while it was read. Run the command again"

@@ -450,8 +450,8 @@ def test_the_digest_names_the_content(built: BuildReport, copied: Path) -> None:
     [
         ('{"format": "aweigh-shards", "ver', r"manifest\.json is damaged \(Unterminated string"),
         ('{"format": "aweigh-shards", "version": 1}', r"manifest\.json is damaged \('split'\): build the shards again"),
-        ('{"format": "aweigh-shards", "version": 3}', "is of version 3, this aweigh reads versions up to 2"),
-        ('{"some": "json"}', "is no manifest of shards; give the folder"),
+        ('{"format": "aweigh-shards", "version": 3}', "has version 3, but this aweigh reads versions up to 2"),
+        ('{"some": "json"}', "is not a manifest of shards; give the folder"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_refused(copied: Path, text: str, message: str) -> None:
@@ -464,7 +464,7 @@ def test_the_bytes_of_an_index_are_always_the_same_and_damage_is_refused(built: 
     path = Path(built.location) / built.manifest.shards[0].index
     index = ShardIndex.from_bytes(path.read_bytes(), "x")
     assert index.to_bytes() == path.read_bytes()
-    with pytest.raises(DataError, match=r"there/x\.npz is no index of a shard"):
+    with pytest.raises(DataError, match=r"there/x\.npz is not the index of a shard"):
         ShardIndex.from_bytes(path.read_bytes()[:-30], "there/x.npz")
     assert np.array_equal(ShardIndex.from_bytes(index.to_bytes(), "x").boxes, index.boxes)
 

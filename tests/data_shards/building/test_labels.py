@@ -254,7 +254,7 @@ def test_a_skeleton_of_joints_that_are_not_there_is_refused(tmp_path: Path) -> N
 
 
 def test_turning_images_of_plain_boxes_is_refused(built: BuildReport) -> None:
-    with pytest.raises(DataError, match=r"rotation_probability is 0\.5, and .* has no joints: only those turn"):
+    with pytest.raises(DataError, match=r"rotation_probability is 0\.5, but .* has no joints: as published, only"):
         training_loader(
             built.location,
             make_plan(built.manifest, seed=0, global_batch_size=2),

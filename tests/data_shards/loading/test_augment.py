@@ -276,7 +276,7 @@ def test_off_shows_the_whole_image_in_its_own_colours() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"crop_scales": (0.5, 0.0)}, r"crop_scales contains 0; every scale is greater than 0"),
+        ({"crop_scales": (0.5, 0.0)}, r"crop_scales contains 0; set every scale above 0"),
         ({"crop_scales": (float("nan"),)}, r"crop_scales contains nan"),
         ({"crop_border": -1}, r"crop_border is -1; set it to 0 pixels or more"),
         ({"flip_probability": 1.5}, r"flip_probability is 1\.5; set it between 0 and 1"),

@@ -59,16 +59,16 @@ def test_the_table_says_the_arithmetic() -> None:
     assert found.describe().splitlines() == [
         f"data      train, 1,000 images in 10 shards, 10.0 MB, manifest {found.manifest.digest[:6]}",
         "batch     48 = 12 per worker × 4 workers on 1 node",
-        "epoch     20 steps = 960 samples; 40 at the end of each epoch's order left out, other ones every epoch",
+        "epoch     20 steps = 960 samples; 40 dropped at the end, different ones every epoch",
         "order     8 streams, 6 of each batch from each; windows of 4 shards",
         "fetch     10 shards, 10.0 MB by each node in its first epoch; 1.00 × the data set over all nodes",
         "cache     20.0 MB holds the 10.0 MB a node reads: later epochs fetch nothing",
     ]
     assert found.as_json()["cache_fits"] is True
     small = footprint(manifest([100] * 10), global_batch_size=50, cache_bytes=4_000_000)
-    assert "none left out" in small.describe()
+    assert "none dropped" in small.describe()
     assert (
-        "4.0 MB is less than the 10.0 MB of shards that a node needs at the same time (it reads 10.0 MB): take more "
+        "4.0 MB is less than the 10.0 MB of shards that a node needs at the same time (it reads 10.0 MB): use more "
         "nodes or a larger disk" in small.describe()
     )
     assert small.later_bytes is None
@@ -99,7 +99,7 @@ def test_the_table_says_what_a_cache_for_some_of_the_shards_costs() -> None:
     ("arguments", "message"),
     [
         ({"nodes": 0}, "nodes is 0"),
-        ({"nodes": 3, "workers": 4}, "4 workers cannot stand equally on 3 nodes; give a multiple of 3"),
+        ({"nodes": 3, "workers": 4}, "4 workers cannot be divided equally among 3 nodes; give a multiple of 3"),
         ({"workers": 5}, "a global batch of 8 cannot be divided equally among 5 workers. Set it to 5 or 10"),
         ({"cache_bytes": -1}, "the cache is -1 bytes"),
     ],

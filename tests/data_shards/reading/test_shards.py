@@ -94,7 +94,7 @@ def test_a_shard_of_another_length_or_a_missing_one_is_refused(built: BuildRepor
     path = copied / shard.name
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(
-        DataError, match=rf"{shard.name} has {shard.bytes - 512:,} bytes, the manifest says {shard.bytes:,}\."
+        DataError, match=rf"{shard.name} has {shard.bytes - 512:,} bytes, but the manifest says {shard.bytes:,}\."
     ):
         Shards(open_store(copied), built.manifest).read_image(0, 0)
     path.unlink()

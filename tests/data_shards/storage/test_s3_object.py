@@ -107,9 +107,9 @@ def test_a_stream_that_cannot_begin_anew_refuses_a_replaced_object(object_server
     ("fault", "cause"),
     [
         (Fault("slow_down"), r"SlowDown, Please reduce your request rate\.$"),
-        (Fault("reset", 1), r"the connection breaks off before the end\. Check the network\."),
-        (Fault("reset", 0), r"(the connection breaks off|http://127\.0\.0\.1:\d+ does not answer \(ConnectionClosed)"),
-        (Fault("short", 0), r"the connection breaks off before the end\. Check the network\."),
+        (Fault("reset", 1), r"the connection broke before the end\. Check the network\."),
+        (Fault("reset", 0), r"(the connection broke|http://127\.0\.0\.1:\d+ does not answer \(ConnectionClosed)"),
+        (Fault("short", 0), r"the connection broke before the end\. Check the network\."),
         (Fault("silence", 0), r"http://127\.0\.0\.1:\d+ does not answer \(ReadTimeoutError\)\. Check AWS_ENDPOINT_URL"),
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
@@ -199,7 +199,8 @@ def test_a_shard_replaced_by_another_is_refused(
     shards = Shards(open_store(served), built.manifest, tmp_path / "cache")
     with pytest.raises(
         DataError,
-        match=rf"shard s3://bucket/train/{first.name} has {second.bytes:,} bytes, the manifest says {first.bytes:,}\.",
+        match=rf"shard s3://bucket/train/{first.name} has {second.bytes:,} bytes, "
+        rf"but the manifest says {first.bytes:,}\.",
     ):
         shards.read_image(0, 0)
     # Another object of the same length is told by its sha256.

@@ -167,7 +167,7 @@ def test_an_endpoint_that_does_not_answer_is_named(s3: str, monkeypatch: pytest.
 @pytest.mark.parametrize("action", ["read", "exists"])
 def test_an_endpoint_that_is_no_address_is_named(s3: str, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
-    with pytest.raises(DataError, match=r"Invalid endpoint: minio:9000\. AWS_ENDPOINT_URL takes an address"):
+    with pytest.raises(DataError, match=r"Invalid endpoint: minio:9000\. Set AWS_ENDPOINT_URL to an address"):
         _do(open_store(f"{s3}/prefix"), action)
 
 

@@ -29,7 +29,7 @@ def test_plan_prints_its_arithmetic(small_shards: Path, capsys: pytest.CaptureFi
     train = str(small_shards / "train")
     main(["shards", "plan", train, "--batch", "5", "--cache", "0.001"])
     shown = capsys.readouterr().out
-    assert "epoch     2 steps = 10 samples; 2 at the end of each epoch's order left out" in shown  # 12 = 2 × 5 + 2
+    assert "epoch     2 steps = 10 samples; 2 dropped at the end, different ones every epoch" in shown  # 12 = 2 × 5 + 2
     main(["shards", "plan", train, "--batch", "4", "--nodes", "2", "--workers", "4", "--json"])
     figures = json.loads(capsys.readouterr().out)
     assert (figures["steps_per_epoch"], figures["workers"], figures["shards_per_node"]) == (3, 4, [1, 1])
