@@ -256,7 +256,7 @@ def test_an_image_whose_sides_do_not_fit_is_refused() -> None:
         ({"offset_weight": float("nan")}, "offset_weight is nan; a weight has to be a number of at least 0."),
         ({"heatmap_weight": "1"}, "heatmap_weight is '1'; a weight has to be a number of at least 0."),
         ({"regression_loss": "l2"}, "regression_loss is 'l2'; known are 'l1', 'smooth_l1'."),
-        ({"min_overlap": 1.0}, "min_overlap is 1.0; it has to lie between 0 and 1."),
+        ({"min_overlap": 1.0}, "min_overlap is 1.0; it has to be between 0 and 1."),
         ({"num_classes": 0}, "num_classes is 0; it has to be a whole number of at least 1."),
     ],
 )
