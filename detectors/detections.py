@@ -1,7 +1,6 @@
-"""What detectors find, and the frames that it is in.
+"""Detections, and their way from the input frame (pixels of the network's input) to the image frame.
 
-Three frames occur: *image*, pixels of the upright original; *input*, pixels of the tensor that the network receives;
-and *cell*, units of the output stride, which nothing here is in.
+The image frame is pixels of the upright original; a `transform` is the affine map from there to an input.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detectors.shapes import Float, Int
+
 
 @dataclass
 class Detections:
@@ -17,20 +18,19 @@ class Detections:
     `detect`.
     """
 
-    boxes: Tensor
-    """float32 `(objects, 4)`: x1, y1, x2, y2."""
-    scores: Tensor
-    """float32 `(objects,)`."""
-    labels: Tensor
-    """int64 `(objects,)`: index into the class list."""
-    keypoints: Tensor | None = None
-    """float32 `(objects, joints, 3)`: x and y in the frame of the boxes, and a score; of detectors of joints."""
-    box3d: Tensor | None = None
-    """float32 `(objects, 7)`: x and y of the centre in the frame of the boxes; depth, height, width and length in
+    boxes: Float[Tensor, "objects 4"]
+    """x1, y1, x2, y2."""
+    scores: Float[Tensor, " objects"]
+    labels: Int[Tensor, " objects"]
+    """Index into the class list."""
+    keypoints: Float[Tensor, "objects joints 3"] | None = None
+    """x and y in the frame of the boxes, and a score. Of detectors of joints."""
+    box3d: Float[Tensor, "objects 7"] | None = None
+    """x and y of the centre in the frame of the boxes; depth, height, width and length in
     metres; observation angle in radians. Of detectors in 3D; only x and y depend on the frame."""
 
-    def rows(self, index: Tensor) -> "Detections":
-        """The objects at these rows, int64 `(rows,)`."""
+    def rows(self, index: Int[Tensor, " rows"]) -> "Detections":
+        """The objects at these rows."""
         return Detections(
             boxes=self.boxes[index],
             scores=self.scores[index],
@@ -65,37 +65,39 @@ def joined(parts: Sequence[Detections]) -> Detections:
     )
 
 
-def in_image(detections: Detections, transform: Tensor) -> Detections:
+def in_image(detections: Detections, transform: Float[Tensor, "2 3"]) -> Detections:
     """Move detections from the input frame to the image frame, and to the CPU.
 
     Args:
         detections: in the input frame.
-        transform: float `(2, 3)` on the CPU, the affine map from image to input.
+        transform: from image to input, on the CPU.
     """
     return _moved(detections.cpu(), lambda points: points_in_image(points, transform))
 
 
-def points_in_image(points_in_input: Tensor, transform: Tensor) -> Tensor:
+def points_in_image(
+    points_in_input: Float[Tensor, "*points 2"], transform: Float[Tensor, "2 3"]
+) -> Float[Tensor, "*points 2"]:
     """Move points from the input frame to the image frame.
 
     Args:
-        points_in_input: float `(..., 2)` as x, y.
-        transform: float `(2, 3)`, the affine map from image to input.
+        points_in_input: x, y.
+        transform: from image to input.
 
     Returns:
-        float32, same shape.
+        float32.
     """
     linear, shift = transform[:, :2].double(), transform[:, 2].double()
     points = (points_in_input.double() - shift).reshape(-1, 2)
     return torch.linalg.solve(linear, points.T).T.reshape(points_in_input.shape).float()
 
 
-def in_other_input(detections: Detections, transform: Tensor, other: Tensor) -> Detections:
+def in_other_input(detections: Detections, transform: Float[Tensor, "2 3"], other: Float[Tensor, "2 3"]) -> Detections:
     """Move detections from one view's input frame to another's; bit for bit the same where the frames agree.
 
     Args:
         detections: in the input frame of the first view.
-        transform: float64 `(2, 3)` on the CPU, from image to that input; without rotation or skew.
+        transform: from image to that input, float64 on the CPU, without rotation or skew.
         other: likewise, of the view whose frame is wanted.
     """
     if torch.equal(transform, other):

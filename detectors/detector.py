@@ -1,4 +1,4 @@
-"""The contract that every detector keeps."""
+"""The contract of all detectors; see `Detector`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,25 +12,26 @@ from torch import Tensor, nn
 from detectors.detections import Detections, in_image, in_other_input
 from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
+from detectors.shapes import Float, Int
 from detectors.sizes import Multiples
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels become the network's input: `(pixel * scale - mean) / std`, channel by channel.
+    """Normalisation of pixels to the network's input: `(pixel * scale - mean) / std`, channel by channel.
 
-    `mean` and `std` stand in `channel_order`; images arrive as RGB and are swapped for "bgr".
+    `mean` and `std` are in `channel_order`. Images arrive as RGB and are swapped for "bgr".
     """
 
     channel_order: Literal["rgb", "bgr"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     scale: float = 1 / 255
-    """Factor on the 0 to 255 pixel before the mean is taken away."""
+    """Factor on the 0 to 255 pixel before the mean is subtracted."""
 
 
 TestMode = Literal["none", "flip", "multiscale"]
-"""What a network is shown at test time: the image; with its mirror; both at several scales."""
+"""Inputs of a network at test time: the image; the image and its mirror; both at several scales."""
 MODES: tuple[TestMode, ...] = ("none", "flip", "multiscale")
 
 
@@ -38,13 +39,13 @@ MODES: tuple[TestMode, ...] = ("none", "flip", "multiscale")
 class View:
     """Images of a batch at one scale, as the network receives them."""
 
-    images: Tensor
-    """float `(batch, 3, height, width)`, normalised."""
-    transforms: Tensor
-    """float `(batch, 2, 3)`: the affine maps from each image's frame to the input frame."""
-    content_sizes: Tensor | None = None
-    """int64 `(batch, 2)`: rows and columns that hold the photograph where all padding is right of and below it; None
-    where the whole input counts."""
+    images: Float[Tensor, "batch 3 height width"]
+    """Normalised."""
+    transforms: Float[Tensor, "batch 2 3"]
+    """The affine maps from each image's frame to the input frame."""
+    content_sizes: Int[Tensor, "batch 2"] | None = None
+    """Rows and columns that hold the photograph, if all padding is right of and below it; None if the whole input
+    counts."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -54,7 +55,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What others published for a detector, and how their files keep it."""
+    """Weights that others published for a detector, and the layouts of their files."""
 
     imagenet_weights: str = ""
     """Address of the ImageNet weights that the publication starts from; empty where it starts from none."""
@@ -63,17 +64,17 @@ class Published:
     class_layers: tuple[str, ...] = ()
     """Layers whose first dimension counts classes: a file for other classes does not fit them."""
     file_layouts: tuple[FileLayout, ...] = ()
-    """How files of other libraries keep this detector; if none fits a file, its keys are taken as they are."""
+    """Layouts of other libraries' files; if none fits a file, its keys are taken as they are."""
     export_layouts: Mapping[str, FileLayout] = field(default_factory=lambda: {"authors": AUTHORS_STATE_DICT})
     """Layouts that the weights can be written in, by the library's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestTime:
-    """Test-time augmentation, as far as a publication has it."""
+    """Test-time augmentation that a publication has."""
 
     modes: tuple[TestMode, ...] = ("none",)
-    """What the network may be shown."""
+    """Modes that may be chosen."""
     scales: tuple[float, ...] = (1.0,)
     """Factors on the size of the image in the mode "multiscale"."""
     soft_nms: bool = False
@@ -83,10 +84,14 @@ class TestTime:
 
 
 class Detector(nn.Module, ABC):
-    """One published detector: its network, its targets, its losses and its decoding."""
+    """One published detector: its network, targets, losses and decoding.
+
+    A new one implements `forward`, `encode`, `losses` and `decode`, and sets the attributes without a default. The
+    other methods have bodies that fit most detectors.
+    """
 
     name: str = "detector"
-    """What `build` was asked for."""
+    """The name that `build` was called with."""
     preprocessing: Preprocessing
     sizes: Multiples
     """Input sizes that the network takes."""
@@ -94,7 +99,7 @@ class Detector(nn.Module, ABC):
     published: Published = Published()
     test_time: TestTime = TestTime()
     needs: tuple[str, ...] = ()
-    """Names of the further annotations without which `encode` has no targets."""
+    """Names of the further annotations that `encode` cannot do without."""
     takes_rotated_images: bool = False
     """`encode` takes `rotated`, images that augmentation has turned, whose boxes are those of the unturned image."""
 
@@ -104,34 +109,39 @@ class Detector(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Any:
-        """Raw logits, as the authors' forward gives them.
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Any:
+        """Run the network. Returns raw logits, as the authors' forward does.
 
         Args:
-            images: float `(batch, 3, height, width)`, normalised as `preprocessing` says, of a size that fits
-                `sizes`.
+            images: normalised as `preprocessing` says, of a size that fits `sizes`.
         """
 
     @abstractmethod
-    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> Any:
-        """Targets of a whole batch, on the device of `boxes`, without gradient and without a loop over objects.
+    def encode(
+        self,
+        boxes: Float[Tensor, "batch objects 4"],
+        labels: Int[Tensor, "batch objects"],
+        input_size: tuple[int, int],
+        **extra: Tensor,
+    ) -> Any:
+        """Encode the targets of a whole batch, on the device of `boxes`, without gradient or a loop over objects.
 
         Args:
-            boxes: float32 `(batch, max_objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame.
-            labels: int64 `(batch, max_objects)`, -1 for padding.
+            boxes: x1, y1, x2, y2, unclipped, in the input frame; float32.
+            labels: index into the class list, -1 for padding.
             input_size: height and width of the input, in pixels.
-            extra: further annotations under their own names (keypoints and the like).
+            extra: further annotations by their names: those of `needs`, and `rotated` or `rescaled`.
         """
 
     @abstractmethod
     def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
-        """The loss's parts by name, in float32, and their weighted sum under "loss"."""
+        """Compute the parts of the loss by name, in float32, and their weighted sum under "loss"."""
 
     @abstractmethod
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
-        """The best `limit` detections an image, boxes in the input frame; more where the publication keeps ties."""
+        """Find the best `limit` objects of each image, in the input frame; more if the publication keeps ties."""
 
-    def heatmaps(self, targets: Any) -> Tensor | None:
+    def heatmaps(self, targets: Any) -> Float[Tensor, "batch classes height width"] | None:
         """Heatmaps among the targets, for pictures: float `(batch, classes, height, width)`, 1 at object centres."""
         return None
 
@@ -157,7 +167,7 @@ class Detector(nn.Module, ABC):
         Args:
             views: the images at each of `scales_shown`, on the detector's device, which is in evaluation mode.
             mode: test-time augmentation.
-            soft: soft-NMS for a single scale, too.
+            soft: soft-NMS also for a single scale.
             limit: detections an image; more where the publication keeps ties.
             watch: receives the number of each view and the outputs for its images, such as to compute losses.
 
@@ -168,6 +178,7 @@ class Detector(nn.Module, ABC):
             DetectorError: this detector was not published with the mode, or with soft-NMS.
         """
         self.check_test_mode(mode, soft)
+        # float64, because scales of one image are compared and inverted.
         transforms = [view.transforms.cpu().double() for view in views]
         parts: list[list[Detections]] = [[] for _ in views[0].images]
         for number, view in enumerate(views):
@@ -192,7 +203,7 @@ class Detector(nn.Module, ABC):
 
         Args:
             mode: test-time augmentation.
-            soft: soft-NMS for a single scale, too.
+            soft: soft-NMS also for a single scale.
             scales: of the mode "multiscale", instead of the published ones.
 
         Raises:
@@ -201,12 +212,14 @@ class Detector(nn.Module, ABC):
         self.check_test_mode(mode, soft)
         return (tuple(scales) or self.test_time.scales) if mode == "multiscale" else (1.0,)
 
-    def mirror(self, images: Tensor, content_widths: Tensor) -> Tensor:
-        """The images `(batch, 3, height, width)` as the mirror shows them; `candidates` turns what comes of it back.
+    def mirror(
+        self, images: Float[Tensor, "batch 3 height width"], content_widths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Mirror the images of a view; `candidates` turns the outputs back.
 
         Args:
             images: normalised.
-            content_widths: int64 `(batch,)`, columns that hold the photograph where all padding is behind it.
+            content_widths: columns that hold the photograph, if all padding is to its right.
         """
         return images.flip(-1)
 
@@ -217,36 +230,35 @@ class Detector(nn.Module, ABC):
         limit: int = 100,
         *,
         mirrored: Any = None,
-        content_sizes: Tensor | None = None,
+        content_sizes: Int[Tensor, "batch 2"] | None = None,
     ) -> list[Detections]:
-        """What one scale brings to `merge`, image by image, in the input frame.
+        """Decode one scale for `merge`, image by image, in the input frame.
 
         Args:
-            outputs: what `forward` gave.
+            outputs: result of `forward`.
             input_size: height and width of the input, in pixels.
             limit: detections an image.
-            mirrored: what `forward` gave for the mirrored images.
-            content_sizes: int64 `(batch, 2)`, rows and columns that hold the photograph where all padding is behind
-                it; without them all of the input.
+            mirrored: result of `forward` for the mirrored images.
+            content_sizes: rows and columns that hold the photograph; see `View`.
 
         Raises:
-            DetectorError: `mirrored` is given, and this detector was not published with it.
+            DetectorError: there is a mirror, which this detector was not published with.
         """
         if mirrored is not None:
             self.check_test_mode("flip")
         return self.decode(outputs, input_size, limit)
 
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
-        """The final detections of one image from those that `candidates` gave at each scale.
+        """Merge the candidates of one image at each scale into its final detections.
 
         Args:
             parts: one for each scale, all in one frame: the first scale's input frame if
                 `test_time.merges_in_input`, otherwise the image frame.
             limit: detections an image.
-            soft: soft-NMS for a single scale, too.
+            soft: soft-NMS also for a single scale.
 
         Raises:
-            DetectorError: there are several scales or `soft` is set, and this detector was not published with it.
+            DetectorError: this detector was not published with several scales, or with soft-NMS.
         """
         self.check_test_mode("multiscale" if len(parts) > 1 else "none", soft)
         return parts[0]
@@ -278,10 +290,10 @@ class Detector(nn.Module, ABC):
             )
 
     def check_test_mode(self, mode: str, soft: bool = False) -> None:
-        """Refuse what this detector was not published with.
+        """Refuse test-time augmentation that this detector was not published with.
 
         Raises:
-            DetectorError: with the modes that it has, or `soft` is set, and soft-NMS is not part of it.
+            DetectorError: with the modes that it has, or because of soft-NMS.
         """
         if soft and not self.test_time.soft_nms:
             raise DetectorError(f"{self.name} was not published with soft-NMS, which is CenterNet's. Leave it off.")
@@ -299,6 +311,7 @@ class Detector(nn.Module, ABC):
         widths = (
             torch.full((len(images),), images.shape[-1], device=images.device) if content is None else content[:, 1]
         )
+        # One batch of both keeps a GPU busier than two runs.
         both = self(torch.cat((images, self.mirror(images, widths))))
         half = len(images)
         tree_map = torch.utils._pytree.tree_map

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 class DetectorError(ValueError):
-    """A detector, setting or weights file that cannot be used: one line with what, where and what to do."""
+    """A detector, setting or weights file that cannot be used. The message is one line: what, where, what to do."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Settings of detectors: frozen dataclasses that refuse, in one line, what they cannot honour."""
+"""Checks for the settings of detectors: frozen dataclasses that refuse a value in one line."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Second = TypeVar("Second", bound="DataclassInstance")
 
 
 def configure(name: str, given: Mapping[str, Any], first: First, second: Second) -> tuple[First, Second]:
-    """Deal the settings `given` by name to two dataclasses, whose other fields stay as they are.
+    """Distribute settings by name over two dataclasses, whose other fields keep their values.
 
     Raises:
         DetectorError: the detector `name` has no such setting (the nearest is named), or refuses a value.
@@ -32,7 +32,7 @@ def configure(name: str, given: Mapping[str, Any], first: First, second: Second)
 
 
 def require_count(name: str, value: Any) -> None:
-    """Refuse what is no whole number of at least 1.
+    """Refuse a value that is not a whole number of at least 1.
 
     Raises:
         DetectorError: with the name and the value.
@@ -42,7 +42,7 @@ def require_count(name: str, value: Any) -> None:
 
 
 def require_weight(name: str, value: Any) -> None:
-    """Refuse what cannot be the weight of a loss.
+    """Refuse a value that cannot be the weight of a loss.
 
     Raises:
         DetectorError: with the name and the value.
@@ -52,17 +52,17 @@ def require_weight(name: str, value: Any) -> None:
 
 
 def require_fraction(name: str, value: Any) -> None:
-    """Refuse what does not lie between 0 and 1, both left out.
+    """Refuse a value that is not between 0 and 1, both excluded.
 
     Raises:
         DetectorError: with the name and the value.
     """
     if not _is_number(value) or not 0 < value < 1:
-        raise DetectorError(f"{name} is {value!r}; it has to lie between 0 and 1.")
+        raise DetectorError(f"{name} is {value!r}; it has to be between 0 and 1.")
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse what is none of `choices`.
+    """Refuse a value that is not among `choices`.
 
     Raises:
         DetectorError: with the name, the value and the choices.
@@ -72,7 +72,7 @@ def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def require_flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False.
+    """Refuse a value that is neither True nor False.
 
     Raises:
         DetectorError: with the name and the value.

@@ -1,8 +1,8 @@
 """Deep layer aggregation, DLA-34: a trunk of trees, and the deformable steps that merge its levels upwards.
 
-Two things in the published network do nothing, and stay because its checkpoints hold them: the ImageNet
+Two parts of the published network have no effect, and are kept because its checkpoints hold them: the ImageNet
 classifier `fc`, and the projections of trees that contain trees (the inner tree makes its own), whose batch norm
-statistics move although no gradient reaches them.
+statistics change although no gradient reaches them.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from detectors.layers.deformable_convolution import DeformableConvolution
 from detectors.layers.upsampling import bilinear_kernel
 
 DLA34_IMAGENET = "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth"
-"""Where its authors published the ImageNet weights; the server has been gone since, so a copy has to be given."""
+"""Address at which the authors published the ImageNet weights. The server is gone, so users must provide a copy."""
 
 
 class DLA34(nn.Module):
     """The convolutional part of DLA-34 in six levels, strides 1 to 32.
 
-    Weights start from He et al.'s normal initialisation (fan out), as those of the ImageNet training did. CenterNet's
-    code, which always loads what came of that, leaves PyTorch's.
+    Weights start from He et al.'s normal initialisation (fan out), as in the ImageNet training. CenterNet's code, which
+    always loads ImageNet's weights, leaves PyTorch's in place.
 
     Args:
         width: channels of the first level, which each later one doubles; 16 is the published network.
-        starts_as_pytorch: leave the weights as PyTorch makes them, uniform within 1 / sqrt(fan in).
+        starts_as_pytorch: leave the weights as PyTorch initialises them, uniform within 1 / sqrt(fan in).
 
     Source:
         Yu et al., Deep Layer Aggregation, table 1 (arXiv:1707.06484); xingyizhou/CenterNet,
@@ -49,6 +49,7 @@ class DLA34(nn.Module):
         for module in () if starts_as_pytorch else self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        # After the loop above, so that `fc` keeps PyTorch's start in either case.
         self.fc = nn.Conv2d(channels[5], 1000, 1)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -62,15 +63,15 @@ class DLA34(nn.Module):
 
 
 class Tree(nn.Module):
-    """Two subtrees one after the other; the root of the last one merges what all of them made.
+    """Two subtrees, one after the other; the root of the last one merges the results of all of them.
 
     Args:
         depth: 1 for two blocks and a root, more for two trees that are one shallower.
         in_channels: channels of the input.
         channels: channels of the output.
-        stride: by which the first block (and a max pooling beside it) reduces the resolution.
-        keep_input: also hand the pooled input to the root.
-        root_channels: channels that meet in the root, without the input; 0 for those of the two blocks alone.
+        stride: factor by which the first block (and a max pooling beside it) reduces the resolution.
+        keep_input: also pass the pooled input to the root.
+        root_channels: channels that enter the root, without the input; 0 for those of the two blocks alone.
     """
 
     def __init__(
@@ -103,13 +104,14 @@ class Tree(nn.Module):
         shortcut = bottom if self.project is None else self.project(bottom)
         for_root = [*for_root, bottom] if self.keep_input else for_root
         first = self.tree1(features, shortcut)
+        # Only the innermost last tree has a root. It receives the results of all trees around it, too.
         if self.depth == 1:
             return cast(Tensor, self.root([self.tree2(first), first, *for_root]))
         return cast(Tensor, self.tree2(first, for_root=[*for_root, first]))
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around which a shortcut (the input, where none is given) is added."""
+    """Two 3x3 convolutions, to whose result a shortcut (by default the input) is added."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -126,7 +128,7 @@ class Block(nn.Module):
 
 
 class Root(nn.Module):
-    """1x1 convolution over several features side by side."""
+    """1x1 convolution over concatenated features."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -153,12 +155,12 @@ class DeformableBlock(nn.Module):
 
 
 class IterativeAggregation(nn.Module):
-    """Bring each coarser level to the resolution of the one before it and merge the two, level after level.
+    """Enlarge each coarser level to the resolution of the one before it and merge the two, level after level.
 
     Args:
         channels: channels of the result and of every merged level.
         in_channels: channels of the levels, finest first.
-        factors: by which each level but the first is enlarged.
+        factors: of enlargement, for each level but the first.
 
     Source:
         Yu et al., Deep Layer Aggregation, section 3.1; pose_dla_dcn.py, `IDAUp`.
@@ -177,7 +179,7 @@ class IterativeAggregation(nn.Module):
             self.add_module(f"node_{step}", DeformableBlock(channels, channels))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The finest level as it came, then each merge with the result before it, all in its resolution."""
+        """The finest level unchanged, then the result of each merge, all at its resolution."""
         merged = [levels[0]]
         for step, level in enumerate(levels[1:], start=1):
             project, enlarge, node = (getattr(self, f"{part}_{step}") for part in ("proj", "up", "node"))
@@ -186,7 +188,7 @@ class IterativeAggregation(nn.Module):
 
 
 class HierarchicalAggregation(nn.Module):
-    """Merge levels from the coarse end: each round reaches one level finer and carries the merged ones along.
+    """Merge levels from the coarse end: each round adds one finer level and merges the results again.
 
     Args:
         channels: channels of the levels, finest first; each is twice as fine as the next.
@@ -200,7 +202,7 @@ class HierarchicalAggregation(nn.Module):
         num_rounds = len(channels) - 1
         for turn in range(num_rounds):
             finest = num_rounds - 1 - turn
-            # After the first round, the levels behind the next one all have its channels and resolution.
+            # Earlier rounds left all coarser levels with the channels and resolution of the next one.
             coarser = [channels[finest + 1]] * (turn + 1)
             self.add_module(
                 f"ida_{turn}",
@@ -208,11 +210,12 @@ class HierarchicalAggregation(nn.Module):
             )
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """What each round ends with, finest first, and the coarsest level as it came."""
+        """Last result of each round, finest first, and the coarsest level unchanged."""
         levels = list(levels)
         results = [levels[-1]]
         for turn in range(len(levels) - 1):
             finest = len(levels) - 2 - turn
+            # The published code changes this list in place, too: the next round starts from merged levels.
             levels[finest:] = getattr(self, f"ida_{turn}")(levels[finest:])
             results.insert(0, levels[-1])
         return results

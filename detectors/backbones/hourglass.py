@@ -1,10 +1,10 @@
-"""The stacked hourglass of CornerNet, which CenterNet shares: down by strided residuals, up by repetition.
+"""The stacked hourglass of CornerNet, also used by CenterNet: down by strided residuals, up by repetition.
 
-There is no pooling, batch norm follows every convolution, and each stack gives features at stride 4.
+There is no pooling, batch norm follows every convolution, and each stack returns features at stride 4.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 from detectors.layers.recomputation import recomputed
 
 
+@runtime_checkable
 class HourglassLayers(Protocol):
     """Owner of an hourglass's layers under their published names: a trunk, or a detector that has them as its own."""
 
@@ -42,9 +43,9 @@ class Hourglass(nn.Module):
     Args:
         width: channels at stride 4; the deeper levels have 1, 1.5, 1.5, 1.5 and 2 times as many. 256 and two
             stacks are Hourglass-104.
-        stacks: hourglasses one after the other.
-        activation_checkpointing: keep only the inputs of residuals for backward, and compute the rest again:
-            less memory for about a third more time, with the same results bit for bit.
+        stacks: number of hourglasses, one after the other.
+        activation_checkpointing: keep only the inputs of residuals for backward, and recompute the rest: less memory
+            for about a third more time, with the same results bit for bit.
 
     Source:
         Law and Deng, CornerNet, section 3.5 (arXiv:1808.01244); xingyizhou/CenterNet,
@@ -73,11 +74,11 @@ class Hourglass(nn.Module):
 
 
 class HourglassLevel(nn.Module):
-    """One level of an hourglass and, inside of it, all the deeper ones.
+    """One level of an hourglass and, inside it, all the deeper ones.
 
     Args:
-        channels: of this level and those below, of which there is at least one.
-        blocks: residuals on each way of these levels.
+        channels: of this level and of those below, at least one.
+        blocks: number of residuals on each path of these levels.
     """
 
     def __init__(self, channels: Sequence[int], blocks: Sequence[int]) -> None:
@@ -100,7 +101,7 @@ class HourglassLevel(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class Residual(nn.Module):
 
 
 class ConvolutionBlock(nn.Module):
-    """Convolution, batch norm (or a bias instead), ReLU."""
+    """Convolution, batch norm or a bias, ReLU."""
 
     def __init__(
         self,

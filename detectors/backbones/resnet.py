@@ -1,13 +1,13 @@
 """ResNet trunks whose parameters carry torchvision's names, so that its ImageNet files load by name.
 
-The stride of a bottleneck sits in its 3x3 convolution (as in torchvision, not as in the paper), but for
-`CaffeResNet`, where it sits in the first 1x1. There is no classifier: `forward` gives the four stages.
+The stride of a bottleneck is in its 3x3 convolution (as in torchvision, not as in the paper), except in `CaffeResNet`,
+where it is in the first 1x1. There is no classifier: `forward` returns the four stages.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -42,12 +42,13 @@ TORCHVISION_IMAGENET = {
 CAFFE_IMAGENET = {
     depth: f"https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-{depth}.pkl" for depth in (50, 101)
 }
-"""The files of the paper's authors as Detectron keeps them, by depth; FCOS's authors start from these."""
+"""The files of the paper's authors, as Detectron distributes them, by depth; FCOS's authors start from these."""
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation of so many channels."""
+"""Makes the normalisation for a number of channels."""
 
 
+@runtime_checkable
 class ResNetLayers(Protocol):
     """Owner of a ResNet's layers under their published names: a trunk, or a detector that has them as its own."""
 
@@ -72,14 +73,14 @@ def run_stages(layers: ResNetLayers, after_stem: Tensor) -> list[Tensor]:
 class ResNet(nn.Module):
     """The convolutional part of a residual network.
 
-    Weights start from He et al.'s normal initialisation (fan out), batch norm from 1 and 0: what torchvision's
-    ImageNet training started from. CenterNet's code, which always loads ImageNet's weights, leaves PyTorch's.
+    Weights start from He et al.'s normal initialisation (fan out), batch norm from 1 and 0, as in torchvision's
+    ImageNet training. CenterNet's code, which always loads ImageNet's weights, leaves PyTorch's in place.
 
     Args:
         depth: 18, 34, 50, 101 or 152 layers; from 50 on, blocks are bottlenecks with 4 times the channels.
         width: channels of the first stage, which the three later ones double; 64 is the published network.
-        norm: makes the normalisation behind each convolution.
-        starts_as_pytorch: leave the weights as PyTorch makes them, uniform within 1 / sqrt(fan in).
+        norm: makes the normalisation after each convolution.
+        starts_as_pytorch: leave the weights as PyTorch initialises them, uniform within 1 / sqrt(fan in).
 
     Raises:
         DetectorError: there is no network of this depth.
@@ -124,11 +125,11 @@ class ResNet(nn.Module):
         self.bn1 = norm(width)
 
     def start(self, convolution: nn.Conv2d) -> None:
-        """Give a convolution its first weights."""
+        """Initialise a convolution."""
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
 
     def freeze_first_stages(self) -> None:
-        """Let the stem and the first stage keep their weights: what detectors do that start from ImageNet."""
+        """Exclude the stem and the first stage from training, as detectors do that start from ImageNet."""
         for parameter in itertools.chain(self.stem_parameters(), self.layer1.parameters()):
             parameter.requires_grad_(False)
 
@@ -140,8 +141,8 @@ class ResNet(nn.Module):
 class CaffeResNet(ResNet):
     """The ResNet of the paper's own Caffe files, as Detectron and the authors of FCOS name it.
 
-    Strides sit in the first 1x1 convolution of a bottleneck, the first convolution is in a module `stem`, and weights
-    start from He's uniform initialisation for a linear layer. All else is `ResNet`.
+    Strides are in the first 1x1 convolution of a bottleneck, the first convolution is in a module `stem`, and weights
+    start from He's uniform initialisation for a linear layer. Everything else is `ResNet`'s.
 
     Source:
         tianzhi0549/FCOS, fcos_core/modeling/backbone/resnet.py, `STRIDE_IN_1X1`.
@@ -164,12 +165,12 @@ class CaffeResNet(ResNet):
         return self.stem.parameters()
 
     def start(self, convolution: nn.Conv2d) -> None:
-        """Give a convolution its first weights."""
+        """Initialise a convolution."""
         nn.init.kaiming_uniform_(convolution.weight, a=1)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is added."""
+    """Two 3x3 convolutions, with the input added to their result."""
 
     expansion = 1
 
@@ -199,7 +200,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 that narrow and widen the channels, around which the input is added."""
+    """A 3x3 convolution between two 1x1 that narrow and widen the channels, with the input added to their result."""
 
     expansion = 4
 
@@ -214,7 +215,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         if stride_in_1x1:
-            # Files of Caffe's descendants list the shortcut first.
+            # Files of Caffe's descendants list the shortcut first, and keys keep the order of registration.
             self.downsample = downsample
         narrow = channels // self.expansion
         self.conv1 = nn.Conv2d(in_channels, narrow, 1, stride=stride if stride_in_1x1 else 1, bias=False)

@@ -1,9 +1,9 @@
 """CenterNet for cars and people in 3D: depth, size in metres and orientation of an object, read at its centre.
 
 On top of the heads for boxes: `dep` is the depth through 1 / sigmoid - 1; `dim` height, width and length in
-metres; `rot` the observation angle in two bins that overlap, each with two logits, sine and cosine. Quirks that
-the published results rest on: Gaussians take their reach from sizes that are not rounded up, and depth, size and
-box losses are means over all slots, empty ones included, so they shrink where objects are few.
+metres; `rot` the observation angle in two bins that overlap, each with two logits, sine and cosine. Published results
+depend on two quirks: the reach of Gaussians follows from sizes that are not rounded up, and the losses on depth, size
+and boxes are means over all slots, empty ones included, so they shrink if objects are few.
 """
 
 import math
@@ -21,20 +21,21 @@ from detectors.detections import Detections
 from detectors.detector import TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
+from detectors.shapes import Bool, Float, Int
 from detectors.shared.losses import at_centers, penalty_reduced_focal_loss
 
 _NEARLY_A_CENTER = 0.9999
-"""Value of the heatmap at the centre of an ignored object: no positive, and next to no punishment."""
+"""Value of the heatmap at the centre of an ignored object: not a positive, and almost no penalty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CenterNet3DSettings(CenterNetSettings):
-    """What may be chosen about 3D; the defaults are the published KITTI training."""
+    """Settings of 3D; the defaults are the published KITTI training."""
 
     max_objects: int = 50
     """Annotations of an image that are used, the first ones in file order."""
     pixel_statistics: Literal["coco", "imagenet"] = "imagenet"
-    """Mean and spread of pixels that inputs are normalised by: COCO's or ImageNet's."""
+    """Mean and deviation of pixels for normalisation: COCO's or ImageNet's."""
     depth_weight: float = 1.0
     """Weight of the loss on depth, in metres."""
     dimension_weight: float = 1.0
@@ -52,18 +53,18 @@ class CenterNet3DSettings(CenterNetSettings):
 
 @dataclass(frozen=True)
 class CenterNet3DTargets(CenterNetTargets):
-    """What the losses are given for a batch, one row per slot.
+    """Targets of a batch, one row per slot."""
 
-    `depth` float32 `(batch, max_objects, 1)` and `dimensions` `(batch, max_objects, 3)` in metres; `in_bin` bool
-    and `rotation` float32 `(batch, max_objects, 2)`, whether the angle lies in a bin and how far from its middle;
-    `metric_mask` bool `(batch, max_objects)`, `object_mask` without the images whose scale was changed.
-    """
-
-    depth: Tensor
-    dimensions: Tensor
-    in_bin: Tensor
-    rotation: Tensor
-    metric_mask: Tensor
+    depth: Float[Tensor, "batch max_objects 1"]
+    """In metres."""
+    dimensions: Float[Tensor, "batch max_objects 3"]
+    """Height, width and length, in metres."""
+    in_bin: Bool[Tensor, "batch max_objects 2"]
+    """The angle is in this bin."""
+    rotation: Float[Tensor, "batch max_objects 2"]
+    """Distance of the angle from the middle of each bin, in radians."""
+    metric_mask: Bool[Tensor, "batch max_objects"]
+    """`object_mask` without the images whose scale was changed."""
 
 
 class CenterNet3D(CenterNet):
@@ -71,7 +72,7 @@ class CenterNet3D(CenterNet):
 
     settings: CenterNet3DSettings
     needs = ("depth", "dimensions", "alpha")
-    # A mirror turns the observation angle around, which nobody has published an average of.
+    # A mirror turns the observation angle around; nobody has published an average of the two.
     test_time = TestTime()
 
     def head_channels(self) -> dict[str, int]:
@@ -79,17 +80,23 @@ class CenterNet3D(CenterNet):
         return {"hm": self.num_classes, "dep": 1, "rot": 8, "dim": 3, "wh": 2, "reg": 2}
 
     @torch.no_grad()
-    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> CenterNet3DTargets:
-        """Targets of a batch; boxes as in `CenterNet.encode`, but for the Gaussian's reach.
+    def encode(
+        self,
+        boxes: Float[Tensor, "batch objects 4"],
+        labels: Int[Tensor, "batch objects"],
+        input_size: tuple[int, int],
+        **extra: Tensor,
+    ) -> CenterNet3DTargets:
+        """Encode the targets of a batch; boxes as in `CenterNet.encode`, except for the Gaussian's reach.
 
         Args:
-            boxes: float32 `(batch, objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame.
-            labels: int64 `(batch, objects)`, -1 for padding. -2 - c says that there is something which is to be
-                ignored for class c (KITTI's vans for cars); -2 - num_classes, for every class ("don't care").
+            boxes: x1, y1, x2, y2, unclipped, in the input frame.
+            labels: -1 for padding; -2 - c for an object to ignore for class c (KITTI's vans for cars); and
+                -2 - num_classes for one to ignore for every class ("don't care").
             input_size: height and width of the input, in pixels.
             extra: `depth` `(batch, objects)` and `dimensions` `(batch, objects, 3)` as height, width, length, in
-                metres; `alpha` `(batch, objects)`, the observation angle in radians, -pi .. pi; and, where there
-                are any, `rescaled` bool `(batch,)`, images whose augmentation makes depths and sizes wrong.
+                metres; `alpha` `(batch, objects)`, the observation angle in radians, -pi .. pi; and optionally
+                `rescaled` bool `(batch,)`, images whose augmentation makes depths and sizes wrong.
 
         Raises:
             DetectorError: as in `CenterNet.encode`, or a field is missing or has another shape.
@@ -145,12 +152,11 @@ class CenterNet3D(CenterNet):
         return {**parts, "loss": torch.stack(weighted).sum()}
 
     def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
-        """Boxes as CenterNet's, with `box3d` `(objects, 7)`, all of which needs no camera.
+        """Boxes as CenterNet's, with `box3d`, for which no camera has to be known.
 
-        Columns: x and y of the centre in the input frame; depth, height, width and length in metres; alpha, the
-        observation angle in radians, of the bin that is the surer of the two. `place_in_camera` makes locations
-        of these. Published results keep scores above 0.2, and take a box's width and height to the image as if they
-        were a point, which adds a pixel or two to KITTI's heights; here they are sizes.
+        The observation angle is that of the more certain bin. `place_in_camera` turns all into locations. Published
+        results keep scores above 0.2, and move a box's width and height to the image as if they were a point, which
+        adds a pixel or two to KITTI's heights; here they are sizes.
 
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `ddd_decode`; src/lib/utils/ddd_utils.py.
@@ -170,7 +176,7 @@ class CenterNet3D(CenterNet):
     def _heatmap(
         self, labels: Tensor, cell: Tensor, size: Tensor, in_frame: Tensor, input_size: tuple[int, int]
     ) -> Tensor:
-        """Objects and ignored objects; of two on one cell, the later one says whether it is a centre."""
+        """Draw objects and ignored objects; of two on one cell, the later one decides whether it is a centre."""
         batch, slots = labels.shape
         classes = torch.arange(self.num_classes, device=labels.device)
         real = in_frame[..., None] & (labels[..., None] == classes)  # batch, slots, classes
@@ -191,7 +197,7 @@ class CenterNet3D(CenterNet):
         marked = (ignored & ~is_center_again).flatten()
         first_cell = torch.arange(batch * self.num_classes, device=labels.device).view(batch, 1, -1) * height * width
         flat_index = (first_cell + index[..., None]).flatten()
-        # The Gaussian has left a 1 there; what is not marked is sent to cell 0 with a value that lowers nothing.
+        # The Gaussian left a 1 there. Rows that are not marked go to cell 0, with a value that lowers nothing.
         heatmap.view(-1).scatter_reduce_(
             0,
             torch.where(marked, flat_index, 0),
@@ -214,18 +220,17 @@ class CenterNet3D(CenterNet):
         return fields
 
 
-def depth_of(raw: Tensor) -> Tensor:
+def depth_of(raw: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Depth in metres from the raw output of its head (eq. 10 of the paper)."""
     return 1 / (raw.sigmoid() + 1e-6) - 1
 
 
-def mean_over_slots(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference over all entries, of which those that `mask` leaves out count as 0.
-
-    Args:
-        values: float32 `(batch, objects, coordinates)`.
-        targets: same shape.
-        mask: bool `(batch, objects)`.
+def mean_over_slots(
+    values: Float[Tensor, "batch objects coordinates"],
+    targets: Float[Tensor, "batch objects coordinates"],
+    mask: Bool[Tensor, "batch objects"],
+) -> Float[Tensor, ""]:
+    """Mean absolute difference over all entries; those outside of `mask` count as 0.
 
     Source:
         xingyizhou/CenterNet, src/lib/models/losses.py, `L1Loss`.
@@ -233,14 +238,14 @@ def mean_over_slots(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask[..., None], values - targets, 0).abs().mean()
 
 
-def orientation_bins(alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the two bins an angle lies in, and its distance from their middles, -pi/2 and pi/2.
+def orientation_bins(alpha: Float[Tensor, "*any"]) -> tuple[Bool[Tensor, "*any 2"], Float[Tensor, "*any 2"]]:
+    """Find the bins, of two, that an angle is in, and its distance from their middles, -pi/2 and pi/2.
 
     Args:
-        alpha: `(...)` observation angle in radians, -pi .. pi.
+        alpha: observation angle in radians, -pi .. pi.
 
     Returns:
-        bool and float32 `(..., 2)`. Around 0 and pi an angle is in both bins; outside of a bin the distance is 0.
+        Around 0 and pi, an angle is in both bins; outside of a bin the distance is 0.
     """
     sixth = math.pi / 6
     in_bin = torch.stack(((alpha < sixth) | (alpha > 5 * sixth), (alpha > -sixth) | (alpha < -5 * sixth)), dim=-1)
@@ -248,16 +253,21 @@ def orientation_bins(alpha: Tensor) -> tuple[Tensor, Tensor]:
     return in_bin, torch.where(in_bin, alpha[..., None] - middles, 0)
 
 
-def rotation_loss(values: Tensor, in_bin: Tensor, rotation: Tensor, mask: Tensor) -> Tensor:
-    """Whether the angle is in a bin, by cross-entropy, and smooth L1 on sine and cosine where it is.
+def rotation_loss(
+    values: Float[Tensor, "batch objects 8"],
+    in_bin: Bool[Tensor, "batch objects 2"],
+    rotation: Float[Tensor, "batch objects 2"],
+    mask: Bool[Tensor, "batch objects"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy on whether the angle is in a bin, and smooth L1 on sine and cosine if it is.
 
-    The cross-entropies are means over all slots: an empty one, its logits taken as 0, adds log 2.
+    The cross-entropies are means over all slots: an empty one, whose logits become 0, adds log 2.
 
     Args:
-        values: float32 `(batch, objects, 8)`: for each bin the logits of out and in, the sine, the cosine.
-        in_bin: bool `(batch, objects, 2)`.
-        rotation: `(batch, objects, 2)`, distance from the middle of each bin, in radians.
-        mask: bool `(batch, objects)`.
+        values: for each bin the logits of "out" and "in", the sine, the cosine.
+        in_bin: the angle is in this bin.
+        rotation: distance from the middle of each bin, in radians.
+        mask: slots that hold an object.
 
     Source:
         xingyizhou/CenterNet, src/lib/models/losses.py, `BinRotLoss`. The paper says L1 for sine and cosine.
@@ -273,11 +283,11 @@ def rotation_loss(values: Tensor, in_bin: Tensor, rotation: Tensor, mask: Tensor
     return total
 
 
-def surer_angle(rotation: Tensor) -> Tensor:
-    """Observation angle in radians, of the bin whose logit of "in" is larger.
+def surer_angle(rotation: Float[Tensor, "*any 8"]) -> Float[Tensor, "*any"]:
+    """Observation angle in radians, from the bin whose logit of "in" is larger.
 
     Args:
-        rotation: `(..., 8)`, as the head gives it.
+        rotation: raw output of the head; see `rotation_loss`.
 
     Source:
         xingyizhou/CenterNet, src/lib/utils/post_process.py, `get_alpha`.
@@ -288,20 +298,24 @@ def surer_angle(rotation: Tensor) -> Tensor:
 
 
 def place_in_camera(
-    centers: Tensor, depth: Tensor, dimensions: Tensor, alpha: Tensor, calibration: Tensor
-) -> tuple[Tensor, Tensor]:
+    centers: Float[Tensor, "objects 2"],
+    depth: Float[Tensor, " objects"],
+    dimensions: Float[Tensor, "objects 3"],
+    alpha: Float[Tensor, " objects"],
+    calibration: Float[Tensor, "3 4"],
+) -> tuple[Float[Tensor, "objects 3"], Float[Tensor, " objects"]]:
     """Location and orientation of objects in the camera's frame.
 
     Args:
-        centers: `(objects, 2)` as x, y in the image frame.
-        depth: `(objects,)` in metres.
-        dimensions: `(objects, 3)`, height, width, length in metres.
-        alpha: `(objects,)`, observation angle in radians.
-        calibration: `(3, 4)`, the camera's projection matrix (KITTI's P2).
+        centers: x, y in the image frame.
+        depth: in metres.
+        dimensions: height, width, length in metres.
+        alpha: observation angle in radians.
+        calibration: the camera's projection matrix (KITTI's P2).
 
     Returns:
-        `(objects, 3)`, x, y, z in metres of the middle of the object's underside, as KITTI has it, and
-        `(objects,)`, the rotation around the vertical axis in radians, -pi .. pi.
+        x, y, z in metres of the middle of the object's underside, KITTI's convention; and the rotation around the
+        vertical axis in radians, -pi .. pi.
 
     Source:
         xingyizhou/CenterNet, src/lib/utils/ddd_utils.py, `ddd2locrot`.

@@ -1,7 +1,7 @@
 """CenterNet: an object is the centre of its box, a peak on a heatmap (Objects as Points, arXiv:1904.07850).
 
-Everything is at a quarter of the input's resolution: the networks' output stride is 4, and a *cell* is 4 input
-pixels. Heads have their published names: `hm` is the heatmap, `wh` the size, `reg` the offset.
+Maps have a quarter of the input's resolution: the output stride is 4, and a *cell* is 4 input pixels wide. Heads have
+their published names: `hm` is the heatmap, `wh` the size, `reg` the offset.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +29,7 @@ from detectors.detections import Detections
 from detectors.detector import MODES, Detector, Published, TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
+from detectors.shapes import Bool, Float, Int
 from detectors.shared import boxes as box
 from detectors.shared.gaussian import gaussian_heatmaps, published_radius
 from detectors.shared.losses import (
@@ -46,7 +47,7 @@ STRIDE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CenterNetSettings:
-    """What may be chosen about CenterNet, whatever its network; the defaults are the published COCO training."""
+    """Settings of CenterNet, for any network; the defaults are the published COCO training."""
 
     max_objects: int = 128
     """Annotations of an image that are used, the first ones in file order."""
@@ -61,8 +62,8 @@ class CenterNetSettings:
     min_overlap: float = 0.7
     """IoU from which the radius of the Gaussians follows."""
     pixel_statistics: Literal["coco", "imagenet"] = "coco"
-    """Mean and spread of pixels that inputs are normalised by: COCO's, or, as published for VOC and KITTI, ImageNet's
-    for RGB though the images are BGR."""
+    """Mean and deviation of pixels for normalisation: COCO's or ImageNet's. The latter, published for VOC and KITTI,
+    are for RGB but applied to BGR images."""
 
     def __post_init__(self) -> None:
         require_count("max_objects", self.max_objects)
@@ -75,52 +76,47 @@ class CenterNetSettings:
 
 @dataclass(frozen=True)
 class CenterNetTargets:
-    """What the losses are given for a batch; object rows keep the slots of the annotations.
+    """Targets of a batch, in cells; object rows keep the slots of the annotations.
 
-    `heatmap` float32 `(batch, classes, height, width)`; `size` and `offset` float32 `(batch, max_objects, 2)` in
-    cells; `center_index` int64 `(batch, max_objects)`, y * width + x; `object_mask` bool, same shape. The
-    mask is False where a slot is padding or its box was dropped, and all else is 0 there.
+    `object_mask` is False where a slot is padding or its box was dropped; all other values are 0 there.
     """
 
-    heatmap: Tensor
-    size: Tensor
-    offset: Tensor
-    center_index: Tensor
-    object_mask: Tensor
+    heatmap: Float[Tensor, "batch classes height width"]
+    size: Float[Tensor, "batch max_objects 2"]
+    offset: Float[Tensor, "batch max_objects 2"]
+    center_index: Int[Tensor, "batch max_objects"]
+    """y * width + x"""
+    object_mask: Bool[Tensor, "batch max_objects"]
 
 
 @dataclass(frozen=True)
 class CenterNetObjects:
-    """Annotations of a batch in the frame of cells, one row per slot.
+    """Annotations of a batch in the frame of cells, one row per slot; sizes and places are those of the clipped box."""
 
-    `labels` int64 `(batch, max_objects)`; `in_frame` bool, same shape: no padding, and something of the box is
-    left in the frame (all but `labels` is 0 elsewhere); `size`, `offset` float32 and `cell` int64
-    `(batch, max_objects, 2)`, of the clipped box; `index` int64, y * width + x of the cell.
-    """
-
-    labels: Tensor
-    in_frame: Tensor
-    size: Tensor
-    cell: Tensor
-    offset: Tensor
-    index: Tensor
+    labels: Int[Tensor, "batch max_objects"]
+    in_frame: Bool[Tensor, "batch max_objects"]
+    """The slot is not padding, and part of the box is in the frame. Elsewhere all values but the labels are 0."""
+    size: Float[Tensor, "batch max_objects 2"]
+    cell: Int[Tensor, "batch max_objects 2"]
+    """x and y"""
+    offset: Float[Tensor, "batch max_objects 2"]
+    index: Int[Tensor, "batch max_objects"]
+    """y * width + x of the cell"""
 
 
 @dataclass(frozen=True)
 class CenterNetPoints:
-    """The best peaks of a batch; `cell` float32 `(batch, peaks, 2)` as x, y.
-
-    `center` `(batch, peaks, 2)` and `boxes` `(batch, peaks, 4)` are in the input frame.
-    """
+    """The best peaks of a batch; centres and boxes are in the input frame."""
 
     peaks: Peaks
-    cell: Tensor
-    center: Tensor
-    boxes: Tensor
+    cell: Float[Tensor, "batch peaks 2"]
+    """x and y"""
+    center: Float[Tensor, "batch peaks 2"]
+    boxes: Float[Tensor, "batch peaks 4"]
 
 
 class CenterNet(Detector):
-    """Boxes as points: the heads, their targets and losses, and the way back to boxes.
+    """Boxes as points: heads, targets, losses, and decoding.
 
     Args:
         num_classes: classes to tell apart.
@@ -158,25 +154,30 @@ class CenterNet(Detector):
         """Output channels of each head, under the published names and in their order."""
         return {"hm": self.num_classes, "wh": 2, "reg": 2}
 
-    def forward(self, images: Tensor) -> Outputs:
-        """Raw maps of each stack, from normalised images `(batch, 3, height, width)`."""
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
+        """Raw maps of each stack, from normalised images."""
         self.check_input_size((images.shape[-2], images.shape[-1]))
         return self.network.run(self, images)
 
     @torch.no_grad()
-    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> CenterNetTargets:
-        """Targets of a batch (section 3 of the paper; section "target encoding" of the published sampler).
+    def encode(
+        self,
+        boxes: Float[Tensor, "batch objects 4"],
+        labels: Int[Tensor, "batch objects"],
+        input_size: tuple[int, int],
+        **extra: Tensor,
+    ) -> CenterNetTargets:
+        """Encode the targets of a batch (section 3 of the paper).
 
-        Boxes are clipped to 0 .. width - 1 and 0 .. height - 1 of the cell frame (127 of 128), and dropped where
-        nothing is left; sizes, offsets and centres are those of the clipped box. A centre's cell comes from
-        truncation, the Gaussian's reach from the box's height and width rounded up to whole cells.
+        Boxes are clipped to 0 .. width - 1 and 0 .. height - 1 of the cell frame (127 of 128), and dropped if
+        nothing is left; sizes, offsets and centres are those of the clipped box. Truncating a centre yields its cell;
+        the Gaussian's reach follows from the box's height and width, rounded up to whole cells.
 
         Args:
-            boxes: float32 `(batch, objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame; the first
-                `max_objects` count.
-            labels: int64 `(batch, objects)`, -1 for padding.
+            boxes: x1, y1, x2, y2, unclipped, in the input frame; the first `max_objects` of an image count.
+            labels: -1 for padding.
             input_size: height and width of the input, in pixels.
-            extra: not used by a detector of boxes.
+            extra: not used.
 
         Raises:
             DetectorError: a label is not below `num_classes`, or the input's size does not fit `sizes`.
@@ -216,18 +217,18 @@ class CenterNet(Detector):
         loss = settings.heatmap_weight * heatmap + settings.size_weight * size + settings.offset_weight * offset
         return {"heatmap": heatmap, "size": size, "offset": offset, "loss": loss}
 
-    def heatmaps(self, targets: CenterNetTargets) -> Tensor:
+    def heatmaps(self, targets: CenterNetTargets) -> Float[Tensor, "batch classes height width"]:
         """Heatmaps of the classes, `(batch, classes, height / 4, width / 4)`; see `Detector.heatmaps`."""
         return targets.heatmap
 
     @torch.no_grad()
     def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
-        """The best `limit` peaks of the last stack, without a threshold and without clipping (section 4).
+        """Find the best `limit` peaks of the last stack, without a threshold and without clipping (section 4).
 
         Args:
-            outputs: what `forward` gave.
+            outputs: result of `forward`.
             input_size: height and width of the input, in pixels.
-            limit: detections an image; cells that are no peak fill up the list with a score of 0.
+            limit: detections an image; cells that are not peaks fill up the list with a score of 0.
 
         Raises:
             DetectorError: the maps are not a quarter of `input_size`.
@@ -245,9 +246,9 @@ class CenterNet(Detector):
         limit: int = 100,
         *,
         mirrored: Outputs | None = None,
-        content_sizes: Tensor | None = None,
+        content_sizes: Int[Tensor, "batch 2"] | None = None,
     ) -> list[Detections]:
-        """What `decode` gives, of maps that are averaged with the mirror's; see `Detector.candidates`.
+        """Decode the maps, averaged with the mirror's if there is one; see `Detector.candidates`.
 
         Heatmaps are averaged after the sigmoid; offsets are the image's own (section 4 of the paper, "flip").
 
@@ -261,7 +262,7 @@ class CenterNet(Detector):
         return self.decode_maps(maps, input_size, limit)
 
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
-        """Soft-NMS over several scales, or over one where it is asked for; see `test_time.merge_by_soft_nms`."""
+        """Apply soft-NMS to several scales, or to one if `soft`; see `merge_by_soft_nms`."""
         if not soft and len(parts) == 1:
             return parts[0]
         self.check_test_mode("multiscale" if len(parts) > 1 else "none", soft)
@@ -273,21 +274,21 @@ class CenterNet(Detector):
         return maps | {name: maps[name].sigmoid() for name in maps if "hm" in name}
 
     def average_with_mirror(self, maps: dict[str, Tensor], mirrored: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The maps, as `read_maps` gives them, that have a part in averaging: the mean of both."""
+        """Average those maps of `read_maps` that the publication averages."""
         return {name: averaged_with_mirror(maps[name], mirrored[name]) for name in ("hm", "wh")}
 
     def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
-        """`decode`, of what `read_maps` gives."""
+        """Decode the result of `read_maps`; see `decode`."""
         points = self.find(maps, input_size, limit)
         return [Detections(*rows) for rows in zip(points.boxes, points.peaks.scores, points.peaks.labels, strict=True)]
 
     def find(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> CenterNetPoints:
-        """The best peaks with what the heads of size and offset say there; see `decode`."""
+        """The best peaks, with size and offset read at their cells; see `decode`."""
         height, width = maps["hm"].shape[-2] * STRIDE, maps["hm"].shape[-1] * STRIDE
         if (height, width) != tuple(input_size):
             raise DetectorError(
-                f"the maps are {height // STRIDE} x {width // STRIDE} cells, which an input of {height} x {width} "
-                f"gives, not one of {input_size[0]} x {input_size[1]}. Pass the size of the tensor that was run."
+                f"the maps are {height // STRIDE} x {width // STRIDE} cells, as for an input of {height} x {width}, "
+                f"not of {input_size[0]} x {input_size[1]}. Pass the size of the tensor that was run."
             )
         peaks = top_peaks(maps["hm"], limit)
         cell = torch.stack((peaks.x, peaks.y), dim=-1)
@@ -295,8 +296,10 @@ class CenterNet(Detector):
         size = at_centers(maps["wh"], peaks.index)
         return CenterNetPoints(peaks, cell, center * STRIDE, box.around(center, size) * STRIDE)
 
-    def locate(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int]) -> CenterNetObjects:
-        """Bring annotations into their slots and into the frame of cells; see `encode` for arguments and errors."""
+    def locate(
+        self, boxes: Float[Tensor, "batch objects 4"], labels: Int[Tensor, "batch objects"], input_size: tuple[int, int]
+    ) -> CenterNetObjects:
+        """Move annotations into their slots and into the frame of cells; see `encode` for arguments and errors."""
         self.check_input_size(input_size)
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
         labels = self.in_slots(labels, fill=-1)
@@ -304,6 +307,7 @@ class CenterNet(Detector):
         boxes_in_cells = box.clip(self.in_slots(boxes.float()) / STRIDE, height - 1, width - 1)
         size = box.sizes(boxes_in_cells)
         in_frame = (size > 0).all(dim=-1) & (labels != -1)
+        # Dropped boxes may hold anything, NaN included; their cells are read and drawn to, so they must be valid.
         center = torch.where(in_frame[..., None], box.centers(boxes_in_cells), 0)
         cell = center.long()
         return CenterNetObjects(
@@ -316,7 +320,7 @@ class CenterNet(Detector):
         )
 
     def in_slots(self, rows: Tensor, fill: int = 0) -> Tensor:
-        """The first `max_objects` entries of dimension 1, filled up where there are fewer."""
+        """The first `max_objects` entries of dimension 1, padded with `fill` if there are fewer."""
         slots = self.settings.max_objects
         rows = rows[:, :slots]
         missing = slots - rows.shape[1]
@@ -324,24 +328,25 @@ class CenterNet(Detector):
 
     def draw(
         self,
-        planes: Tensor,
-        cell: Tensor,
-        extent: Tensor,
-        drawn: Tensor,
+        planes: Int[Tensor, "batch points"],
+        cell: Int[Tensor, "batch points 2"],
+        extent: Float[Tensor, "batch points 2"],
+        drawn: Bool[Tensor, "batch points"],
         num_planes: int,
         input_size: tuple[int, int],
-    ) -> Tensor:
-        """Heatmaps `(batch, num_planes, height / 4, width / 4)` of Gaussians for points of a batch.
+    ) -> Float[Tensor, "batch {num_planes} height width"]:
+        """Draw a Gaussian for each point of a batch, on maps of a quarter of the input's resolution.
 
         Args:
-            planes: int64 `(batch, points)`, the plane of each point.
-            cell: int64 `(batch, points, 2)`, x and y.
-            extent: `(batch, points, 2)`, width and height in cells of the object, which sets the reach.
-            drawn: bool `(batch, points)`; values of other rows do not matter.
+            planes: the plane of each point.
+            cell: x and y.
+            extent: width and height in cells of the object, which set the reach.
+            drawn: False for rows to leave out, whose other values do not matter.
             num_planes: planes an image.
             input_size: height and width of the input, in pixels.
         """
         batch = len(planes)
+        # All planes of all images in one row, so that one call draws the whole batch.
         radii = published_radius(extent[..., 1], extent[..., 0], self.settings.min_overlap).long()
         first_plane = torch.arange(batch, device=planes.device)[:, None] * num_planes
         shape = (batch * num_planes, input_size[0] // STRIDE, input_size[1] // STRIDE)

@@ -26,6 +26,7 @@ from detectors.layers.head import (
 )
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
 from detectors.settings import require_choice, require_count, require_flag
+from detectors.shapes import Float
 from detectors.sizes import Multiples
 
 Outputs = list[dict[str, Tensor]]
@@ -40,7 +41,7 @@ PREPROCESSING = {
     # ImageNet's numbers for RGB on images that are BGR, as published.
     "imagenet": Preprocessing(channel_order="bgr", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
-"""How the published code normalises, by whose statistics it takes."""
+"""Normalisations of the published code, by the data set of their statistics."""
 
 TRUNK_STARTS = ("pytorch", "he")
 
@@ -65,35 +66,37 @@ class Network(ABC):
         """Make all layers, in the published order and with their published start."""
 
     @abstractmethod
-    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+    def run(self, detector: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Run the layers, which are now children of `detector`.
 
         Args:
             detector: has what `make_layers` returned as its children.
-            images: normalised, `(batch, 3, height, width)`.
+            images: normalised.
 
         Returns:
             Raw maps of each stack.
         """
 
-    def run_heads(self, detector: nn.Module, features: Tensor) -> dict[str, Tensor]:
-        """Raw maps by head, float32, from features `(batch, channels, height / 4, width / 4)`."""
+    def run_heads(
+        self, detector: nn.Module, features: Float[Tensor, "batch channels height width"]
+    ) -> dict[str, Tensor]:
+        """Raw maps by head, float32."""
         return {name: getattr(detector, name)(features) for name in self.head_channels}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetSettings:
-    """What may be chosen about a CenterNet's ResNet."""
+    """Settings of a CenterNet's ResNet."""
 
     width: int = 64
-    """Channels of the trunk's first stage; less makes a lighter network that no published file fits."""
+    """Channels of the trunk's first stage; fewer make a lighter network, which no published file fits."""
     deconv_channels: tuple[int, ...] = (256, 256, 256)
     """Channels of the three steps that double the resolution, from stride 32 to 4."""
     head_channels: int = 64
     """Channels between the two convolutions of a head."""
     trunk_start: Literal["pytorch", "he"] = "pytorch"
-    """First weights of the trunk where none are loaded: PyTorch's, as the published code leaves them, or He et al.'s,
-    which ImageNet trainings start from."""
+    """Initial weights of the trunk if none are loaded: PyTorch's, which the published code leaves in place, or He et
+    al.'s, with which ImageNet trainings start."""
 
     def __post_init__(self) -> None:
         require_count("width", self.width)
@@ -104,7 +107,7 @@ class ResNetSettings:
             require_count(f"deconv_channels[{step}]", channels)
         if len(self.deconv_channels) != 3:
             raise DetectorError(
-                f"deconv_channels has {len(self.deconv_channels)} entries; the way from stride 32 to 4 takes 3."
+                f"deconv_channels has {len(self.deconv_channels)} entries; give 3, for the steps from stride 32 to 4."
             )
 
 
@@ -146,7 +149,7 @@ class ResNetNetwork(Network):
                 else:
                     start_small(layer)
 
-    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+    def run(self, detector: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Raw maps of the one stack; see `Network.run`."""
         trunk = cast(ResNetLayers, detector)
         stages = run_stages(trunk, trunk.bn1(trunk.conv1(images)))
@@ -173,15 +176,15 @@ class ResNetDCNNetwork(ResNetNetwork):
 
 @dataclass(frozen=True, kw_only=True)
 class DLASettings:
-    """What may be chosen about a CenterNet's DLA-34."""
+    """Settings of a CenterNet's DLA-34."""
 
     width: int = 16
-    """Channels of the trunk's first level; less makes a lighter network that no published file fits."""
+    """Channels of the trunk's first level; fewer make a lighter network, which no published file fits."""
     head_channels: int = 256
     """Channels between the two convolutions of a head."""
     trunk_start: Literal["pytorch", "he"] = "pytorch"
-    """First weights of the trunk where none are loaded: PyTorch's, as the published code leaves them, or He et al.'s,
-    which ImageNet trainings start from."""
+    """Initial weights of the trunk if none are loaded: PyTorch's, which the published code leaves in place, or He et
+    al.'s, with which ImageNet trainings start."""
 
     def __post_init__(self) -> None:
         require_count("width", self.width)
@@ -219,7 +222,7 @@ class DLANetwork(Network):
             layers[name] = head
         return layers
 
-    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+    def run(self, detector: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Raw maps of the one stack; see `Network.run`."""
         base, dla_up, ida_up = (getattr(detector, name) for name in ("base", "dla_up", "ida_up"))
         levels = dla_up(base(images)[2:])
@@ -228,19 +231,21 @@ class DLANetwork(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class HourglassSettings:
-    """What may be chosen about a CenterNet's hourglass."""
+    """Settings of a CenterNet's hourglass."""
 
     width: int = 256
-    """Channels at stride 4, also of the heads; less makes a lighter network that no published file fits."""
+    """Channels at stride 4, also of the heads; fewer make a lighter network, which no published file fits."""
 
     activation_checkpointing: bool = False
-    """Compute the inside of residuals again in backward instead of keeping it: less memory, more time, same results."""
+    """Recompute the inside of residuals in backward instead of keeping it: less memory, more time, same results."""
 
     def __post_init__(self) -> None:
         require_count("width", self.width)
         require_flag("activation_checkpointing", self.activation_checkpointing)
         if self.width % 2:
-            raise DetectorError(f"width is {self.width}; an hourglass has levels of half and 1.5 times as many.")
+            raise DetectorError(
+                f"width is {self.width}; an hourglass has levels of half and 1.5 times as many. Choose an even number."
+            )
 
 
 class HourglassNetwork(Network):
@@ -266,7 +271,7 @@ class HourglassNetwork(Network):
             layers[name] = nn.ModuleList(heads)
         return layers
 
-    def run(self, detector: nn.Module, images: Tensor) -> Outputs:
+    def run(self, detector: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Raw maps of both stacks; see `Network.run`."""
         of_stacks = run_stacks(cast(HourglassLayers, detector), images)
         return [

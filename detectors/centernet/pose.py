@@ -23,6 +23,7 @@ from detectors.centernet.networks import (
 from detectors.detections import Detections
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_count, require_weight
+from detectors.shapes import Bool, Float, Int
 from detectors.shared.losses import (
     at_centers,
     masked_l1_loss,
@@ -33,16 +34,16 @@ from detectors.shared.peaks import suppress_neighbours
 from detectors.shared.test_time_augmentation import averaged_with_mirror, exchange_joints, mirror_displacements
 
 _NEARLY_A_CENTER = 0.9999
-"""Value of the whole heatmap of an image that was turned: nothing is learnt from it."""
+"""Value of the whole heatmap of an image that was rotated: below 1 there is no positive, and so near 1 no penalty."""
 _SURE_ENOUGH = 0.1
-"""Score from which a joint's peak may stand in for the regressed joint."""
+"""Score above which a joint's peak may replace the regressed joint."""
 _NEAR_ENOUGH = 0.3
-"""Distance from the regressed joint up to which it may, as a share of the box's longer side."""
+"""Largest distance between the two, as a share of the box's longer side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CenterNetPoseSettings(CenterNetSettings):
-    """What may be chosen about pose; the defaults are the published COCO training."""
+    """Settings of pose; the defaults are the published COCO training."""
 
     max_objects: int = 32
     """Annotations of an image that are used, the first ones in file order."""
@@ -64,20 +65,15 @@ class CenterNetPoseSettings(CenterNetSettings):
 
 @dataclass(frozen=True)
 class CenterNetPoseTargets(CenterNetTargets):
-    """What the losses are given for a batch.
+    """Targets of a batch. A person without a labelled joint stays in the heatmap, but not in `object_mask`."""
 
-    A person without a labelled joint stays in the heatmap, while `object_mask` leaves it out of all regression.
-    `displacement` float32 `(batch, max_objects, 2 * joints)`: x, y of each joint less those of the centre's cell;
-    `displacement_mask` bool, same shape. `joint_heatmap` float32 `(batch, joints, height, width)`; `joint_offset`
-    float32 `(batch, max_objects * joints, 2)`; `joint_index` int64 and `joint_mask` bool without the last dimension.
-    """
-
-    displacement: Tensor
-    displacement_mask: Tensor
-    joint_heatmap: Tensor
-    joint_offset: Tensor
-    joint_index: Tensor
-    joint_mask: Tensor
+    displacement: Float[Tensor, "batch max_objects 2*joints"]
+    """x, y of each joint minus those of the centre's cell."""
+    displacement_mask: Bool[Tensor, "batch max_objects 2*joints"]
+    joint_heatmap: Float[Tensor, "batch joints height width"]
+    joint_offset: Float[Tensor, "batch max_objects*joints 2"]
+    joint_index: Int[Tensor, "batch max_objects*joints"]
+    joint_mask: Bool[Tensor, "batch max_objects*joints"]
 
 
 class CenterNetPose(CenterNet):
@@ -94,21 +90,25 @@ class CenterNetPose(CenterNet):
 
     @torch.no_grad()
     def encode(
-        self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor
+        self,
+        boxes: Float[Tensor, "batch objects 4"],
+        labels: Int[Tensor, "batch objects"],
+        input_size: tuple[int, int],
+        **extra: Tensor,
     ) -> CenterNetPoseTargets:
-        """Targets of a batch; boxes as in `CenterNet.encode`.
+        """Encode the targets of a batch; boxes as in `CenterNet.encode`.
 
-        A joint counts if it is labelled and inside of the frame of cells (0 .. 128, not 127 as for boxes). The
-        Gaussian of a joint is as wide as that of its person. Of an image that was turned only the joints' heatmap
-        and offsets are learnt, whether or not the box, which is that of the unturned image, is in the frame.
+        A joint counts if it is labelled and inside the frame of cells (0 .. 128, not 127 as for boxes). The Gaussian
+        of a joint is as wide as that of its person. An image that was rotated teaches only the joints' heatmap and
+        offsets, even if its box, which is that of the image before rotation, is outside the frame.
 
         Args:
-            boxes: float32 `(batch, objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame.
-            labels: int64 `(batch, objects)`, -1 for padding.
+            boxes: x1, y1, x2, y2, unclipped, in the input frame.
+            labels: -1 for padding.
             input_size: height and width of the input, in pixels.
             extra: `keypoints` float32 `(batch, objects, joints, 3)`: x and y in the input frame, and COCO's
-                visibility, 0 for a joint that is not labelled; and, where there are any, `rotated` bool `(batch,)`,
-                images that augmentation has turned.
+                visibility, 0 for a joint that is not labelled; and optionally `rotated` bool `(batch,)`, images that
+                augmentation has rotated.
 
         Raises:
             DetectorError: as in `CenterNet.encode`, or `keypoints` are missing or have another shape.
@@ -118,6 +118,7 @@ class CenterNetPose(CenterNet):
         """
         num_joints = self.settings.joints
         keypoints = self._keypoints(boxes, extra)
+        # The people's boxes are drawn and located as always; what rotation spoils is masked below.
         people = super().encode(boxes, labels, input_size)
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
         joints, labelled = keypoints[..., :2] / STRIDE, keypoints[..., 2] > 0
@@ -180,7 +181,7 @@ class CenterNetPose(CenterNet):
         return {**parts, **of_joints, "loss": loss}
 
     def average_with_mirror(self, maps: dict[str, Tensor], mirrored: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Besides heatmap and size also the joints' displacements and heatmaps, left and right exchanged."""
+        """Average heatmaps and sizes, and the joints' displacements and heatmaps with left and right swapped."""
         order = exchange_joints(self.settings.joints)
         return {
             **super().average_with_mirror(maps, mirrored),
@@ -189,7 +190,7 @@ class CenterNetPose(CenterNet):
         }
 
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
-        """Soft-NMS as CenterNet's, but all that the scales bring stays, whatever `limit`, as published.
+        """Apply CenterNet's soft-NMS, but keep the candidates of all scales, whatever `limit`, as published.
 
         Source:
             xingyizhou/CenterNet, src/lib/detectors/multi_pose.py, `merge_outputs`.
@@ -199,9 +200,9 @@ class CenterNetPose(CenterNet):
     def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
         """Boxes as CenterNet's, with keypoints `(people, joints, 3)`: x, y in the input frame, and a score.
 
-        A regressed joint gives way to the nearest of the `limit` best peaks of its kind, unless that one scores
-        less than 0.1, lies outside of the box, or farther away than 0.3 of the box's longer side. The third
-        column is the score of that peak, and 0 where the regressed joint stayed.
+        The nearest of the `limit` best peaks of its kind replaces a regressed joint, unless the peak scores less than
+        0.1, is outside the box, or is farther away than 0.3 of the box's longer side. The third column is the score of
+        that peak, or 0 if the regressed joint stayed.
 
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `multi_pose_decode`.
@@ -237,17 +238,22 @@ class CenterNetPose(CenterNet):
         return self.in_slots(keypoints.float())
 
 
-def move_to_peaks(regressed: Tensor, boxes: Tensor, peaks: Tensor, scores: Tensor) -> Tensor:
-    """Let each regressed joint give way to the nearest peak of its kind, where that one is to be trusted.
+def move_to_peaks(
+    regressed: Float[Tensor, "batch people joints 2"],
+    boxes: Float[Tensor, "batch people 4"],
+    peaks: Float[Tensor, "batch joints peaks 2"],
+    scores: Float[Tensor, "batch joints peaks"],
+) -> Float[Tensor, "batch people joints 3"]:
+    """Replace each regressed joint by the nearest peak of its kind, if that peak can be trusted.
 
     Args:
-        regressed: `(batch, people, joints, 2)` as x, y.
-        boxes: `(batch, people, 4)` as x1, y1, x2, y2, in the unit of `regressed`.
-        peaks: `(batch, joints, peaks, 2)`, likewise.
-        scores: `(batch, joints, peaks)`; those of at most 0.1 are out of the question.
+        regressed: x, y.
+        boxes: x1, y1, x2, y2, in the unit of `regressed`.
+        peaks: x, y, likewise.
+        scores: of the peaks; those of at most 0.1 are not used.
 
     Returns:
-        `(batch, people, joints, 3)`: x, y, and the score of the peak, or 0 where there was none to trust.
+        x, y, and the score of the peak, or 0 if there was none to trust.
     """
     usable = (scores > _SURE_ENOUGH)[:, None]  # batch, 1, joints, peaks
     distance = (regressed[:, :, :, None] - peaks[:, None]).square().sum(dim=-1).sqrt()

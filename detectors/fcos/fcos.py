@@ -1,8 +1,8 @@
 """FCOS: every point inside a box predicts its distances to the four sides (arXiv:1904.01355).
 
-Three publications go by this name; `fcos_variants` holds the rules in which they differ, and this file what they
-share: which point answers for which box, the losses, and the way back to boxes. Points of all levels stand in one
-row, P3 first, each level line by line.
+Three publications have this name. `variants` holds the rules in which they differ, and this file what they share: the
+assignment of points to boxes, the losses, and decoding. Points of all levels are in one row, P3 first, each level line
+by line.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ from detectors.fcos.network import (
 )
 from detectors.fcos.variants import SIZE_RANGES, STRIDES, VARIANTS
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
+from detectors.shapes import Float, Int
 from detectors.shared import boxes as box
 from detectors.shared.box_losses import centerness_of, giou_loss, sigmoid_focal_loss, unitbox_iou_loss
 from detectors.shared.suppression import nms, shifting_nms
@@ -42,16 +43,16 @@ _LARGEST_AREA = 1e8
 
 @dataclass(frozen=True, kw_only=True)
 class FCOSSettings:
-    """What may be chosen about FCOS, whatever its network; the defaults are the authors' first version."""
+    """Settings of FCOS, for any network; the defaults are the authors' first version."""
 
     variant: Literal["original", "improved", "torchvision"] = "original"
     """Whose FCOS: the authors' of the paper, their improved one, or torchvision's."""
     score_threshold: float | None = None
-    """Candidates score above this; without it 0.05 on the class, at torchvision 0.2 on the joint score."""
+    """Candidates score above this. None: 0.05 on the class, in torchvision 0.2 on the joint score."""
     nms_threshold: float = 0.6
-    """IoU above which the worse of two boxes of a class goes."""
+    """IoU above which the worse of two boxes of a class is dropped."""
     candidates: int = 1000
-    """Boxes a level and image that come to suppression."""
+    """Boxes of each level and image that enter suppression."""
     classification_weight: float = 1.0
     """Weight of the focal loss."""
     box_weight: float = 1.0
@@ -71,19 +72,18 @@ class FCOSSettings:
 
 @dataclass(frozen=True)
 class FCOSTargets:
-    """What the losses are given for a batch, one row per point of all levels.
+    """Targets of a batch, one row per point of all levels."""
 
-    `labels` int64 `(batch, points)`, -1 for background; `distances` float32 `(batch, points, 4)`, left, top, right,
-    bottom, in the unit of the head's; `centerness` float32 `(batch, points)`. Both are 0 for background.
-    """
-
-    labels: Tensor
-    distances: Tensor
-    centerness: Tensor
+    labels: Int[Tensor, "batch points"]
+    """-1 for background."""
+    distances: Float[Tensor, "batch points 4"]
+    """Left, top, right, bottom, in the unit of the head's; 0 for background."""
+    centerness: Float[Tensor, "batch points"]
+    """0 for background."""
 
 
 class FCOS(Detector):
-    """A point per cell of five levels, the box it lies in, and how central it is in it."""
+    """A point per cell of five levels, its distances to the sides of its box, and its centerness."""
 
     sizes = Multiples(32)
     test_time = TestTime(
@@ -114,28 +114,34 @@ class FCOS(Detector):
             export_layouts=EXPORTS[settings.variant],
         )
 
-    def forward(self, images: Tensor) -> Outputs:
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Logits, distances and centerness, each a list of five levels.
 
-        "improved" gives distances in strides in training and in pixels in evaluation, as its authors do; `losses` and
-        `decode` take either, and plain tuples of three lists as the authors' own do: as in training and as in
-        evaluation.
+        "improved" returns distances in strides in training and in pixels in evaluation, as its authors' code does;
+        `losses` and `decode` take either. A plain tuple of three lists is taken as the authors' code would: `losses`
+        expects those of training, `decode` those of evaluation.
         """
         head = self.head if self.variant.torchvision_layout else self.rpn["head"]
         return head(self.backbone(images))
 
     @torch.no_grad()
-    def encode(self, boxes: Tensor, labels: Tensor, input_size: tuple[int, int], **extra: Tensor) -> FCOSTargets:
-        """Which box each point answers for: of the boxes it may answer for, the one of the smallest area.
+    def encode(
+        self,
+        boxes: Float[Tensor, "batch objects 4"],
+        labels: Int[Tensor, "batch objects"],
+        input_size: tuple[int, int],
+        **extra: Tensor,
+    ) -> FCOSTargets:
+        """Assign a box to each point: the smallest of those that it may predict.
 
-        Boxes are clipped to 0 .. width - 1 and 0 .. height - 1 of the input (to width and height at torchvision)
-        and dropped where nothing is left. All rows count, however many there are.
+        Boxes are clipped to 0 .. width - 1 and 0 .. height - 1 of the input (in torchvision, to width and height)
+        and dropped if nothing is left. All rows count, however many there are.
 
         Args:
-            boxes: float32 `(batch, objects, 4)`, x1, y1, x2, y2, unclipped, in the input frame.
-            labels: int64 `(batch, objects)`, -1 for padding.
+            boxes: x1, y1, x2, y2, unclipped, in the input frame.
+            labels: -1 for padding.
             input_size: height and width of the input, in pixels.
-            extra: not used by a detector of boxes.
+            extra: not used.
 
         Raises:
             DetectorError: a label is not below `num_classes`, or the input's size does not fit `sizes`.
@@ -145,7 +151,7 @@ class FCOS(Detector):
         """
         self.check_input_size(input_size)
         self.check_labels(labels)
-        # A row of padding gives images without any row something to choose from.
+        # Padding by one row, so that argmax below has a row to choose even if there are no boxes.
         boxes, labels = functional.pad(boxes.float(), (0, 0, 0, 1)), functional.pad(labels, (0, 1), value=-1)
         boxes = box.clip(boxes, input_size[0] - self.variant.pixel, input_size[1] - self.variant.pixel)
         is_object = (labels >= 0) & (box.sizes(boxes) > 0).all(dim=-1)
@@ -162,8 +168,8 @@ class FCOS(Detector):
     def losses(self, outputs: Outputs, targets: FCOSTargets) -> dict[str, Tensor]:
         """Focal loss of classes, IoU or GIoU loss of boxes, cross entropy of centerness, and their weighted sum.
 
-        In training, the authors' variants divide by means over all ranks, in which ranks without a positive point
-        take part: every rank has to call this as often. In evaluation mode nothing is exchanged.
+        In training, the authors' variants divide by means over all ranks, including ranks without a positive point:
+        every rank must call this equally often. In evaluation mode nothing is exchanged.
 
         Returns:
             Scalars float32 "classification", "box" and "centerness", unweighted, and "loss".
@@ -182,7 +188,7 @@ class FCOS(Detector):
         num_positive = num_positive.clamp_min(1)
         boxes = self._box_losses(distances[positive], targets.distances.flatten(0, 1)[positive])
         if self.variant.centerness_weights_boxes:
-            # The floor acts where no rank has a positive point, and the sum above it is 0.
+            # The floor acts only if no rank has a positive point; the sum that it divides is 0 then.
             box_loss = (boxes * wanted).sum() / centerness_sum.clamp_min(torch.finfo(torch.float32).tiny)
         else:
             box_loss = boxes.sum() / num_positive
@@ -200,7 +206,7 @@ class FCOS(Detector):
         The score is sqrt(class * centerness).
 
         Args:
-            outputs: what `forward` gave.
+            outputs: result of `forward`.
             input_size: height and width of the input, in pixels.
             limit: detections an image; the authors keep all that tie for the last place, torchvision does not.
 
@@ -212,8 +218,10 @@ class FCOS(Detector):
         """
         return [self.merge([found], limit) for found in self.candidates(outputs, input_size, limit)]
 
-    def mirror(self, images: Tensor, content_widths: Tensor) -> Tensor:
-        """The photograph mirrored, the padding still behind it."""
+    def mirror(
+        self, images: Float[Tensor, "batch 3 height width"], content_widths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Mirror the photographs and leave the padding to their right."""
         return mirror_content(images, content_widths)
 
     @torch.no_grad()
@@ -224,9 +232,9 @@ class FCOS(Detector):
         limit: int = 100,
         *,
         mirrored: Outputs | None = None,
-        content_sizes: Tensor | None = None,
+        content_sizes: Int[Tensor, "batch 2"] | None = None,
     ) -> list[Detections]:
-        """The best boxes of each level before suppression, clipped to the photograph; the mirror's behind the image's.
+        """The best boxes of each level before suppression, clipped to the photograph; the mirror's after the image's.
 
         Source:
             tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/inference.py; fcos_core/engine/bbox_aug.py.
@@ -245,7 +253,7 @@ class FCOS(Detector):
         return [joined(both) for both in zip(found, turned, strict=True)]
 
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
-        """One NMS over the candidates of all scales, class by class.
+        """Apply one NMS to the candidates of all scales, class by class.
 
         Raises:
             DetectorError: `soft` is set; FCOS was published with NMS.
@@ -269,7 +277,7 @@ class FCOS(Detector):
             if of_level.shape[-2:] != grid:
                 height, width = of_level.shape[-2:]
                 raise DetectorError(
-                    f"a level has {height} x {width} cells, an input of {input_size[0]} x {input_size[1]} gives "
+                    f"a level has {height} x {width} cells, but an input of {input_size[0]} x {input_size[1]} has "
                     f"{grid[0]} x {grid[1]}. Pass the size of the tensor that was run."
                 )
         found = []
@@ -281,8 +289,8 @@ class FCOS(Detector):
             found.append(Detections(*(torch.cat(parts) for parts in zip(*levels, strict=True))))
         return found
 
-    def points(self, level: int, input_size: tuple[int, int], device: torch.device) -> Tensor:
-        """Points `(points, 2)` of a level as x, y in the input frame, float32, line by line."""
+    def points(self, level: int, input_size: tuple[int, int], device: torch.device) -> Float[Tensor, "points 2"]:
+        """Points of a level as x, y in the input frame, float32, line by line."""
         height, width = grid_sizes(input_size)[level]
         stride = STRIDES[level]
         y, x = (torch.arange(count, device=device, dtype=torch.float32) for count in (height, width))
@@ -295,12 +303,13 @@ class FCOS(Detector):
     def _assign(
         self, level: int, boxes: Tensor, is_object: Tensor, input_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """For each point of a level the row `(batch, points)` of its box, -1 for none, and the distances to it."""
+        """For each point of a level, the row `(batch, points)` of its box, -1 for none, and the distances to it."""
         variant, stride = self.variant, STRIDES[level]
         points = self.points(level, input_size, boxes.device)
         sides = _distances(points[:, None], boxes[:, None])  # batch, points, objects, 4
         nearest, longest = sides.amin(dim=-1), sides.amax(dim=-1)
         if variant.center_radius is not None:
+            # Centre sampling: the point must be inside the intersection of the box and a square around its centre.
             region = box.centers(boxes).repeat(1, 1, 2)
             region = region + region.new_tensor([-1, -1, 1, 1]) * stride * variant.center_radius
             region = torch.cat((torch.maximum(region, boxes)[..., :2], torch.minimum(region, boxes)[..., 2:]), dim=-1)
@@ -309,6 +318,7 @@ class FCOS(Detector):
         if variant.inclusive:
             fits = (longest >= shortest_allowed) & (longest <= longest_allowed)
         else:
+            # torchvision bounds neither the smallest nor the largest boxes.
             fits = (longest > max(shortest_allowed, 0)) & (longest < (longest_allowed if level < 4 else torch.inf))
         fits = fits & (nearest > 0) & is_object[:, None]
         preference = self._preference(boxes)[:, None]
@@ -318,7 +328,7 @@ class FCOS(Detector):
         return torch.where(fits.any(dim=-1), best, -1), distances if variant.exponential else distances / stride
 
     def _preference(self, boxes: Tensor) -> Tensor:
-        """The smaller the box, the larger this number, in the arithmetic that decides about ties."""
+        """A number that is larger for smaller boxes, computed as the publication does, since ties depend on it."""
         areas = (box.sizes(boxes) + (1 if self.variant.inclusive else 0)).prod(dim=-1)
         return -areas if self.variant.inclusive else _LARGEST_AREA - areas
 
@@ -339,7 +349,7 @@ class FCOS(Detector):
     def _candidates(
         self, maps: list[Tensor], level: int, input_size: tuple[int, int], content_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of one level of one image, in no order of scores; distances are in pixels."""
+        """Boxes, scores and labels of one level of one image, not sorted; distances are in pixels."""
         variant = self.variant
         logits, distances, centerness = maps
         probabilities = logits.flatten(1).T.sigmoid()  # points, classes
@@ -348,6 +358,7 @@ class FCOS(Detector):
         chosen = ((joint.sqrt() if variant.threshold_with_centerness else probabilities) > threshold).nonzero()
         scores = joint[chosen[:, 0], chosen[:, 1]]
         if len(scores) > self.settings.candidates:
+            # Sorted by place again, since suppression decides ties by the order of the list.
             best = scores.topk(self.settings.candidates).indices.sort().values
             chosen, scores = chosen[best], scores[best]
         at, labels = chosen.unbind(dim=-1)
@@ -359,7 +370,7 @@ class FCOS(Detector):
 
 
 def grid_sizes(input_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Height and width in cells of P3 to P7; sides that do not divide are rounded up."""
+    """Height and width in cells of P3 to P7, rounded up."""
     height, width = input_size
     return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
 

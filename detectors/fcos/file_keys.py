@@ -1,4 +1,4 @@
-"""Where the files of FCOS's authors, AdelaiDet, mmdetection and torchvision keep FCOS's parameters."""
+"""Layouts of FCOS's weights in the files of its authors, AdelaiDet, mmdetection and torchvision."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ COCO_CATEGORY_IDS = tuple(number for number in range(1, 91) if number not in (12
 """The 80 category ids in use, in the order of the class list."""
 
 _TOWER_BIAS = r"rpn\.head\.(cls|bbox)_tower\.[0369]\.bias"
-"""Of the convolutions; the norms between them have one at every library."""
+"""Of the convolutions; the norms between them have a bias in every library."""
 
 AUTHORS = FileLayout(
     library="FCOS's authors",
@@ -25,7 +25,7 @@ _BLOCK_PARTS = (
     *((f"conv{number}.norm", f"bn{number}") for number in (1, 2, 3)),
     *((f"conv{number}", f"conv{number}") for number in (1, 2, 3)),
 )
-"""Parts of a bottleneck at detectron2 and here."""
+"""Parts of a bottleneck in detectron2 and here."""
 
 ADELAIDET = FileLayout(
     library="AdelaiDet",
@@ -69,7 +69,7 @@ ADELAIDET = FileLayout(
 )
 
 DETECTRON2_IMAGENET = replace(ADELAIDET, library="detectron2", marker="stem.conv1.")
-"""Its converted ImageNet files, which hold the trunk under the trunk's own names."""
+"""detectron2's converted ImageNet files, which hold the trunk under the trunk's own names."""
 
 _MMDETECTION_TOWERS = tuple(
     (f"{theirs}_convs.{i}.{layer}", f"{ours}_tower.{3 * i + offset}")
@@ -77,7 +77,7 @@ _MMDETECTION_TOWERS = tuple(
     for i in range(4)
     for layer, offset in (("conv", 0), ("gn", 1))
 )
-"""Layers of the towers at mmdetection and here."""
+"""Layers of the towers in mmdetection and here."""
 
 MMDETECTION = FileLayout(
     library="mmdetection",
@@ -89,7 +89,7 @@ MMDETECTION = FileLayout(
         *((rf"^neck\.fpn_convs\.{i}\.conv\.", f"backbone.fpn.fpn_layer{i + 2}.") for i in range(3)),
         *((rf"^neck\.fpn_convs\.{i + 3}\.conv\.", f"backbone.fpn.top_blocks.p{i + 6}.") for i in range(2)),
         *((rf"^bbox_head\.{re.escape(theirs)}\.", f"rpn.head.{ours}.") for theirs, ours in _MMDETECTION_TOWERS),
-        # The library's early files say fcos_ where later ones say conv_.
+        # Early files of the library have fcos_ where later ones have conv_.
         (r"^bbox_head\.(conv|fcos)_cls\.", "rpn.head.cls_logits."),
         (r"^bbox_head\.(conv|fcos)_reg\.", "rpn.head.bbox_pred."),
         (r"^bbox_head\.(conv|fcos)_centerness\.", "rpn.head.centerness."),
@@ -167,16 +167,16 @@ def _refused(layout: FileLayout, variant: str) -> FileLayout:
     return FileLayout(
         library=layout.library,
         marker=layout.marker,
-        refusal=f"its strides, points and heads are others. Build the detector with variant={variant}",
+        refusal=f"its strides, points and heads differ. Build the detector with variant={variant}",
     )
 
 
 MMDETECTION_IMPROVED = replace(MMDETECTION, marker="bbox_head.cls_convs.0.conv.bias")
-"""Its configurations of the improved version have biases in the towers; those of the paper's version have none."""
+"""mmdetection's configurations of the improved version have biases in the towers, those of the paper's do not."""
 
 
 def _of_other_variant(layout: FileLayout, variant: str) -> FileLayout:
-    note = f"which computes with these weights what variant={variant} does; this detector is of another variant"
+    note = f"which computes variant={variant} with these weights; this detector has a different variant"
     return replace(layout, note=note)
 
 
@@ -199,7 +199,7 @@ LAYOUTS = {
         *(_refused(layout, '"original" or "improved"') for layout in (AUTHORS, ADELAIDET, MMDETECTION)),
     ),
 }
-"""By variant. The authors' own files of "original" and "improved" cannot be told apart by their keys."""
+"""By variant. The authors' own files of "original" and "improved" cannot be distinguished by their keys."""
 
 EXPORTS = {
     # Without biases in the towers this is the library's own configuration of the paper's version.
@@ -207,4 +207,4 @@ EXPORTS = {
     "improved": {"authors": AUTHORS, "mmdetection": MMDETECTION, "adelaidet": ADELAIDET},
     "torchvision": {"torchvision": TORCHVISION},
 }
-"""Layouts that can hold a variant, by variant; others compute something else with these weights."""
+"""Layouts that can hold a variant, by variant; other libraries compute something else with its weights."""

@@ -1,4 +1,4 @@
-"""FCOS's network: a frozen-norm ResNet, a feature pyramid and two towers that all levels share.
+"""FCOS's network: a ResNet with frozen norms, a feature pyramid, and two towers that all levels share.
 
 State-dict keys and their order are the published ones: those of the authors (without "module."), or torchvision's.
 """
@@ -22,7 +22,7 @@ from detectors.settings import require_count
 
 
 class TrainingOutputs(NamedTuple):
-    """Maps of the levels P3 to P7, float32, as the authors' head gives them in training; logits before the sigmoid."""
+    """Maps of the levels P3 to P7, float32, as from the authors' head in training; logits before the sigmoid."""
 
     logits: list[Tensor]
     """`(batch, classes, height, width)`."""
@@ -33,7 +33,7 @@ class TrainingOutputs(NamedTuple):
 
 
 class EvaluationOutputs(NamedTuple):
-    """The same as the authors' head gives them in evaluation: where training has strides, they have pixels."""
+    """The same as from the authors' head in evaluation: distances in strides have become pixels."""
 
     logits: list[Tensor]
     distances: list[Tensor]
@@ -43,18 +43,18 @@ class EvaluationOutputs(NamedTuple):
 Outputs = TrainingOutputs | EvaluationOutputs
 
 PRIOR = 0.01
-"""Probability that class scores start from."""
+"""Class scores start from this probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FCOSNetworkSettings:
-    """What may be chosen about FCOS's network; published files fit the defaults only."""
+    """Settings of FCOS's network; published files fit only the defaults."""
 
     width: int = 64
-    """Channels of the trunk's first stage; less makes a lighter network."""
+    """Channels of the trunk's first stage; fewer make a lighter network."""
     channels: int = 256
-    """Channels of the pyramid and of the towers, in multiples of 32, from 64 on: group normalisation has 32 groups, and
-    one of a single channel has no spread on a level of a single cell."""
+    """Channels of the pyramid and of the towers: a multiple of 32, at least 64. Group normalisation has 32 groups, and
+    a group of a single channel has no variance on a level of a single cell."""
 
     def __post_init__(self) -> None:
         require_count("width", self.width)
@@ -67,7 +67,7 @@ class FCOSNetworkSettings:
 
 
 def trunk_and_pyramid(depth: int, settings: FCOSNetworkSettings, variant: Variant) -> nn.Sequential:
-    """`body` and `fpn`, from images to five levels; the stem and the first stage do not learn."""
+    """`body` and `fpn`, from images to five levels; the stem and the first stage are not trained."""
     norm = partial(FrozenBatchNorm2d, eps=variant.norm_eps)
     body = (ResNet if variant.torchvision_layout else CaffeResNet)(depth, settings.width, norm)
     body.freeze_first_stages()
@@ -102,7 +102,7 @@ class FCOSHead(nn.Module, ABC):
     def register(
         self, classes: nn.Sequential, boxes: nn.Sequential, logits: nn.Conv2d, distances: nn.Conv2d, center: nn.Conv2d
     ) -> None:
-        """Keep towers and last layers under their published names."""
+        """Register towers and last layers under their published names."""
 
     @abstractmethod
     def layers(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module, nn.Module]:
@@ -137,7 +137,7 @@ class AuthorsHead(FCOSHead):
     def register(
         self, classes: nn.Sequential, boxes: nn.Sequential, logits: nn.Conv2d, distances: nn.Conv2d, center: nn.Conv2d
     ) -> None:
-        """Keep towers and last layers under their published names."""
+        """Register towers and last layers under their published names."""
         self.cls_tower = classes
         self.bbox_tower = boxes
         self.cls_logits = logits
@@ -160,7 +160,7 @@ class TorchvisionHead(FCOSHead):
     def register(
         self, classes: nn.Sequential, boxes: nn.Sequential, logits: nn.Conv2d, distances: nn.Conv2d, center: nn.Conv2d
     ) -> None:
-        """Keep towers and last layers under their published names."""
+        """Register towers and last layers under their published names."""
         self.classification_head = nn.ModuleDict({"conv": classes, "cls_logits": logits})
         self.regression_head = nn.ModuleDict({"conv": boxes, "bbox_reg": distances, "bbox_ctrness": center})
 

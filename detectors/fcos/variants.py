@@ -1,4 +1,4 @@
-"""The three FCOSes that were published with weights, and every rule in which they differ."""
+"""The three FCOSes that were published with weights, and all rules in which they differ."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +13,7 @@ SIZE_RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What one publication computes; the fields' strings say what the choice is about."""
+    """The rules of one publication; each field's docstring describes the choice."""
 
     name: str
     preprocessing: Preprocessing
@@ -22,36 +22,36 @@ class Variant:
     torchvision_layout: bool
     """Names of parameters, stride of a bottleneck in its 3x3 convolution, no learned scale per level."""
     class_layer: str
-    """Path of the layer that gives the class scores."""
+    """Path of the layer that outputs the class scores."""
     norm_eps: float
     """In the frozen batch norm."""
     exponential: bool
-    """Distances are exp(scale * x), in pixels; else relu(scale * x), in strides."""
+    """Distances are exp(scale * x), in pixels; otherwise relu(scale * x), in strides."""
     pixels_in_evaluation: bool
     """In evaluation the network multiplies distances in strides by the stride of their level."""
     centerness_beside_boxes: bool
-    """The centerness layer sits on the tower of boxes; else on that of classes."""
+    """The centerness layer is on the tower of boxes, otherwise on that of classes."""
     cell_middles: bool
-    """Points are the middles of cells; else, at torchvision, their corners, whose spacing is the input's side divided
-    by the number of cells, rounded down."""
+    """Points are the middles of cells. Otherwise, in torchvision, they are corners, whose spacing is the input's side
+    divided by the number of cells, rounded down."""
     center_radius: float | None
-    """Only points within so many strides of a box's centre are its own (in both axes); None: all inside."""
+    """Only points within this many strides of a box's centre, along both axes, may predict it; None: all inside."""
     inclusive: bool
-    """Both ends of a size range belong to it, and areas are (w + 1) (h + 1), computed as they are; else neither end
-    does, and areas compare as float32 `1e8 - w h`, where near-equal ones tie."""
+    """Both ends of a size range belong to it, and areas are (w + 1) (h + 1). Otherwise neither end does, and areas
+    compare as float32 `1e8 - w h`, in which near-equal ones tie."""
     box_loss: Literal["iou", "giou"]
     centerness_weights_boxes: bool
-    """A point's box loss is weighted by its centerness and divided by their sum; else by the number of points."""
+    """A point's box loss is weighted by its centerness and divided by their sum; otherwise by the number of points."""
     normalise_over_ranks: bool
-    """Denominators are means over all ranks; else a rank's own."""
+    """Denominators are means over all ranks; otherwise a rank's own."""
     pixel: float
-    """1 where boxes end on their last pixel: in the IoU, in NMS, and where clipping ends; 0 where sides are edges."""
+    """1 if boxes end on their last pixel (in the IoU, in NMS and in clipping), 0 if their sides are edges."""
     threshold_with_centerness: bool
-    """Score sqrt(class * centerness) > `score_threshold` makes a candidate, else the class probability alone does.
-    Then boxes are clipped, then suppressed; candidates rank by class * centerness."""
+    """Candidates are points with sqrt(class * centerness) > `score_threshold`; otherwise the class probability alone is
+    compared. Candidates rank by class * centerness; boxes are clipped, then suppressed."""
     score_threshold: float
     shifts_classes: bool
-    """NMS moves classes apart, and `limit` holds; else it compares labels, and ties for the last place all stay."""
+    """NMS shifts classes apart, and `limit` holds; otherwise it compares labels, and ties for the last place stay."""
 
 
 ORIGINAL = Variant(
@@ -77,7 +77,7 @@ ORIGINAL = Variant(
     score_threshold=0.05,
     shifts_classes=False,
 )
-"""FCOS_R_50_FPN_1x and its kin: the paper of ICCV 2019 (37.1 AP with ResNet-50)."""
+"""FCOS_R_50_FPN_1x and its siblings: the paper of ICCV 2019 (37.1 AP with ResNet-50)."""
 
 IMPROVED = replace(
     ORIGINAL,
@@ -88,7 +88,7 @@ IMPROVED = replace(
     center_radius=1.5,
     box_loss="giou",
 )
-"""FCOS_imprv_R_50_FPN_1x and its kin (38.7 AP with ResNet-50)."""
+"""FCOS_imprv_R_50_FPN_1x and its siblings (38.7 AP with ResNet-50)."""
 
 TORCHVISION = Variant(
     name="torchvision",

@@ -1,9 +1,9 @@
 """Modulated deformable convolution (v2) in vectorised PyTorch, for any device, without compiled code of ours.
 
 A tap of the kernel reads the input at a place of its own, between four cells. In channels-last layout that is a
-weighted sum of four rows, which is what `embedding_bag` computes: one call gathers, weighs and sums, forward and
-backward, without a buffer of the four. Taps are handled one after the other and sampled again in the backward
-pass, so memory stays at a few times the input, not at 9 times.
+weighted sum of four rows, which is what `embedding_bag` computes: one call gathers, weights and sums, without a buffer
+for the four rows. Taps are handled one after the other and sampled again in the backward pass, so memory stays at a
+few times the input's, not at 9 times.
 """
 
 from typing import Any
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from detectors.shapes import Float
+
 _ELEMENTS_AT_ONCE = 1 << 22
-"""Images are taken together while their features have no more elements than this; a temporary is 16 MB then."""
+"""Images are computed together while their features have at most this many elements: temporaries of 16 MB."""
 
 
 class DeformableConvolution(nn.Module):
@@ -43,8 +45,10 @@ class DeformableConvolution(nn.Module):
         assert self.conv_offset_mask.bias is not None
         nn.init.zeros_(self.conv_offset_mask.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features `(batch, out_channels, out_height, out_width)` in the dtype of the input."""
+    def forward(
+        self, features: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Features in the dtype of the input."""
         predicted = self.conv_offset_mask(features).float()
         # The first two thirds are dy, dx of tap 0, dy, dx of tap 1, ...; not all dy and then all dx.
         offset, mask = predicted.split([predicted.shape[1] // 3 * 2, predicted.shape[1] // 3], dim=1)
@@ -54,31 +58,31 @@ class DeformableConvolution(nn.Module):
 
 
 def deformable_convolution(
-    features: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    features: Float[Tensor, "batch in_channels height width"],
+    offset: Float[Tensor, "batch 2*taps out_height out_width"],
+    mask: Float[Tensor, "batch taps out_height out_width"],
+    weight: Float[Tensor, "out_channels in_channels kernel_height kernel_width"],
+    bias: Float[Tensor, " out_channels"],
     stride: int = 1,
     padding: int = 0,
-) -> Tensor:
+) -> Float[Tensor, "batch out_channels out_height out_width"]:
     """Sum over taps of `mask * weight @ features(place of the tap + offset)`, sampled bilinearly.
 
     Outside of the input is 0: a place up to one cell beyond the border still gets its share of the border cell.
     Computed in float32 (float64 for float64 input) whatever the autocast state.
 
     Args:
-        features: `(batch, in_channels, height, width)`.
-        offset: `(batch, 2 * taps, out_height, out_width)`, in cells of the input: channel 2k moves tap k down,
-            channel 2k + 1 moves it right; taps in reading order.
-        mask: `(batch, taps, out_height, out_width)`, the factor of each tap.
-        weight: `(out_channels, in_channels, kernel_height, kernel_width)`.
-        bias: `(out_channels,)`.
+        features: in either memory format.
+        offset: in cells of the input: channel 2k moves tap k down, channel 2k + 1 moves it right; taps in reading
+            order.
+        mask: the factor of each tap.
+        weight: as of an ordinary convolution.
+        bias: as of an ordinary convolution.
         stride: step of the kernel, in cells.
         padding: cells of zeros around the input.
 
     Returns:
-        `(batch, out_channels, out_height, out_width)` in the dtype and memory format of `features`.
+        In the dtype and memory format of `features`.
 
     Source:
         Zhu et al., Deformable ConvNets v2, eq. 1 (arXiv:1811.11168); xingyizhou/CenterNet,
@@ -120,6 +124,7 @@ class _DeformableConvolution(torch.autograd.Function):
         result = bias.repeat(batch * out_height * out_width, 1)
         for tap, tap_weight in enumerate(tap_weights):
             places = _Places(features.shape, offset, weight.shape, tap, stride, padding)
+            # The mask goes into the four weights, which are fewer than the channels.
             sampled = places.sample(rows, places.shares() * mask[:, tap].reshape(-1, 1))
             result.addmm_(sampled, tap_weight)
         return result.view(batch, out_height, out_width, -1).permute(0, 3, 1, 2)
@@ -138,6 +143,7 @@ class _DeformableConvolution(torch.autograd.Function):
                 sampled_gradient = gradient_rows @ tap_weight.T
                 shares, shares_down, shares_right = places.shares(), *places.share_slopes()
 
+                # Without the mask, since the output is linear in it: its gradient is what it multiplies.
                 sampled = places.sample(rows, shares)
                 mask_gradient[:, tap] = _dot(sampled, sampled_gradient).view_as(mask[:, tap])
                 weight_gradient[tap] = (sampled * tap_mask).T @ gradient_rows
@@ -159,7 +165,7 @@ class _DeformableConvolution(torch.autograd.Function):
 
 
 class _Places:
-    """Where one tap reads, for every cell of the output: four rows of the input and what each contributes."""
+    """The places where one tap reads, for every cell of the output: four rows of the input and the share of each."""
 
     def __init__(
         self,
@@ -197,7 +203,7 @@ class _Places:
         return torch.stack(corners, dim=1) * self.inside
 
     def share_slopes(self) -> tuple[Tensor, Tensor]:
-        """How the shares change when the place moves down and when it moves right, each `(places, 4)`."""
+        """Change of the shares when the place moves down and when it moves right, each `(places, 4)`."""
         up, left = 1 - self.down, 1 - self.right
         moving_down = torch.stack((-left, -self.right, left, self.right), dim=1) * self.inside
         moving_right = torch.stack((-up, up, -self.down, self.down), dim=1) * self.inside
@@ -214,7 +220,7 @@ class _Places:
 
 
 def _as_rows(maps: Tensor) -> Tensor:
-    # Of a single image, reshape gives a view whose rows are columns: four times slower to gather from.
+    # For a single image, reshape alone returns a view whose rows are strided: four times slower to gather from.
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous()
 
 

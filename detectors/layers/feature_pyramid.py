@@ -1,6 +1,6 @@
-"""Feature pyramids P3 to P7: coarse features, which know what, are added to fine ones, which know where.
+"""Feature pyramids P3 to P7: coarse features, which tell what, are added to fine ones, which tell where.
 
-P6 is made from P5 (FCOS), not from the trunk (RetinaNet, FoveaBox), and P7 from P6 after a ReLU. The two classes
+P6 is computed from P5 (FCOS), not from the trunk (RetinaNet, FoveaBox), and P7 from P6 after a ReLU. The two classes
 compute the same and differ in the names of their parameters.
 """
 
@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detectors.shapes import Float
+
 
 class FeaturePyramid(nn.Module, ABC):
-    """Five levels at strides 8, 16, 32, 64 and 128, all with as many channels.
+    """Five levels at strides 8, 16, 32, 64 and 128, all with the same number of channels.
 
-    Convolutions have a bias and no normalisation; they start from He's uniform initialisation for a linear layer,
-    their biases from 0.
+    Convolutions have a bias and no normalisation. They start from He's uniform initialisation for a linear layer, their
+    biases from 0.
 
     Args:
         in_channels: of the trunk's stages at strides 8, 16 and 32.
@@ -45,11 +47,11 @@ class FeaturePyramid(nn.Module, ABC):
     def layer_names(self) -> tuple[list[str], list[str], str]:
         """Paths of the lateral convolutions, of the output convolutions (fine to coarse) and of P6 and P7."""
 
-    def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, stages: Sequence[Float[Tensor, "batch _ _ _"]]) -> list[Float[Tensor, "batch channels _ _"]]:
         """Levels P3 to P7, fine to coarse.
 
         Args:
-            stages: the trunk's features at strides 8, 16 and 32, perhaps after finer ones, which are not used.
+            stages: the trunk's features at strides 8, 16 and 32; finer ones before them are not used.
         """
         laterals, outputs, coarse = self.layer_names()
         used = stages[-len(laterals) :]
@@ -57,6 +59,7 @@ class FeaturePyramid(nn.Module, ABC):
         levels = [self.get_submodule(outputs[-1])(merged)]
         for stage, lateral, output in zip(used[-2::-1], laterals[-2::-1], outputs[-2::-1], strict=True):
             fine = self.get_submodule(lateral)(stage)
+            # To the finer level's size, since twice the coarser one is a cell too large if a side was rounded up.
             merged = fine + functional.interpolate(merged, size=fine.shape[-2:], mode="nearest")
             levels.insert(0, self.get_submodule(output)(merged))
         p6 = self.get_submodule(f"{coarse}.p6")(levels[-1])

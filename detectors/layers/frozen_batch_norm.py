@@ -5,17 +5,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from detectors.shapes import Float
+
 
 class FrozenBatchNorm2d(nn.Module):
     """A fixed scale and shift per channel: `weight * (x - running_mean) / sqrt(running_var + eps) + bias`.
 
-    With batches of two images, statistics of a batch would say little; detectors that train so keep those of
+    Statistics of a batch of two images are too noisy, so detectors that train with such batches keep those of
     ImageNet.
 
     Args:
         channels: of the input.
-        eps: 0 where the authors of FCOS trained (their code has none), 1e-5 at torchvision, detectron2 and
-            mmdetection.
+        eps: 0 for FCOS's authors (their code has none), 1e-5 for torchvision, detectron2 and mmdetection.
 
     Source:
         tianzhi0549/FCOS, fcos_core/layers/batch_norm.py; torchvision/ops/misc.py.
@@ -29,8 +30,10 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features `(batch, channels, height, width)`, in the dtype that came."""
+    def forward(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Features in the dtype of the input."""
         names = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (cast(Tensor, getattr(self, name)) for name in names)
         scale = weight * (variance + self.eps).rsqrt()

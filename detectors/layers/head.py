@@ -5,6 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from detectors.shapes import Float
+
 HEATMAP_BIAS = -2.19
 """Logit of a probability of 0.1, at which published heatmaps start."""
 
@@ -15,8 +17,10 @@ class Head(nn.Sequential):
     A bfloat16 size of 100 cells would move in steps of half a cell.
     """
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Raw map `(batch, out_channels, height, width)`, float32."""
+    def forward(
+        self, features: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """Raw map, float32."""
         *hidden, last = self
         for layer in hidden:
             features = layer(features)
@@ -25,12 +29,12 @@ class Head(nn.Sequential):
 
     @property
     def last(self) -> nn.Conv2d:
-        """The convolution that gives the raw map."""
+        """The convolution that outputs the raw map."""
         return cast(nn.Conv2d, self[len(self) - 1])
 
 
 def convolutional_head(in_channels: int, channels: int, out_channels: int) -> Head:
-    """3x3 convolution, ReLU, 1x1 convolution, as PyTorch starts them."""
+    """3x3 convolution, ReLU, 1x1 convolution, as PyTorch initialises them."""
     return Head(
         nn.Conv2d(in_channels, channels, 3, padding=1),
         nn.ReLU(inplace=True),
@@ -39,23 +43,23 @@ def convolutional_head(in_channels: int, channels: int, out_channels: int) -> He
 
 
 def start_heatmap(head: Head) -> None:
-    """Let a heatmap start at a probability of 0.1; the weights keep PyTorch's random start."""
+    """Set the bias of a heatmap to a probability of 0.1; the weights keep PyTorch's random start."""
     start_at_low_probability(head.last)
 
 
 def start_at_low_probability(convolution: nn.Conv2d) -> None:
-    """The bias of a heatmap at its start; the weights keep PyTorch's random start."""
+    """Set the bias of a convolution to a probability of 0.1; the weights keep PyTorch's random start."""
     assert convolution.bias is not None
     nn.init.constant_(convolution.bias, HEATMAP_BIAS)
 
 
 def start_small(convolution: nn.Conv2d) -> None:
-    """Normal weights of standard deviation 0.001 and a bias of 0."""
+    """Set normal weights of standard deviation 0.001 and a bias of 0."""
     nn.init.normal_(convolution.weight, std=0.001)
     start_without_bias(convolution)
 
 
 def start_without_bias(convolution: nn.Conv2d) -> None:
-    """A bias of 0; the weights keep PyTorch's random start."""
+    """Set the bias to 0; the weights keep PyTorch's random start."""
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)

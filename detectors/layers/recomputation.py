@@ -1,7 +1,7 @@
-"""Activation checkpointing: activations of a block are computed again in backward instead of being kept.
+"""Activation checkpointing: activations of a block are recomputed in backward instead of being kept.
 
-Unusual here: batch norm would take the same batch into its running statistics twice, once for each computation. The
-second one leaves them alone, so that losses, gradients and statistics are those of ordinary training, bit for bit.
+Batch norm would update its running statistics twice with the same batch, once for each computation. Here the second
+one leaves them unchanged, so that losses, gradients and statistics are those of ordinary training, bit for bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from detectors.shapes import Float
 
-def recomputed(block: Callable[[Tensor], Tensor], owner: nn.Module, features: Tensor) -> Tensor:
-    """Compute `block(features)` without keeping what lies inside of it for backward.
+
+def recomputed(
+    block: Callable[[Tensor], Tensor], owner: nn.Module, features: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    """Compute `block(features)` without keeping its inner activations for backward.
 
     Args:
-        block: no randomness in it.
-        owner: holds every batch norm that `block` runs through.
-        features: `(batch, channels, height, width)`.
+        block: a computation without randomness.
+        owner: holds every batch norm that `block` uses.
+        features: input of `block`.
 
     Source:
         Chen et al., Training Deep Nets with Sublinear Memory Cost (arXiv:1604.06174).
@@ -40,7 +44,7 @@ def _without_statistics(owner: nn.Module) -> Iterator[None]:
     norms = [module for module in owner.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        # What is saved for backward has to be the same as the first time, so the statistics are there and move by 0.
+        # Autograd must save the same tensors as the first time, so the statistics are updated, by 0.
         norm.momentum = 0.0
     try:
         yield

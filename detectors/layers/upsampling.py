@@ -1,4 +1,4 @@
-"""How CenterNet's networks come from stride 32 back to stride 4."""
+"""Upsampling of CenterNet's networks, from stride 32 back to stride 4."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from detectors.layers.deformable_convolution import DeformableConvolution
+from detectors.shapes import Float
 
 
 def transposed_upsampling(in_channels: int, channels: Sequence[int]) -> nn.Sequential:
-    """Per entry of `channels`: a transposed 4x4 convolution that doubles the resolution, batch norm, ReLU.
+    """For each entry of `channels`: a transposed 4x4 convolution that doubles the resolution, batch norm, ReLU.
 
     Weights are normal with standard deviation 0.001.
 
@@ -25,7 +26,7 @@ def transposed_upsampling(in_channels: int, channels: Sequence[int]) -> nn.Seque
 
 
 def deformable_upsampling(in_channels: int, channels: Sequence[int]) -> nn.Sequential:
-    """Per entry of `channels`: a deformable 3x3 convolution, then a transposed one, each with batch norm, ReLU.
+    """For each entry of `channels`: a deformable 3x3 convolution, then a transposed one, each with batch norm, ReLU.
 
     Source:
         Objects as Points, section 5; xingyizhou/CenterNet, src/lib/models/networks/resnet_dcn.py.
@@ -39,8 +40,8 @@ def deformable_upsampling(in_channels: int, channels: Sequence[int]) -> nn.Seque
     return nn.Sequential(*layers)
 
 
-def bilinear_kernel(factor: int) -> Tensor:
-    """Kernel `(2 factor, 2 factor)` with which a transposed convolution of stride `factor` interpolates."""
+def bilinear_kernel(factor: int) -> Float[Tensor, "2*{factor} 2*{factor}"]:
+    """Kernel with which a transposed convolution of stride `factor` interpolates bilinearly."""
     center = factor - 0.5
     row = 1 - (torch.arange(2 * factor) - center).abs() / factor
     return row[:, None] * row
@@ -52,9 +53,9 @@ def _doubling(in_channels: int, channels: int) -> nn.ConvTranspose2d:
 
 @torch.no_grad()
 def _write_bilinear_kernel(weight: Tensor) -> None:
-    """Put the kernel of bilinear doubling where the published code puts it.
+    """Write the kernel of bilinear doubling into output channel 0 of every input channel, as the published code does.
 
-    Which is output channel 0 of every input channel, as if the convolution were grouped; it is not, so all other
-    output channels keep PyTorch's random start.
+    That would be right for a grouped convolution. This one is not grouped, so all other output channels keep PyTorch's
+    random start.
     """
     weight[:, 0] = bilinear_kernel(factor=2)

@@ -1,6 +1,6 @@
-"""FCOS's losses: IoU and GIoU of distances to four sides, focal loss of classes, and what centerness should be.
+"""FCOS's losses: IoU and GIoU of distances to four sides, focal loss of classes, and the target of centerness.
 
-A box is given by the distances left, top, right, bottom from a point inside it to its sides. Everything computes in
+A box is described by the distances left, top, right, bottom from a point inside it to its sides. Everything computes in
 float32 (float64 stays) whatever the autocast state.
 """
 
@@ -11,21 +11,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from detectors.shapes import Float, Int
 
-def unitbox_iou_loss(distances: Tensor, targets: Tensor, plus: float = 0.0) -> Tensor:
+
+def unitbox_iou_loss(
+    distances: Float[Tensor, "*points 4"], targets: Float[Tensor, "*points 4"], plus: float = 0.0
+) -> Float[Tensor, "*points"]:
     """-ln IoU of two boxes around the same point, with the gradient of the paper's algorithm instead of autograd's.
 
     The two differ in ties: where a predicted side is exactly the true one, the paper's intersection does not grow
     with it, while autograd takes the half of either.
 
     Args:
-        distances: `(..., 4)`, left, top, right, bottom as predicted, at least 0.
-        targets: `(..., 4)`, the true ones; rows of four zeros are points without a box and cost nothing.
+        distances: left, top, right, bottom as predicted, at least 0.
+        targets: the true ones; rows of four zeros are points without a box and cost nothing.
         plus: added to intersection and union: 1 in FCOS's own code, 0 in the paper, where boxes that do not
             overlap cost infinity.
 
     Returns:
-        `(...)`, one loss per point.
+        One loss per point.
 
     Source:
         Yu et al., UnitBox, algorithm 1 (arXiv:1608.01471); tianzhi0549/FCOS, fcos_core/layers/iou_loss.py.
@@ -64,18 +68,20 @@ class _UnitBox(torch.autograd.Function):
         return torch.where(_is_box(targets)[..., None], d_loss * gradient[..., None], 0), None, None
 
 
-def giou_loss(distances: Tensor, targets: Tensor, plus: float = 0.0, eps: float = 1e-7) -> Tensor:
+def giou_loss(
+    distances: Float[Tensor, "*points 4"], targets: Float[Tensor, "*points 4"], plus: float = 0.0, eps: float = 1e-7
+) -> Float[Tensor, "*points"]:
     """1 - GIoU of two boxes around the same point.
 
     Args:
-        distances: `(..., 4)`, left, top, right, bottom as predicted, at least 0.
-        targets: `(..., 4)`, the true ones.
+        distances: left, top, right, bottom as predicted, at least 0.
+        targets: the true ones.
         plus: added to intersection and union in the IoU, though not in the rest: 1 in FCOS's own code, which
             measures in strides, where that is a lot; 0 elsewhere.
         eps: added to the area of the enclosing box and, without `plus`, to the union.
 
     Returns:
-        `(...)`, one loss per point, 0 to 2.
+        One loss per point, 0 to 2.
 
     Source:
         Rezatofighi et al., Generalized Intersection over Union (arXiv:1902.09630); tianzhi0549/FCOS,
@@ -92,17 +98,19 @@ def giou_loss(distances: Tensor, targets: Tensor, plus: float = 0.0, eps: float 
         return 1 - (iou - empty)
 
 
-def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def sigmoid_focal_loss(
+    logits: Float[Tensor, "points classes"], labels: Int[Tensor, " points"], alpha: float = 0.25, gamma: float = 2.0
+) -> Float[Tensor, ""]:
     """Focal loss of independent classes, summed over all points and classes.
 
     Args:
-        logits: `(points, classes)`, before the sigmoid.
-        labels: int64 `(points,)`; below 0 is background.
+        logits: before the sigmoid.
+        labels: below 0 is background.
         alpha: weight of a point's own class; the others have 1 - alpha.
         gamma: power by which easy examples count less.
 
     Returns:
-        Scalar float32.
+        float32, also where the logits have less precision.
 
     Source:
         Lin et al., Focal Loss, eq. 5 (arXiv:1708.02002).
@@ -117,16 +125,16 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamm
         return (weight * wrong**gamma * entropy).sum()
 
 
-def centerness_of(distances: Tensor) -> Tensor:
-    """How central a point is in its box: 1 at the centre, 0 on a side.
+def centerness_of(distances: Float[Tensor, "*points 4"]) -> Float[Tensor, "*points"]:
+    """Score how central each point is in its box: 1 at the centre, 0 on a side.
 
     Points near a side predict poor boxes; at test time this score multiplies the class score, so NMS ranks them last.
 
     Args:
-        distances: `(..., 4)`, left, top, right, bottom distance to the sides of the box, in any unit, at least 0.
+        distances: left, top, right, bottom distance to the sides of the box, in any unit, at least 0.
 
     Returns:
-        `(...)`; a box without width or height scores 0, not NaN.
+        A box without width or height scores 0, not NaN.
 
     Source:
         Tian et al., FCOS, section 3.3, eq. 3 (arXiv:1904.01355).

@@ -3,32 +3,34 @@
 import torch
 from torch import Tensor
 
+from detectors.shapes import Float
 
-def clip(boxes: Tensor, height: float, width: float) -> Tensor:
-    """Move edges that lie outside of 0 .. `width` and 0 .. `height` onto the border.
+
+def clip(boxes: Float[Tensor, "*any 4"], height: float, width: float) -> Float[Tensor, "*any 4"]:
+    """Move edges outside of 0 .. `width` and 0 .. `height` onto the border.
 
     Args:
-        boxes: `(..., 4)` as x1, y1, x2, y2.
+        boxes: x1, y1, x2, y2.
         height: largest y, in the unit of `boxes`.
         width: largest x, in the unit of `boxes`.
 
     Returns:
-        `(..., 4)`; a box wholly outside has no width or no height left. NaN stays NaN.
+        A box wholly outside has no width or no height left. NaN stays NaN.
     """
     x1, y1, x2, y2 = boxes.unbind(dim=-1)
     return torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=-1)
 
 
-def centers(boxes: Tensor) -> Tensor:
-    """Midpoints `(..., 2)` as x, y of boxes `(..., 4)` as x1, y1, x2, y2."""
+def centers(boxes: Float[Tensor, "*any 4"]) -> Float[Tensor, "*any 2"]:
+    """Midpoints as x, y of boxes as x1, y1, x2, y2."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def sizes(boxes: Tensor) -> Tensor:
-    """Widths and heights `(..., 2)` of boxes `(..., 4)` as x1, y1, x2, y2."""
+def sizes(boxes: Float[Tensor, "*any 4"]) -> Float[Tensor, "*any 2"]:
+    """Widths and heights of boxes as x1, y1, x2, y2."""
     return boxes[..., 2:] - boxes[..., :2]
 
 
-def around(center: Tensor, size: Tensor) -> Tensor:
-    """Boxes `(..., 4)` as x1, y1, x2, y2 of `size` (width, height) around `center` (x, y), both `(..., 2)`."""
+def around(center: Float[Tensor, "*any 2"], size: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 4"]:
+    """Boxes as x1, y1, x2, y2 of `size` (width, height) around `center` (x, y)."""
     return torch.cat((center - size / 2, center + size / 2), dim=-1)

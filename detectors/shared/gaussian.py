@@ -3,12 +3,16 @@
 import torch
 from torch import Tensor
 
+from detectors.shapes import Bool, Float, Int
+
 _CELLS_AT_ONCE = 1 << 20
 """Cells drawn in one go: about 60 MB of indices and float64 values."""
 
 
-def published_radius(heights: Tensor, widths: Tensor, min_overlap: float = 0.7) -> Tensor:
-    """Reach of the Gaussian of an object, in cells, with the published slip that the reported results rest on.
+def published_radius(
+    heights: Float[Tensor, "*objects"], widths: Float[Tensor, "*objects"], min_overlap: float = 0.7
+) -> Float[Tensor, "*objects"]:
+    """Reach of the Gaussian of an object, in cells, with the published slip on which the reported results depend.
 
     The idea is CornerNet's: a box whose corners are shifted by the radius still has an IoU of `min_overlap` with
     the true one, in three cases that are quadratic equations. The published code divides every root by 2 rather
@@ -16,12 +20,12 @@ def published_radius(heights: Tensor, widths: Tensor, min_overlap: float = 0.7) 
     3.35 times the radius that was meant. Users who corrected it lost AP.
 
     Args:
-        heights: object heights in cells, `(...)`, >= 0. CenterNet rounds them up for boxes, not for 3D.
+        heights: object heights in cells, >= 0. CenterNet rounds them up for boxes, not for 3D.
         widths: object widths likewise.
         min_overlap: IoU that shifted boxes were meant to keep, between 0 and 1.
 
     Returns:
-        `(...)` float64, not yet truncated to whole cells.
+        float64, not yet truncated to whole cells.
 
     Source:
         xingyizhou/CenterNet, src/lib/utils/image.py, `gaussian_radius`.
@@ -40,8 +44,12 @@ def _halved_root(a: float, b: Tensor, c: Tensor) -> Tensor:
 
 
 def gaussian_heatmaps(
-    planes: Tensor, centers: Tensor, radii: Tensor, drawn: Tensor, shape: tuple[int, int, int]
-) -> Tensor:
+    planes: Int[Tensor, " objects"],
+    centers: Int[Tensor, "objects 2"],
+    radii: Int[Tensor, " objects"],
+    drawn: Bool[Tensor, " objects"],
+    shape: tuple[int, int, int],
+) -> Float[Tensor, "planes height width"]:
     """Draw one Gaussian per object; where several meet, the largest value stays.
 
     The standard deviation is a sixth of the diameter 2 radius + 1, the Gaussian is cut to the square of that
@@ -49,14 +57,14 @@ def gaussian_heatmaps(
     of these cells is the one value that is read back from the device.
 
     Args:
-        planes: int64 `(objects,)`, the plane that each object is drawn on.
-        centers: int64 `(objects, 2)`, x and y of each object's cell, inside the plane.
-        radii: int64 `(objects,)`, reach in cells, >= 0.
-        drawn: bool `(objects,)`, False for rows to leave out (padding); their other values do not matter.
+        planes: the plane that each object is drawn on.
+        centers: x and y of each object's cell, inside the plane.
+        radii: reach in cells, >= 0.
+        drawn: False for rows to leave out (padding), whose other values do not matter.
         shape: planes, height and width of the result.
 
     Returns:
-        float32 `shape`, computed in float64.
+        float32, computed in float64.
 
     Source:
         xingyizhou/CenterNet, src/lib/utils/image.py, `gaussian2D` and `draw_umich_gaussian`.
@@ -65,6 +73,7 @@ def gaussian_heatmaps(
     heatmaps = torch.zeros(shape, dtype=torch.float32, device=planes.device)
     flat = heatmaps.view(-1)
     sides = 2 * radii + 1
+    # The covered cells of all objects in one row, object after object; `ends` are the boundaries between objects.
     ends = torch.where(drawn, sides * sides, 0).cumsum(0)
     num_cells = int(ends[-1]) if len(ends) else 0
     for start in range(0, num_cells, _CELLS_AT_ONCE):

@@ -8,19 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from detectors.shapes import Bool, Float, Int
+
 _DENOMINATOR_FLOOR = 1e-4
 
 
-def penalty_reduced_focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
+def penalty_reduced_focal_loss(
+    logits: Float[Tensor, "batch classes height width"], heatmap: Float[Tensor, "batch classes height width"]
+) -> Float[Tensor, ""]:
     """Focal loss on a heatmap of Gaussians: cells near a centre are punished less for a high score.
 
     Args:
-        logits: `(batch, classes, height, width)`, before the sigmoid.
-        heatmap: same shape, 0 .. 1; exactly 1 at object centres.
+        logits: before the sigmoid.
+        heatmap: 0 .. 1; exactly 1 at object centres.
 
     Returns:
-        Scalar, the sum over all cells divided by the number of cells that are exactly 1 in the whole batch of
-        this process; undivided where there is none. The probability is clamped to 1e-4 .. 1 - 1e-4, so cells
+        The sum over all cells divided by the number of cells that are exactly 1 in the whole batch of this process;
+        undivided if there is none. The probability is clamped to 1e-4 .. 1 - 1e-4, so cells
         beyond that have no gradient.
 
     Source:
@@ -37,16 +41,20 @@ def penalty_reduced_focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
         return -(positive.sum() + negative.sum()) / is_center.sum().clamp_min(1)
 
 
-def masked_l1_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def masked_l1_loss(
+    values: Float[Tensor, "batch objects coordinates"],
+    targets: Float[Tensor, "batch objects coordinates"],
+    mask: Bool[Tensor, "batch objects *coordinates"] | Float[Tensor, "batch objects *coordinates"],
+) -> Float[Tensor, ""]:
     """Mean absolute difference over the coordinates of real objects.
 
     Args:
-        values: `(batch, objects, coordinates)`.
-        targets: same shape.
-        mask: bool or number, `(batch, objects)` or the shape of `values`; 0 leaves a row or coordinate out.
+        values: read from a head's map.
+        targets: in the same unit.
+        mask: of rows, or of single coordinates; False or 0 leaves one out.
 
     Returns:
-        Scalar; the denominator is the number of *coordinates* that the mask leaves, plus 1e-4.
+        The denominator is the number of *coordinates* that the mask leaves, plus 1e-4.
 
     Source:
         xingyizhou/CenterNet, src/lib/models/losses.py, `RegL1Loss` and `RegWeightedL1Loss`.
@@ -57,16 +65,20 @@ def masked_l1_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         return difference.abs().sum() / (mask.sum() + _DENOMINATOR_FLOOR)
 
 
-def masked_smooth_l1_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def masked_smooth_l1_loss(
+    values: Float[Tensor, "batch objects coordinates"],
+    targets: Float[Tensor, "batch objects coordinates"],
+    mask: Bool[Tensor, "batch objects"] | Float[Tensor, "batch objects"],
+) -> Float[Tensor, ""]:
     """Smooth L1 (quadratic below 1) over real objects, summed over their coordinates.
 
     Args:
-        values: `(batch, objects, coordinates)`.
-        targets: same shape.
-        mask: bool or number, `(batch, objects)`.
+        values: read from a head's map.
+        targets: in the same unit.
+        mask: False or 0 leaves a row out.
 
     Returns:
-        Scalar; the denominator is the number of *objects*, plus 1e-4: half of `masked_l1_loss`'s for sizes.
+        The denominator is the number of *objects*, plus 1e-4: half of `masked_l1_loss`'s for sizes.
 
     Source:
         xingyizhou/CenterNet, src/lib/models/losses.py, `RegLoss`.
@@ -77,15 +89,14 @@ def masked_smooth_l1_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tens
         return total / (mask.float().sum() + _DENOMINATOR_FLOOR)
 
 
-def at_centers(maps: Tensor, center_index: Tensor) -> Tensor:
+def at_centers(
+    maps: Float[Tensor, "batch channels height width"], center_index: Int[Tensor, "batch objects"]
+) -> Float[Tensor, "batch objects channels"]:
     """Read a head's map at each object's cell.
 
     Args:
-        maps: `(batch, channels, height, width)`.
-        center_index: int64 `(batch, objects)`, y * width + x.
-
-    Returns:
-        `(batch, objects, channels)`.
+        maps: one of a head's outputs.
+        center_index: y * width + x of each object's cell.
     """
     index = center_index[:, None].expand(-1, maps.shape[1], -1)
     return maps.flatten(2).gather(2, index).transpose(1, 2)

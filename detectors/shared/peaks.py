@@ -1,4 +1,4 @@
-"""Peaks of heatmaps, which stand where other detectors have non-maximum suppression."""
+"""Peaks of heatmaps, which take the place of non-maximum suppression."""
 
 from dataclasses import dataclass
 
@@ -6,28 +6,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from detectors.shapes import Float, Int
+
 
 @dataclass(frozen=True)
 class Peaks:
-    """The best cells of each image, best first; every tensor is `(batch, peaks)`."""
+    """The best cells of each image, best first."""
 
-    scores: Tensor
-    labels: Tensor
-    index: Tensor
+    scores: Float[Tensor, "batch peaks"]
+    labels: Int[Tensor, "batch peaks"]
+    index: Int[Tensor, "batch peaks"]
     """y * width + x"""
-    x: Tensor
+    x: Float[Tensor, "batch peaks"]
     """Column of the cell, in the dtype of the scores."""
-    y: Tensor
+    y: Float[Tensor, "batch peaks"]
+    """Row of the cell, likewise."""
 
 
-def suppress_neighbours(probabilities: Tensor) -> Tensor:
+def suppress_neighbours(
+    probabilities: Float[Tensor, "batch classes height width"],
+) -> Float[Tensor, "batch classes height width"]:
     """Keep cells that equal the maximum of the 3x3 cells around them, and set the rest to 0; plateaus stay whole.
 
     Args:
-        probabilities: `(batch, classes, height, width)`, >= 0.
-
-    Returns:
-        Same shape.
+        probabilities: >= 0.
 
     Source:
         Objects as Points, section 4 (arXiv:1904.07850); xingyizhou/CenterNet, src/lib/models/decode.py, `_nms`.
@@ -40,14 +42,14 @@ def suppress_neighbours(probabilities: Tensor) -> Tensor:
     return probabilities * (maxima == probabilities)
 
 
-def top_peaks(probabilities: Tensor, limit: int) -> Peaks:
-    """The `limit` best peaks of each image over all classes, by way of the `limit` best of each class.
+def top_peaks(probabilities: Float[Tensor, "batch classes height width"], limit: int) -> Peaks:
+    """The `limit` best peaks of each image over all classes, chosen from the `limit` best of each class.
 
-    There is no threshold: an image with fewer peaks gets cells that score 0, as in the published code.
+    There is no threshold: an image with fewer peaks also gets cells that score 0, as in the published code.
 
     Args:
-        probabilities: `(batch, classes, height, width)`, after the sigmoid.
-        limit: peaks an image; fewer come back where there are fewer cells.
+        probabilities: after the sigmoid.
+        limit: peaks an image; fewer are returned if there are fewer cells.
 
     Source:
         xingyizhou/CenterNet, src/lib/models/decode.py, `_topk`.

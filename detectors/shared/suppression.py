@@ -1,7 +1,7 @@
-"""Non-maximum suppression, hard and soft, as the greedy algorithms give it, computed block by block.
+"""Non-maximum suppression, hard and soft, with the results of the greedy algorithms, computed block by block.
 
-Greedy suppression looks at one box after the other; here a block of boxes settles its own quarrels at once and then
-silences the rest. The result is the greedy one, to the last box.
+Greedy suppression looks at one box after the other. Here a block of boxes is decided at once, and then suppresses the
+boxes after it. The result is the greedy one, to the last box.
 """
 
 from typing import NamedTuple
@@ -9,32 +9,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detectors.shapes import Float, Int
+
 _BLOCK = 256
 
 
 def nms(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor | None = None,
+    boxes: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, " boxes"],
+    labels: Int[Tensor, " boxes"] | None = None,
     *,
     threshold: float,
     plus_one: bool = False,
     limit: int | None = None,
     keep_ties: bool = False,
-) -> Tensor:
+) -> Int[Tensor, " kept"]:
     """Keep a box unless it overlaps a kept box of its class with a better score.
 
     Args:
-        boxes: `(boxes, 4)`, x1, y1, x2, y2; computed in float32.
-        scores: `(boxes,)`. Of equal scores the first in the list counts as better.
-        labels: int64 `(boxes,)`; boxes of different labels never meet. Without it all are of one class.
-        threshold: IoU above which (not at which) the worse box goes.
+        boxes: x1, y1, x2, y2; computed in float32.
+        scores: of equal scores, the first in the list counts as better.
+        labels: boxes of different labels never suppress one another. Without labels, all are of one class.
+        threshold: IoU above which (not at which) the worse box is dropped.
         plus_one: measure boxes as if x2 and y2 were their last pixels: sides are x2 - x1 + 1.
-        limit: stop once so many are kept.
-        keep_ties: keep beyond `limit` what scores as much as the last one within it.
+        limit: stop once this many boxes are kept.
+        keep_ties: also keep boxes beyond `limit` that score as much as the last one within it.
 
     Returns:
-        int64 `(kept,)`, rows of `boxes`, best score first. A box without area overlaps nothing (without `plus_one`).
+        Rows of `boxes`, best score first. A box without area overlaps nothing (without `plus_one`).
 
     Source:
         facebookresearch/maskrcnn-benchmark, csrc/cuda/nms.cu and ml_nms.cu; torchvision/ops/boxes.py.
@@ -65,22 +67,27 @@ def nms(
 
 
 def shifting_nms(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float, limit: int | None = None
-) -> Tensor:
-    """`nms` as torchvision has it for several classes: up to 1,000 boxes, each class is moved to a place of its own.
+    boxes: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, " boxes"],
+    labels: Int[Tensor, " boxes"],
+    *,
+    threshold: float,
+    limit: int | None = None,
+) -> Int[Tensor, " kept"]:
+    """torchvision's `nms` for several classes: up to 1,000 boxes, it shifts each class to a place of its own.
 
-    A label moves boxes by as many times the largest coordinate plus 1. So far from 0, float32 has steps of up to 1/128
-    (at 91 classes and 1,333 pixels), so that overlaps near the threshold may be decided otherwise than in place.
+    A label shifts its boxes by that many times the largest coordinate plus 1. That far from 0, float32 has steps of up
+    to 1/128 (at 91 classes and 1,333 pixels), so overlaps near the threshold may be decided otherwise than in place.
 
     Args:
-        boxes: float32 `(boxes, 4)`, x1, y1, x2, y2, at least 0.
-        scores: `(boxes,)`.
-        labels: int64 `(boxes,)`.
-        threshold: IoU above which the worse box goes.
-        limit: stop once so many are kept.
+        boxes: x1, y1, x2, y2, at least 0.
+        scores: of each box.
+        labels: of each box.
+        threshold: IoU above which the worse box is dropped.
+        limit: stop once this many boxes are kept.
 
     Returns:
-        int64 `(kept,)`, rows of `boxes`, best score first.
+        Rows of `boxes`, best score first.
 
     Source:
         torchvision/ops/boxes.py, `batched_nms`.
@@ -92,36 +99,43 @@ def shifting_nms(
 
 
 class SoftNMS(NamedTuple):
-    """What soft-NMS leaves in each place of the list.
+    """The list that soft-NMS leaves, place by place.
 
-    `rows` int64 `(boxes,)`, the row whose box stands there; `scores` float32 `(boxes,)`, the decayed score;
-    `num_kept`, how many places count. Places behind them hold what the published code leaves there: copies of rows
-    that were moved ahead, with the score from before that round. `joints` int64 `(boxes,)` is the row whose keypoints
-    stand there: the same among those that count, but behind them those of the row that was dropped, because the
-    published code for poses copies boxes and swaps keypoints.
+    Places beyond `num_kept` hold whatever the published code leaves there: copies of rows that were moved forward, with
+    the score from before that round.
     """
 
-    rows: Tensor
-    scores: Tensor
+    rows: Int[Tensor, " boxes"]
+    """The row whose box is in this place."""
+    scores: Float[Tensor, " boxes"]
+    """The decayed score, float32."""
     num_kept: int
-    joints: Tensor
+    """Places that count."""
+    joints: Int[Tensor, " boxes"]
+    """The row whose keypoints are in this place: the same as `rows` among the places that count, but beyond them the
+    row that was dropped, because the published code for poses copies boxes and swaps keypoints."""
 
 
 def soft_nms(
-    boxes: Tensor, scores: Tensor, labels: Tensor | None = None, *, sigma: float = 0.5, threshold: float = 0.001
+    boxes: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, " boxes"],
+    labels: Int[Tensor, " boxes"] | None = None,
+    *,
+    sigma: float = 0.5,
+    threshold: float = 0.001,
 ) -> SoftNMS:
     """Lower the scores of boxes that overlap better ones by a Gaussian of the IoU, instead of dropping them.
 
     Round by round the best of the rest is swapped to the front and the scores behind it fall by
     `exp(-IoU² / sigma)`; a box that overlaps it and falls below `threshold` is overwritten by the last box of the
-    list, which gets shorter. CenterNet ignores how many are left and goes on with the whole list (`rows` and
-    `scores` uncut), stale rows included; everybody else cuts at `num_kept`.
+    list, which gets shorter. CenterNet ignores how many are left and uses the whole list (`rows` and `scores` uncut),
+    stale rows included; everybody else cuts at `num_kept`.
 
     Args:
-        boxes: `(boxes, 4)`, x1, y1, x2, y2; sides are x2 - x1 + 1, as published.
-        scores: `(boxes,)`. Of equal scores the first in the list, as it then stands, counts as better.
-        labels: int64 `(boxes,)`; every class has a list of its own. The places that count come first, class after
-            class, then the stale ones, class after class. Without it all boxes are of one class.
+        boxes: x1, y1, x2, y2; sides are x2 - x1 + 1, as published.
+        scores: of equal scores, the first in the list in its current order counts as better.
+        labels: every class has a list of its own. The places that count come first, class after class, then the stale
+            ones, class after class. Without labels, all boxes are of one class.
         sigma: width of the Gaussian.
         threshold: score below which an overlapping box is dropped.
 
@@ -168,9 +182,9 @@ def _soft_nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: flo
 
 
 def _settle(beats: Tensor) -> Tensor:
-    """Which boxes of a block stay; `beats[i, j]`, for i before j, says that i would remove j if it stays itself.
+    """Find the boxes of a block that stay; `beats[i, j]`, for i before j: i removes j if i itself stays.
 
-    Each round is right about at least one box more than the one before, from the front on.
+    Each round is right about at least one more box than the round before, from the front.
     """
     beats = beats.triu(diagonal=1)
     stays = torch.ones(len(beats), dtype=torch.bool, device=beats.device)
@@ -195,11 +209,11 @@ def _overlaps(boxes: Tensor, labels: Tensor | None, first: Tensor, second: Tenso
 
 
 def _close_gaps(index: Tensor, scores: Tensor, decayed: Tensor, dropped: Tensor, start: int) -> int:
-    """Write a round's scores and fill the places of dropped rows from the list's end, in place; its new end.
+    """Write a round's scores and fill the places of dropped rows from the list's end, in place. Returns its new end.
 
-    The published loop takes the last row for a dropped one and judges it there, and so on, until a row stays. So
-    the gaps in front are filled, from the left, by rows that stay, from the right. Rows behind the new end keep what
-    they held before the round, but for the first of them when the loop's last act was to drop it there.
+    The published loop puts the last row in the place of a dropped one and judges it there, and so on, until a row
+    stays. So the gaps in front are filled, from the left, by rows that stay, from the right. Rows beyond the new end
+    keep their content from before the round, except the first of them if the loop's last act was to drop it there.
     """
     num_left = int((~dropped).sum())
     end, old_end = start + num_left, start + len(dropped)
@@ -217,7 +231,7 @@ def _close_gaps(index: Tensor, scores: Tensor, decayed: Tensor, dropped: Tensor,
 
 
 def _dropping_order(dropped: list[bool]) -> list[int]:
-    """Which row of a round the published loop drops first, second ...; the list's last row takes each one's place."""
+    """Rows of a round in the order in which the published loop drops them; the list's last row replaces each."""
     rows, order, place = list(range(len(dropped))), [], 0
     while place < len(rows):
         if not dropped[rows[place]]:

@@ -1,7 +1,7 @@
-"""Test-time augmentation: mirrored maps averaged, and the detections of several scales made into one list.
+"""Test-time augmentation: mirrored maps averaged, and the detections of several scales merged into one list.
 
-CenterNet averages what its heads say about an image and its mirror, cell by cell; FCOS decodes both and lets NMS
-choose. The modes are those of the papers' tables: "none", "flip", and "multiscale", which is flip at every scale.
+CenterNet averages its heads' maps of an image and of its mirror, cell by cell; FCOS decodes both and lets NMS choose.
+The modes are those of the papers' tables: "none", "flip", and "multiscale", which is flip at every scale.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from detectors.detections import Detections, joined
+from detectors.shapes import Float, Int
 from detectors.shared.suppression import soft_nms
 
 COCO_JOINT_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
 """COCO's joints that a mirror exchanges: eyes, ears, shoulders, elbows, wrists, hips, knees, ankles."""
 
 
-def averaged_with_mirror(maps: Tensor, mirrored: Tensor) -> Tensor:
-    """Mean of maps `(batch, channels, height, width)` and of their mirror image's, which is turned back."""
+def averaged_with_mirror(
+    maps: Float[Tensor, "batch channels height width"], mirrored: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Mean of an image's maps and of its mirror image's, which are turned back."""
     return (maps + mirrored.flip(-1)) / 2
 
 
 def exchange_joints(joints: int) -> list[int]:
-    """Which joint of the mirror image each joint is: left and right change places; without COCO's 17 none do."""
+    """For each joint, the joint of the mirror image that it is: COCO's 17 swap left and right, others stay."""
     order = list(range(joints))
     if joints == 17:
         for left, right in COCO_JOINT_PAIRS:
@@ -31,11 +34,13 @@ def exchange_joints(joints: int) -> list[int]:
     return order
 
 
-def mirror_displacements(displacement: Tensor) -> Tensor:
-    """What a mirror image says of joints, in terms of the image: columns turned, x negated, joints exchanged.
+def mirror_displacements(
+    displacement: Float[Tensor, "batch coordinates height width"],
+) -> Float[Tensor, "batch coordinates height width"]:
+    """Turn a mirror image's displacements of joints into the image's: columns turned, x negated, joints swapped.
 
     Args:
-        displacement: `(batch, 2 * joints, height, width)`, x and y of each joint seen from the cell.
+        displacement: x and y of each joint, relative to the cell.
 
     Source:
         xingyizhou/CenterNet, src/lib/models/utils.py, `flip_lr_off`.
@@ -46,13 +51,10 @@ def mirror_displacements(displacement: Tensor) -> Tensor:
     return pairs.reshape(displacement.shape)
 
 
-def mirror_content(images: Tensor, widths: Tensor) -> Tensor:
-    """Mirror the first `widths` columns of each image and leave the padding behind them where it is.
-
-    Args:
-        images: `(batch, channels, height, width)`.
-        widths: int64 `(batch,)`.
-    """
+def mirror_content(
+    images: Float[Tensor, "batch channels height width"], widths: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Mirror the first `widths` columns of each image, and leave the padding to their right where it is."""
     columns = torch.arange(images.shape[-1], device=images.device).expand(len(images), -1)
     inside = columns < widths[:, None]
     source = torch.where(inside, widths[:, None] - 1 - columns, columns)
@@ -60,11 +62,11 @@ def mirror_content(images: Tensor, widths: Tensor) -> Tensor:
 
 
 def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
-    """CenterNet's merging: Gaussian soft-NMS class by class, then all that score no less than the `limit`-th best.
+    """Merge as CenterNet does: Gaussian soft-NMS class by class, then all that score at least the `limit`-th best.
 
-    Two quirks are kept because published figures rest on them: the stale rows that soft-NMS leaves at the end of its
-    list stay in (those of poses with the keypoints of what was dropped), and detections that tie for the last place all
-    stay, so more than `limit` may come back.
+    Two quirks are kept because published figures depend on them: the stale rows that soft-NMS leaves at the end of its
+    list stay in (those of poses with the keypoints of the dropped rows), and detections that tie for the last place
+    all stay, so more than `limit` may be returned.
 
     Args:
         parts: detections of each scale in one frame (the image's, as published), in the order of the scales.

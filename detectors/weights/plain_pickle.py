@@ -1,8 +1,8 @@
-"""Pickles of numpy arrays, read without running anything that is in them.
+"""Pickles of numpy arrays, read without running any code in them.
 
-Weights of the Caffe age (Detectron's ResNets, some of CornerNet's kin) are dictionaries of arrays that Python's own
-pickle wrote. A pickle may name any function to be called; here only arrays, their dtypes and OrderedDict are known, in
-bodies of our own: numpy's would let a crafted dtype pass bytes off as pointers to objects.
+Weights from the time of Caffe (Detectron's ResNets, for example) are dictionaries of arrays that Python's own pickle
+wrote. A pickle may name any function to be called. Here only arrays, their dtypes and OrderedDict are known, built by
+code of our own: numpy's would let a crafted dtype pass bytes off as pointers to objects.
 """
 
 import codecs
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 _NUMBERS = "fiub"
-"""Kinds of dtype that are taken: floating, whole with and without sign, bool."""
+"""Kinds of dtype that are read: floating, signed and unsigned integers, bool."""
 
 
 class ForbiddenGlobalError(pickle.UnpicklingError):
@@ -23,11 +23,11 @@ class ForbiddenGlobalError(pickle.UnpicklingError):
 
 
 def read_arrays(file: IO[bytes]) -> Any:
-    """Content of a pickle with every array as a tensor.
+    """Read a pickle, with every array as a tensor.
 
     Raises:
         ForbiddenGlobalError: it holds code or other objects.
-        pickle.UnpicklingError, or what else the parser meets: it is damaged, or no pickle.
+        pickle.UnpicklingError, or any other exception of the parser: it is damaged, or not a pickle.
     """
     return _as_tensors(_ArrayUnpickler(file, encoding="latin1").load())
 
@@ -45,7 +45,7 @@ class _DType:
 
 
 class _Array:
-    """An array as numpy pickles it: made empty, then given version, shape, dtype, order and bytes."""
+    """An array as numpy pickles it: created empty, then filled by version, shape, dtype, order and bytes."""
 
     values: np.ndarray[Any, Any]
 
@@ -75,14 +75,14 @@ def _from_buffer(data: bytes | bytearray, dtype: _DType, shape: tuple[int, ...],
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 pickles bytes in old protocols; no other codec than the one it uses."""
+    """Decode bytes as Python 3 pickles them in old protocols, which is by this one codec."""
     if codecs.lookup(encoding).name != "iso8859-1":
         raise ForbiddenGlobalError(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
 
 
 class _NDArray:
-    """Stands where a pickle names the class of arrays, which it hands to `_reconstruct` alone."""
+    """Placeholder for the class of arrays, which a pickle only passes to `_reconstruct`."""
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""Weights of ours written as other code keeps them: the reverse of `published.load`."""
+"""Write our weights in the layouts of other libraries: the reverse of `published.load`."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from detectors.file_layouts import FileLayout
 
 @dataclass
 class Exported:
-    """What became of every key of the detector: it is in `written` or in `left_out`."""
+    """Account of every key of the detector, each of which is in `written` or in `left_out`."""
 
     path: Path
     library: str
@@ -27,17 +27,17 @@ class Exported:
     left_out: dict[str, str] = field(default_factory=dict)
     """Key in the detector to the reason why it is not in the file."""
     added: dict[str, str] = field(default_factory=dict)
-    """Key in the file that the detector does without, to what it holds."""
+    """Key in the file that the detector lacks, to its content."""
     adjusted: dict[str, str] = field(default_factory=dict)
-    """Key in the file whose value is not bit for bit the detector's, to what was done."""
+    """Key in the file whose value is not bit for bit the detector's, to the change."""
 
 
 def save_as(detector: Detector, path: str | os.PathLike[str], library: str = "authors") -> Exported:
-    """Write the detector's weights in the layout of `library`, as its own code loads them.
+    """Write the detector's weights in the layout that the code of `library` loads.
 
     Args:
-        detector: whose weights are written; they stay as they are.
-        path: the file, replaced in one rename when all of it is written.
+        detector: its weights are written, and do not change.
+        path: the file, replaced by one rename once all of it is written.
         library: a key of the detector's `published.export_layouts`.
 
     Raises:
@@ -58,9 +58,11 @@ def save_as(detector: Detector, path: str | os.PathLike[str], library: str = "au
             os.replace(unfinished, exported.path)
         finally:
             unfinished.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk so
+    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
         cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DetectorError(f"{exported.path} cannot be written: {cause}.") from error
+        raise DetectorError(
+            f"{exported.path} cannot be written: {cause}. Choose another place, or free some space."
+        ) from error
     return exported
 
 
@@ -68,7 +70,7 @@ def _weights(detector: Detector, layout: FileLayout, exported: Exported) -> "Ord
     own = {name: value.detach().cpu().clone() for name, value in detector.state_dict().items()}
     superfluous = [name for name in own if layout.leaves_out_zero and re.fullmatch(layout.leaves_out_zero, name)]
     if all(not own[name].any() for name in superfluous):
-        reason = f"0, as it is where {layout.library} does without"
+        reason = f"0, the value that {layout.library} implies"
         exported.left_out |= dict.fromkeys(superfluous, reason)
     weights: OrderedDict[str, Tensor] = OrderedDict()
     for name, value in own.items():
@@ -94,10 +96,11 @@ def _adjusted(detector: Detector, layout: FileLayout, exported: Exported, name: 
     difference = norm.eps - layout.norm_eps
     if not difference:
         return value
+    # The variance makes up for the library's other epsilon, which a variance close to 0 cannot.
     if float(value.min()) + difference < 0:
         raise DetectorError(
-            f"{name} has a variance of {float(value.min()):g}, and {layout.library} adds {layout.norm_eps:g} to it "
-            f"where this detector adds {norm.eps:g}: it cannot be written there. Choose another layout."
+            f"{name} has a variance of {float(value.min()):g}, to which {layout.library} adds {layout.norm_eps:g} "
+            f"and this detector {norm.eps:g}: the file would need a negative variance. Choose another layout."
         )
     exported.adjusted[key] = f"{difference:+g}: {layout.library} has another epsilon in its batch norm"
     return value + difference

@@ -251,12 +251,12 @@ def test_an_image_whose_sides_do_not_fit_is_refused() -> None:
         ({"head_channels": 2.5}, "head_channels is 2.5; it has to be a whole number of at least 1."),
         ({"max_objects": -1}, "max_objects is -1; it has to be a whole number of at least 1."),
         ({"deconv_channels": [256, 0, 256]}, "deconv_channels[1] is 0; it has to be a whole number of at least 1."),
-        ({"deconv_channels": (256, 128)}, "deconv_channels has 2 entries; the way from stride 32 to 4 takes 3."),
+        ({"deconv_channels": (256, 128)}, "deconv_channels has 2 entries; give 3, for the steps from stride 32 to 4."),
         ({"size_weight": -0.1}, "size_weight is -0.1; a weight has to be a number of at least 0."),
         ({"offset_weight": float("nan")}, "offset_weight is nan; a weight has to be a number of at least 0."),
         ({"heatmap_weight": "1"}, "heatmap_weight is '1'; a weight has to be a number of at least 0."),
         ({"regression_loss": "l2"}, "regression_loss is 'l2'; known are 'l1', 'smooth_l1'."),
-        ({"min_overlap": 1.0}, "min_overlap is 1.0; it has to lie between 0 and 1."),
+        ({"min_overlap": 1.0}, "min_overlap is 1.0; it has to be between 0 and 1."),
         ({"num_classes": 0}, "num_classes is 0; it has to be a whole number of at least 1."),
     ],
 )
@@ -272,7 +272,10 @@ def test_settings_of_other_networks_are_refused() -> None:
         detectors.build("centernet_hourglass104", 3, head_channels=64)
     with pytest.raises(detectors.DetectorError, match="centernet_dla34 has no setting 'deconv_channels'"):
         detectors.build("centernet_dla34", 3, deconv_channels=(256, 256, 256))
-    with pytest.raises(detectors.DetectorError, match=r"width is 15; an hourglass has levels of half and 1.5 times"):
+    with pytest.raises(
+        detectors.DetectorError,
+        match=r"width is 15; an hourglass has levels of half and 1.5 times as many. Choose an even",
+    ):
         detectors.build("centernet_hourglass104", 3, width=15)
 
 

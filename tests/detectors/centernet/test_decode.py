@@ -119,7 +119,7 @@ def test_bfloat16_maps_are_decoded_in_float32() -> None:
 
 
 def test_maps_of_another_input_are_refused() -> None:
-    message = "the maps are 8 x 8 cells, which an input of 32 x 32 gives, not one of 64 x 32"
+    message = "the maps are 8 x 8 cells, as for an input of 32 x 32, not of 64 x 32"
     with pytest.raises(detectors.DetectorError, match=message):
         detector().decode([maps(1, 3, 8, 8)], (64, 32))
 

@@ -27,7 +27,6 @@ def one_by_one(boxes: np.ndarray, labels: np.ndarray, num_classes: int, slots: i
     heatmap = np.zeros((num_classes, height, width), np.float32)
     size, offset = np.zeros((slots, 2), np.float32), np.zeros((slots, 2), np.float32)
     index, mask = np.zeros(slots, np.int64), np.zeros(slots, bool)
-    kept_labels = np.zeros(slots, np.int64)
     for slot, (label, corners) in enumerate(zip(labels[:slots], boxes[:slots], strict=True)):
         if label < 0:
             continue
@@ -52,13 +51,12 @@ def one_by_one(boxes: np.ndarray, labels: np.ndarray, num_classes: int, slots: i
                 value = math.exp(-((x - column) ** 2 + (y - row) ** 2) / (2 * sigma * sigma))
                 heatmap[label, y, x] = max(heatmap[label, y, x], np.float32(value))
         size[slot], offset[slot] = (w, h), center - (column, row)
-        index[slot], kept_labels[slot], mask[slot] = row * width + column, label, True
+        index[slot], mask[slot] = row * width + column, True
     return {
         "heatmap": heatmap,
         "size": size,
         "offset": offset,
         "center_index": index,
-        "labels": kept_labels,
         "object_mask": mask,
     }
 

@@ -192,7 +192,7 @@ def test_no_detection_and_a_batch_like_its_images() -> None:
 
 def test_maps_of_another_size_are_refused() -> None:
     with pytest.raises(
-        DetectorError, match=r"a level has 8 x 8 cells, an input of 64 x 96 gives 8 x 12. Pass the size"
+        DetectorError, match=r"a level has 8 x 8 cells, but an input of 64 x 96 has 8 x 12. Pass the size"
     ):
         fcos("original").decode(joined(silent((64, 64))), (64, 96))
 

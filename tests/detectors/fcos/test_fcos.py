@@ -343,7 +343,7 @@ def test_settings_that_cannot_be_honoured_are_refused() -> None:
             "channels is 32; group normalisation has 32 groups of at least 2, .* multiple of 32 from 64 on",
         ),
         ({"nms_treshold": 0.5}, "fcos_resnet50 has no setting 'nms_treshold'; did you mean 'nms_threshold'"),
-        ({"score_threshold": 1.5}, "score_threshold is 1.5; it has to lie between 0 and 1"),
+        ({"score_threshold": 1.5}, "score_threshold is 1.5; it has to be between 0 and 1"),
         ({"candidates": 0}, "candidates is 0; it has to be a whole number of at least 1"),
     ):
         with pytest.raises(DetectorError, match=message):

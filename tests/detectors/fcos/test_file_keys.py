@@ -292,7 +292,9 @@ def test_what_a_library_cannot_hold_is_refused_and_nothing_is_written(tmp_path: 
         save_as(original, tmp_path / "back.pth", "adelaidet")
     with torch.no_grad():
         original.get_buffer("backbone.body.layer2.1.bn2.running_var").fill_(2e-6)
-    with pytest.raises(DetectorError, match=r"layer2.1.bn2.running_var has a variance of 2e-06, and mmdetection adds"):
+    with pytest.raises(
+        DetectorError, match=r"layer2.1.bn2.running_var has a variance of 2e-06, to which mmdetection adds"
+    ):
         save_as(original, tmp_path / "back.pth", "mmdetection")
     assert not list(tmp_path.iterdir())
     save_as(original, tmp_path / "back.pth", "authors")

@@ -207,9 +207,9 @@ def test_what_is_no_tensor_or_there_twice_is_accounted(tmp_path: Path) -> None:
     receipt = published.load(ours, saved(content, tmp_path / "twice.pth"))
     assert_accounted(receipt, ours, set(map(str, content)))
     assert receipt.skipped == {
-        "0": "its key is no name",
+        "0": "its key is not a name",
         "module.conv1.weight": "conv1.weight is in the file twice",
-        "version": "no tensor",
+        "version": "not a tensor",
     }
     assert_loaded(ours, weights)
 
@@ -245,12 +245,15 @@ def test_a_whole_module_is_refused_with_what_to_do(tmp_path: Path) -> None:
 def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
     whole = saved(other_weights(), tmp_path / "whole.pth").read_bytes()
     cases = {
-        "cut.pth": (whole[: len(whole) // 2], "is no checkpoint: damaged or of another kind"),
-        "empty.pth": (b"", "is no checkpoint: damaged or of another kind"),
-        "text.pth": (b"<html>quota exceeded</html>" * 20, "is no checkpoint: "),
-        "text.safetensors": (b"<html>quota exceeded</html>" * 20, "is no checkpoint: damaged or of another kind"),
-        "plain.pkl": (pickle.dumps({"conv1.weight": [1.0]}), "is no checkpoint: it holds conv1.weight, but no tensor"),
-        "cut.pkl": (pickle.dumps({"conv1.weight": [1.0]})[:-4], "is no checkpoint: "),
+        "cut.pth": (whole[: len(whole) // 2], "is not a checkpoint: damaged or of another kind"),
+        "empty.pth": (b"", "is not a checkpoint: damaged or of another kind"),
+        "text.pth": (b"<html>quota exceeded</html>" * 20, "is not a checkpoint: "),
+        "text.safetensors": (b"<html>quota exceeded</html>" * 20, "is not a checkpoint: damaged or of another kind"),
+        "plain.pkl": (
+            pickle.dumps({"conv1.weight": [1.0]}),
+            "is not a checkpoint: it holds conv1.weight, but no tensor",
+        ),
+        "cut.pkl": (pickle.dumps({"conv1.weight": [1.0]})[:-4], "is not a checkpoint: "),
         "evil.pkl": (pickle.dumps(Code(tmp_path / "ran")), r"evil.pkl holds code or objects .*\(posix.mkdir\)"),
     }
     for name, (content, message) in cases.items():
@@ -263,11 +266,11 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
 
 
 def test_a_missing_file_and_other_content_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DetectorError, match=r"weights file .*nowhere.pth is not there"):
+    with pytest.raises(DetectorError, match=r"weights file .*nowhere.pth is not there. Check the path"):
         published.load(detector(), tmp_path / "nowhere.pth")
-    with pytest.raises(DetectorError, match="is no checkpoint: it holds a list, not a state dict"):
+    with pytest.raises(DetectorError, match="is not a checkpoint: it holds a list, not a state dict"):
         published.load(detector(), saved([1, 2], tmp_path / "list.pth"))
-    with pytest.raises(DetectorError, match="is no checkpoint: it holds epoch, name, but no tensor"):
+    with pytest.raises(DetectorError, match="is not a checkpoint: it holds epoch, name, but no tensor"):
         published.load(detector(), saved({"epoch": 3, "name": "x"}, tmp_path / "numbers.pth"))
 
 
