@@ -23,6 +23,7 @@ from pipelines.evaluation.views import Reading, milliseconds_one_by_one
 from pipelines.pictures.drawing import prediction_page
 from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.recipes.settings import EvaluationSettings, Recipe
+from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.from_recipe import build_detector
 from pipelines.training.resuming import check_classes
 from pipelines.training.train import check_input_size
@@ -137,7 +138,7 @@ class _Judged:
 
 def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _Judged:
     checkpoint = find_checkpoint(path, newest)
-    recorded = from_dict(checkpoint.facts["recipe"])
+    recorded = from_dict(facts_of(checkpoint).recipe)
     recipe = with_flags(recorded, flags)
     if fixed := [line for line in differences(to_dict(recorded), to_dict(recipe)) if not line.startswith("data.")]:
         raise ConfigError(f"{fixed[0]} belongs to the trained weights; only data.* and evaluation.* can be set here.")

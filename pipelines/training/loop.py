@@ -33,6 +33,7 @@ from pipelines.files import write_json
 from pipelines.recipes.recipe import to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
+from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.due import Milestones
 from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, training_loader
 from pipelines.training.recorder import Recorder
@@ -93,7 +94,7 @@ class Training:
         self.last_step = measured_steps or recipe.schedule.last_step(self.plan.steps_per_epoch)
         self.saver = Saver(context, recipe, job.run, self.manifest)
         checkpoint = None if measured_steps else self.saver.start()
-        self.resumed_from: dict[str, Any] = checkpoint.facts if checkpoint else {}
+        self.resumed_from = facts_of(checkpoint) if checkpoint else None
         self.step = checkpoint.step if checkpoint else 0
         self.detector = build_detector(recipe, self.manifest, initial=checkpoint is None)
         self.engine = self._engine(checkpoint)
@@ -101,7 +102,7 @@ class Training:
         self.milestones = Milestones(recipe, self.plan.steps_per_epoch, self.last_step, context)
         self.recorder = Recorder(
             *(context, recipe, self.plan, self.world, self.split, self.stopwatch, self.last_step),
-            skipped_steps=int(self.resumed_from.get("skipped_steps", 0)),
+            skipped_steps=self.resumed_from.skipped_steps if self.resumed_from else 0,
         )
         self.ledger: Ledger | None = None
 
@@ -111,7 +112,7 @@ class Training:
         with self._tracked():
             with self._system_metrics(), self._ledger(), self.loader() as batches:
                 source = iter(batches)
-                if self.resumed_from.get("evaluation_due"):
+                if self.resumed_from and self.resumed_from.evaluation_due:
                     self.save(self._evaluate())  # the last attempt had no time for it
                 while self.step < self.last_step and not stop:
                     stop = self._train_step(source)
@@ -245,7 +246,8 @@ class Training:
     def _agreed_precision(self) -> ResolvedPrecision:
         """One precision for all ranks and attempts, though their devices may differ in what "auto" would mean."""
         own = resolve_precision(self.recipe.engine.precision, self.context.device)
-        chosen = [self.resumed_from.get("precision") or own]
+        # A resumed run keeps its precision; what was recorded is one of the three.
+        chosen: list[Any] = [(self.resumed_from and self.resumed_from.precision) or own]
         torch.distributed.broadcast_object_list(chosen)
         return chosen[0]
 
@@ -314,5 +316,5 @@ class Training:
             return
         resumed = console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)
         logger.info("%s; %s", resumed, where)
-        previous, saved_at = self.context.heartbeat.previous, float(self.resumed_from.get("saved_at", 0))
+        previous, saved_at = self.context.heartbeat.previous, self.resumed_from.saved_at
         logger.info("%s", lost_line(previous, self.step, self.split.global_size, saved_at))

@@ -12,6 +12,7 @@ from data_shards.storage.store import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipes.settings import Recipe
+from pipelines.training.checkpoint_facts import facts_of
 
 
 def checkpoint_places(
@@ -93,16 +94,16 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> No
     Raises:
         ConfigError: names what differs.
     """
-    facts = checkpoint.facts
-    if facts["detector"] != recipe.detector.name:
+    facts = facts_of(checkpoint)
+    if facts.detector != recipe.detector.name:
         raise ConfigError(
-            f"{checkpoint.path} is of detector {facts['detector']}, the recipe says {recipe.detector.name}; "
+            f"{checkpoint.path} is of detector {facts.detector}, the recipe says {recipe.detector.name}; "
             f"set detector.name to it, or choose another --run.name."
         )
     check_classes(checkpoint, manifest)
-    if facts["manifest"] != manifest.digest:
+    if facts.manifest != manifest.digest:
         raise ConfigError(
-            f"{checkpoint.path} was trained on shards {facts['manifest'][:12]}, data.train is {manifest.digest[:12]}; "
+            f"{checkpoint.path} was trained on shards {facts.manifest[:12]}, data.train is {manifest.digest[:12]}; "
             f"the sample order would be another. Use the same shards, or choose another --run.name."
         )
 
@@ -113,7 +114,7 @@ def check_classes(checkpoint: Checkpoint, manifest: Manifest) -> None:
     Raises:
         ConfigError: names the first class that differs.
     """
-    theirs = [(item["id"], item["name"]) for item in checkpoint.facts["classes"]]
+    theirs = [(item["id"], item["name"]) for item in facts_of(checkpoint).classes]
     ours = [(item.id, item.name) for item in manifest.classes]
     if theirs == ours:
         return

@@ -18,6 +18,7 @@ from data_shards.order.plan import Plan
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.recipes.recipe import to_dict
 from pipelines.recipes.settings import Recipe
+from pipelines.training.checkpoint_facts import CheckpointFacts, unknown_facts
 from pipelines.training.loss_watch import CALMER
 from pipelines.training.resuming import check_fits, checkpoint_places, newest_checkpoint
 
@@ -65,6 +66,8 @@ class Saver:
             self._remote.fetch(name, self._folder.folder)
         checkpoint = open_checkpoint(path, verify=False)
         check_fits(checkpoint, self._recipe, self._manifest)
+        if self._context.rank == 0 and (unknown := unknown_facts(checkpoint)):
+            logger.warning("%s", unknown)
         return checkpoint
 
     def save(self, engine: Engine, plan: Plan, step: int, evaluation: Evaluation | None, **facts: Any) -> None:
@@ -87,23 +90,22 @@ class Saver:
             raise UnrecoverableError(
                 f"{broken[0]} is not finite after step {step:,}, so no checkpoint of it is kept; {CALMER}"
             )
-        all_facts = {
-            "step": step,
-            "epoch": step // plan.steps_per_epoch,
-            "samples_seen": step * plan.global_batch_size,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "seed": self._recipe.seed,
-            "detector": self._recipe.detector.name,
-            "classes": [dataclasses.asdict(item) for item in self._manifest.classes],
-            "manifest": self._manifest.digest,
-            "recipe": to_dict(self._recipe),
-            "world_size": self._context.world_size,
-            "zero_stage": self._recipe.engine.zero_stage,
-            "precision": engine.precision,
-            "saved_at": time.time(),
+        all_facts = CheckpointFacts(
+            epoch=step // plan.steps_per_epoch,
+            samples_seen=step * plan.global_batch_size,
+            steps_per_epoch=plan.steps_per_epoch,
+            seed=self._recipe.seed,
+            detector=self._recipe.detector.name,
+            classes=[dataclasses.asdict(item) for item in self._manifest.classes],
+            manifest=self._manifest.digest,
+            recipe=to_dict(self._recipe),
+            world_size=self._context.world_size,
+            zero_stage=self._recipe.engine.zero_stage,
+            precision=engine.precision,
+            saved_at=time.time(),
             **facts,
-        }
-        self.writer.save(state, all_facts, score=_score(evaluation))
+        )
+        self.writer.save(state, {"step": step, **all_facts.as_dict()}, score=_score(evaluation))
 
 
 def _score(evaluation: Evaluation | None) -> float | None:

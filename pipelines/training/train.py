@@ -29,6 +29,7 @@ from pipelines.errors import ConfigError
 from pipelines.files import write_json, write_text
 from pipelines.recipes.recipe import differences, flatten, from_dict, run_name, to_dict, to_yaml
 from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
+from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.from_recipe import build_detector
 from pipelines.training.loop import Job, train_worker
 from pipelines.training.preflight import before_training
@@ -75,7 +76,7 @@ def train(recipe: Recipe) -> TrainingResult:
             console.say("done", f"run {name} ended before, at step {last_step:,}")
             tracking.deliver_spool(folder / "tracking")  # what a server that was down has not been told
         else:
-            known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
+            known_run = facts_of(checkpoint).mlflow_run if checkpoint else ""
             with _on_cluster(recipe), _tracked(recipe, name, folder, known_run) as (uri, mlflow_run):
                 run_workers(
                     train_worker,
@@ -305,7 +306,7 @@ def _check_writable(folder: Path) -> None:
 def _agree_with_earlier_attempts(recipe: Recipe, checkpoint: Checkpoint, name: str) -> None:
     """Refuse to go on from a checkpoint with settings that would train something else."""
     # Read as a recipe first: a field that came with a later aweigh takes its default.
-    changed = differences(to_dict(from_dict(checkpoint.facts["recipe"])), to_dict(recipe))
+    changed = differences(to_dict(from_dict(facts_of(checkpoint).recipe)), to_dict(recipe))
     if changed:
         raise ConfigError(
             f"run {name} was started with other settings ({'; '.join(changed)}). Give the earlier ones, or another "
