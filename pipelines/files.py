@@ -2,20 +2,39 @@
 
 import json
 import os
-import threading
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a file to write, which replaces `path` in one rename if the block succeeds.
+
+    A reader of `path` sees the old or the new file and never a part. If the block fails, nothing is left of its file.
+    """
+    # A name of its own for each writer, also on other machines that share the folder.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield unfinished
+        # On disk before the name points to it: after a power failure the file is the old or the new one, not empty.
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` in one rename, so that a reader sees either the old file or the new one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    """Replace the content of a file by a text, in one rename."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: object) -> None:
-    """Replace `path` in one rename by a value as JSON."""
+    """Replace the content of a file by a value as JSON, in one rename."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 

@@ -192,12 +192,13 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
 
     from data_shards.counting import counted
     from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
+    from pipelines.training.checkpoint_facts import facts_of
     from pipelines.training.checkpoints import check_classes
     from pipelines.training.checks import check_input_size
     from pipelines.training.from_recipe import build_detector
 
     checkpoint = find_checkpoint(path, newest)
-    recorded = from_dict(checkpoint.facts["recipe"])
+    recorded = from_dict(facts_of(checkpoint).recipe)
     recipe = with_flags(recorded, flags)
     if fixed := [line for line in differences(to_dict(recorded), to_dict(recipe)) if not line.startswith("data.")]:
         raise ConfigError(f"{fixed[0]} belongs to the trained weights; set only data.* and evaluation.* here.")

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import os
 import shlex
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.arguments import Commands, add_actions, add_json, completes, detector_names, takes_fields
 from pipelines.errors import ConfigError
+from pipelines.files import replacing
 
 if TYPE_CHECKING:
     from detectors import Detector
@@ -148,11 +147,12 @@ def _detector_of(source: Path, known: argparse.Namespace) -> tuple["Detector", d
 
     if source.is_dir():
         from pipelines.commands.evaluate import find_checkpoint
+        from pipelines.training.checkpoint_facts import facts_of
 
         checkpoint = find_checkpoint(source)
-        facts = checkpoint.facts
-        settings = facts["recipe"]["detector"]["settings"]
-        detector = detectors.build(facts["detector"], len(facts["classes"]), **settings)
+        facts = facts_of(checkpoint)
+        settings = facts.recipe["detector"]["settings"]
+        detector = detectors.build(facts.detector, len(facts.classes), **settings)
         detector.load_state_dict(checkpoint.weights())
         return detector, settings
     if not source.is_file():
@@ -192,12 +192,8 @@ def _write(detector: "Detector", path: Path, facts: Mapping[str, str]) -> None:
     metadata = {"detector": detector.name, "num_classes": str(detector.num_classes), **facts}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
+        with replacing(path) as unfinished:
             save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, unfinished, metadata)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path} cannot be written: {cause}. Choose another --output.") from error

@@ -26,6 +26,7 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.recipes.recipe import to_dict
 from pipelines.recipes.settings import Recipe
+from pipelines.training.checkpoint_facts import CheckpointFacts, facts_of, unknown_facts
 from pipelines.training.loss_watch import CALMER
 
 logger = logging.getLogger("aweigh")
@@ -96,17 +97,17 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> No
     Raises:
         ConfigError: names what differs.
     """
-    facts = checkpoint.facts
-    if facts["detector"] != recipe.detector.name:
+    facts = facts_of(checkpoint)
+    if facts.detector != recipe.detector.name:
         raise ConfigError(
-            f"{checkpoint.path} holds detector {facts['detector']}, but the recipe says {recipe.detector.name}; "
+            f"{checkpoint.path} holds detector {facts.detector}, but the recipe says {recipe.detector.name}; "
             f"set detector.name to it, or choose another --run.name."
         )
     check_classes(checkpoint, manifest)
-    if facts["manifest"] != manifest.digest:
+    if facts.manifest != manifest.digest:
         # The order of samples is a function of the manifest: other shards would repeat some samples and skip others.
         raise ConfigError(
-            f"{checkpoint.path} was trained on shards {facts['manifest'][:12]}, but data.train is "
+            f"{checkpoint.path} was trained on shards {facts.manifest[:12]}, but data.train is "
             f"{manifest.digest[:12]}; the order of samples would change. Use the same shards, or choose another "
             f"--run.name."
         )
@@ -118,7 +119,7 @@ def check_classes(checkpoint: Checkpoint, manifest: Manifest) -> None:
     Raises:
         ConfigError: names the first class that differs.
     """
-    theirs = [(item["id"], item["name"]) for item in checkpoint.facts["classes"]]
+    theirs = [(item["id"], item["name"]) for item in facts_of(checkpoint).classes]
     ours = [(item.id, item.name) for item in manifest.classes]
     if theirs == ours:
         return
@@ -197,6 +198,8 @@ class Saver:
             self._remote.fetch(name, self._folder.folder)
         checkpoint = open_checkpoint(path, verify=False)
         check_fits(checkpoint, self._recipe, self._manifest)
+        if self._context.rank == 0 and (unknown := unknown_facts(checkpoint)):
+            logger.warning("%s", unknown)
         return checkpoint
 
     def save(self, engine: Engine, plan: Plan, step: int, evaluation: Evaluation | None, **facts: Any) -> None:
@@ -220,23 +223,22 @@ class Saver:
             raise UnrecoverableError(
                 f"{broken[0]} is not finite after step {step:,}, so no checkpoint of it is kept; {CALMER}"
             )
-        all_facts = {
-            "step": step,
-            "epoch": step // plan.steps_per_epoch,
-            "samples_seen": step * plan.global_batch_size,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "seed": self._recipe.seed,
-            "detector": self._recipe.detector.name,
-            "classes": [dataclasses.asdict(item) for item in self._manifest.classes],
-            "manifest": self._manifest.digest,
-            "recipe": to_dict(self._recipe),
-            "world_size": self._context.world_size,
-            "zero_stage": self._recipe.engine.zero_stage,
-            "precision": engine.precision,
-            "saved_at": time.time(),
+        all_facts = CheckpointFacts(
+            epoch=step // plan.steps_per_epoch,
+            samples_seen=step * plan.global_batch_size,
+            steps_per_epoch=plan.steps_per_epoch,
+            seed=self._recipe.seed,
+            detector=self._recipe.detector.name,
+            classes=[dataclasses.asdict(item) for item in self._manifest.classes],
+            manifest=self._manifest.digest,
+            recipe=to_dict(self._recipe),
+            world_size=self._context.world_size,
+            zero_stage=self._recipe.engine.zero_stage,
+            precision=engine.precision,
+            saved_at=time.time(),
             **facts,
-        }
-        self.writer.save(state, all_facts, score=_score(evaluation))
+        )
+        self.writer.save(state, {"step": step, **all_facts.as_dict()}, score=_score(evaluation))
 
 
 def _score(evaluation: Evaluation | None) -> float | None:

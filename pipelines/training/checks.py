@@ -18,6 +18,7 @@ from detectors import Detector
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict
 from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
+from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.from_recipe import build_detector
 
 
@@ -203,7 +204,7 @@ def check_same_settings(recipe: Recipe, checkpoint: Checkpoint, name: str) -> No
         ConfigError: names each field with its old and new value.
     """
     # Read as a recipe first: a field that the checkpoint's version did not have takes its default.
-    changed = differences(to_dict(from_dict(checkpoint.facts["recipe"])), to_dict(recipe))
+    changed = differences(to_dict(from_dict(facts_of(checkpoint).recipe)), to_dict(recipe))
     if changed:
         raise ConfigError(
             f"run {name} was started with other settings ({'; '.join(changed)}). Use the earlier ones, or choose "

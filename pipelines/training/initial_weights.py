@@ -13,7 +13,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from data_shards.storage.node_cache import default_cache_folder
 from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
+from pipelines.files import replacing
 from pipelines.recipes.settings import IMAGENET, DetectorSettings
 
 if TYPE_CHECKING:
@@ -102,20 +102,13 @@ def _cached(location: str, expected: str, cache: Path) -> Path:
 
 
 def _fetch(location: str, expected: str, path: Path) -> None:
-    # Written beside, checked, flushed, then renamed: the cache never holds half a file, even after a power cut.
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     console.say("weights", f"fetching {location}")
-    try:
+    with replacing(path) as unfinished:
         if location.startswith("s3://"):
             _from_store(location, unfinished)
         else:
             _from_web(location, unfinished)
         _check(unfinished, expected, location)
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _from_store(location: str, path: Path) -> None:

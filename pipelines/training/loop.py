@@ -39,6 +39,7 @@ from pipelines.files import write_json
 from pipelines.recipes.recipe import to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
+from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.checkpoints import Saver, lost_line
 from pipelines.training.due import Milestones
 from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, training_loader
@@ -105,7 +106,7 @@ class Training:
         self.last_step = measured_steps or recipe.schedule.last_step(self.plan.steps_per_epoch)
         self.saver = Saver(context, recipe, job.run, self.manifest)
         checkpoint = None if measured_steps else self.saver.start()
-        self.resumed_from: dict[str, Any] = checkpoint.facts if checkpoint else {}
+        self.resumed_from = facts_of(checkpoint) if checkpoint else None
         self.step = checkpoint.step if checkpoint else 0
         self.detector = build_detector(recipe, self.manifest, initial=checkpoint is None)
         self.engine = self._engine(checkpoint)
@@ -119,7 +120,7 @@ class Training:
             self.split,
             self.stopwatch,
             self.last_step,
-            skipped_steps=int(self.resumed_from.get("skipped_steps", 0)),
+            skipped_steps=self.resumed_from.skipped_steps if self.resumed_from else 0,
         )
         self.ledger: Ledger | None = None
 
@@ -129,7 +130,7 @@ class Training:
         with self._tracked():
             with self._system_metrics(), self._ledger(), self.loader() as batches:
                 source = iter(batches)
-                if self.resumed_from.get("evaluation_due"):
+                if self.resumed_from and self.resumed_from.evaluation_due:
                     # The last attempt was stopped at an evaluation, and a grace period is too short for one.
                     self.save(self._evaluate())
                 while self.step < self.last_step and not stop:
@@ -275,7 +276,8 @@ class Training:
         "auto" depends on the device, and a later attempt may run on other devices; the checkpoint's precision stays.
         """
         own = resolve_precision(self.recipe.engine.precision, self.context.device)
-        chosen = [self.resumed_from.get("precision") or own]
+        # A resumed run keeps its precision; what was recorded is one of the three.
+        chosen: list[Any] = [(self.resumed_from and self.resumed_from.precision) or own]
         torch.distributed.broadcast_object_list(chosen)
         return chosen[0]
 
@@ -347,5 +349,5 @@ class Training:
             return
         resumed = console.resumed_line(self.job.attempt, self.step, self.plan.steps_per_epoch)
         logger.info("%s; %s", resumed, where)
-        previous, saved_at = self.context.heartbeat.previous, float(self.resumed_from.get("saved_at", 0))
+        previous, saved_at = self.context.heartbeat.previous, self.resumed_from.saved_at
         logger.info("%s", lost_line(previous, self.step, self.split.global_size, saved_at))

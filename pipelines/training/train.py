@@ -22,6 +22,7 @@ from pipelines import console, tracking
 from pipelines.files import write_json, write_text
 from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_yaml
 from pipelines.recipes.settings import Recipe
+from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.checkpoints import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
 from pipelines.training.checks import check, check_run_folder, check_same_settings, split_on_most_workers
 from pipelines.training.loop import Job, train_worker
@@ -91,7 +92,7 @@ def _train_on_workers(
 ) -> None:
     """Run the training loop on every worker to its end, as one attempt of one MLflow run."""
     # A run folder that was lost, with its checkpoints in a bucket, still finds its MLflow run.
-    known_run = str(checkpoint.facts["mlflow_run"]) if checkpoint else ""
+    known_run = facts_of(checkpoint).mlflow_run if checkpoint else ""
     with (
         _on_cluster(recipe, folder / "logs", splits),
         _tracked(recipe, name, folder, known_run) as (uri, mlflow_run),

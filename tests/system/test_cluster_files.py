@@ -40,7 +40,7 @@ def test_ray_accepts_the_aws_cluster() -> None:
         assert any("pip install" in line and "requirements.txt" in line for line in commands)
 
 
-def test_workers_never_land_on_the_head_and_spot_comes_first() -> None:
+def test_no_worker_runs_on_the_head_and_spot_comes_first() -> None:
     types = _aws()["available_node_types"]
     assert types[HEAD]["resources"] == {"CPU": 0}
     spot, on_demand = types["gpu.spot"], types["gpu.on_demand"]
@@ -61,7 +61,7 @@ def test_every_efa_interface_is_complete_and_on_a_card_of_its_own() -> None:
 @pytest.mark.parametrize(
     "path", [AWS, KUBERAY / "ray_cluster.yaml", KUBERAY / "ray_job.yaml"], ids=lambda path: path.name
 )
-def test_every_placeholder_stands_by_a_line_that_says_edit(path: Path) -> None:
+def test_every_placeholder_is_near_a_line_that_says_edit(path: Path) -> None:
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines):
         if re.search(PLACEHOLDERS, line) and not line.lstrip().startswith("#"):
@@ -78,7 +78,7 @@ def test_the_pinned_ray_is_the_one_of_the_manifests() -> None:
     assert "FROM python:3.12" in (KUBERAY / "Dockerfile").read_text()
 
 
-# The fields of ray.io/v1 that we use, as KubeRay's API reference describes them; its own CRD is not to be had offline.
+# The fields of ray.io/v1 that we use, as KubeRay's API reference describes them; its own CRD is not available offline.
 _QUANTITIES = {
     "type": "object",
     "required": ["cpu", "memory"],
@@ -226,11 +226,11 @@ def test_every_mount_of_a_pod_has_its_volume_and_gpus_are_a_limit(name: str) -> 
         assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"]
 
 
-def test_a_node_that_goes_away_tells_ray_and_has_time_for_a_checkpoint() -> None:
+def test_a_node_that_is_taken_away_tells_ray_and_has_time_for_a_checkpoint() -> None:
     mounted = {Path(source).name: target for target, source in _aws()["file_mounts"].items()}
     started = "\n".join(_aws()["worker_start_ray_commands"])
-    assert f"{mounted['leaving.py']} watch $RAY_HEAD_IP:6379" in started
-    assert (ROOT / _aws()["file_mounts"][mounted["leaving.py"]]).is_file()
+    assert f"{mounted['announce_preemption.py']} watch $RAY_HEAD_IP:6379" in started
+    assert (ROOT / _aws()["file_mounts"][mounted["announce_preemption.py"]]).is_file()
     pod = _kuberay("ray_cluster.yaml")["spec"]["workerGroupSpecs"][0]["template"]["spec"]
     hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
     _, path, action, _, seconds = shlex.split(hook)
@@ -243,7 +243,7 @@ def test_both_manifests_describe_one_cluster() -> None:
     assert _kuberay("ray_job.yaml")["spec"]["rayClusterSpec"] == _kuberay("ray_cluster.yaml")["spec"]
 
 
-def test_the_command_of_the_ray_job_is_one_that_we_take() -> None:
+def test_our_command_line_accepts_the_command_of_the_ray_job() -> None:
     spec = _kuberay("ray_job.yaml")["spec"]
     words = shlex.split(spec["entrypoint"])
     assert words[0] == "aweigh"
@@ -269,7 +269,7 @@ def test_the_node_types_start_from_the_head_alone_and_train(
         kind["node_config"] = {}
         if name != HEAD:
             kind["resources"] = {"CPU": 1}
-    types["gpu.spot"]["max_workers"] = 1  # as where there is no more capacity
+    types["gpu.spot"]["max_workers"] = 1  # as if there were no more capacity
     config = {
         **{key: aws[key] for key in ("cluster_name", "max_workers", "upscaling_speed", "idle_timeout_minutes")},
         "head_node_type": aws["head_node_type"],
