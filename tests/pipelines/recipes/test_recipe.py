@@ -186,7 +186,7 @@ def test_flags_set_any_field() -> None:
             "--data.train",
             "007",
             "--detector.settings.size_weight",
-            "0.02",
+            "2e-2",
             "--engine.deepspeed.zero_optimization.overlap_comm",
             "true",
             "--optimizer.learning_rate",
