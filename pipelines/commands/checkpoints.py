@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,9 @@ def list_checkpoints(place: str, *, as_json: bool) -> None:
     best = _best(rows)
     for row in rows:
         print(_line(row, [*(["newest"] if row is rows[-1] else []), *(["best"] if row is best else [])]))
+    removal = shlex.join(["aweigh", "checkpoints", "gc", place])
     for orphan in found.orphans:
-        print(f"{orphan:<18} orphan: left by a process that was killed; `aweigh checkpoints gc {place}` removes it")
+        print(f"{orphan:<18} orphan: left by a process that was killed; `{removal}` removes it")
     if not rows:
         print(_NONE)
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -252,7 +253,7 @@ def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
     value: Any = words[0] if len(words) == 1 else words
     if name != owner or not _takes_text(kind):
         try:
-            parsed = [yaml.safe_load(word) for word in words]
+            parsed = [_value(word) for word in words]
         except yaml.YAMLError:
             raise ConfigError(
                 f"--{name} {' '.join(words)!r} is not a YAML value; give a number, a word, or a list such as [90, 120]."
@@ -269,6 +270,12 @@ def _set(values: dict[str, Any], name: str, words: list[str]) -> None:
                 f"--{name}: {part} is a value, not a group of fields; set --{name.partition('.' + part)[0]}.{part}."
             )
     node[path[-1]] = value
+
+
+def _value(word: str) -> Any:
+    """Read a word as a YAML value."""
+    # YAML 1.1 takes 1e-3 for text, because it has no point; a detector's settings have no type that would convert it.
+    return float(word) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", word) else yaml.safe_load(word)
 
 
 def _is_tuple(kind: Any) -> bool:

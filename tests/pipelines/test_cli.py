@@ -171,7 +171,7 @@ def test_help_shows_the_first_commands(capsys: pytest.CaptureFixture[str]) -> No
         assert command in shown
 
 
-def test_recipe_show_prints_yaml_that_train_takes_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_show_prints_the_resolved_recipe_as_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     main(["recipe", "show", "demo", "--seed", "5"])
     assert "seed: 5" in capsys.readouterr().out
 

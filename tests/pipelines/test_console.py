@@ -32,7 +32,7 @@ def test_a_file_gets_about_ten_lines_however_large_the_steps_are(capsys: pytest.
     assert capsys.readouterr().err == "shards    3/3 images  100%  12 a second\n"
 
 
-def test_what_is_said_in_a_terminal_begins_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_in_a_terminal_starts_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     progress_line("shards", 1, 4, "images")

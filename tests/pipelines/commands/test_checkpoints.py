@@ -91,7 +91,7 @@ def test_a_folder_of_runs_lists_the_newest_and_the_best_of_each(
     assert (runs["cells"]["newest"]["step"], runs["cells"]["best"]["step"], runs["new"]["newest"]) == (8, 4, None)
 
 
-def test_show_tells_what_a_checkpoint_says_of_itself(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_the_facts_of_a_checkpoint(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     newest = _said(capsys, "show", run)
     assert newest.startswith("step-00000016")
     for fact in ("fcos_resnet50", "samples_seen   128", "9f31c2000000", "1: platelet", "abc"):

@@ -116,7 +116,7 @@ def test_what_the_network_receives_is_shown_in_its_own_colours(order: str) -> No
     assert np.array_equal(shown, pixels.permute(0, 2, 3, 1).numpy())
 
 
-def test_the_heatmap_lies_over_its_cells_in_the_colour_of_its_class() -> None:
+def test_the_heatmap_covers_its_cells_in_the_colour_of_its_class() -> None:
     heatmap = np.zeros((2, 2, 3), dtype=np.float32)
     heatmap[1, 0, 2] = 0.8  # the top right cell, 4 x 4 pixels
     over = heatmap_over(np.full((8, 12, 3), 100, dtype=np.uint8), heatmap)

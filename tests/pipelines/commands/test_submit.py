@@ -16,7 +16,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def _submit(*flags: object) -> list[object]:
-    # Nobody listens there: what is refused otherwise was refused before.
+    # Nothing listens at that port, so any other refusal came before a connection was tried.
     return ["submit", "demo", "--address", f"http://127.0.0.1:{free_port()}", *flags]
 
 
@@ -51,7 +51,7 @@ def test_a_cluster_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[s
     assert "no Ray job server answers at http://127.0.0.1:" in _refused(capsys, *_submit(*CLUSTER))
 
 
-def test_a_recipe_file_that_lies_elsewhere_is_taken(
+def test_a_recipe_file_outside_the_working_directory_is_sent(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.commands.submit import _recipe_in_package
@@ -64,7 +64,7 @@ def test_a_recipe_file_that_lies_elsewhere_is_taken(
     assert _recipe_in_package("demo", Path.cwd()) == ({}, "demo")
 
 
-def test_a_run_in_the_folder_of_a_job_is_refused_for_ray_deletes_it(
+def test_a_run_in_the_folder_of_a_job_is_refused_because_ray_deletes_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"

@@ -167,7 +167,7 @@ def test_a_recipe_names_a_detector_that_exists_with_settings_it_knows(name: str)
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_a_recipe_shown_as_yaml_can_be_passed_back(name: str, tmp_path: Path) -> None:
+def test_a_recipe_shown_as_yaml_can_be_read_again(name: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(to_yaml(recipes.get(name)))
     assert recipes.get(str(path)) == recipes.get(name)
@@ -186,7 +186,7 @@ def test_flags_set_any_field() -> None:
             "--data.train",
             "007",
             "--detector.settings.size_weight",
-            "0.02",
+            "2e-2",
             "--engine.deepspeed.zero_optimization.overlap_comm",
             "true",
             "--optimizer.learning_rate",
@@ -295,7 +295,7 @@ def test_a_wrong_recipe_file_is_named_with_its_field(text: str, message: str, tm
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_recipe_offers_the_nearest_and_a_missing_file_is_said() -> None:
+def test_an_unknown_recipe_suggests_its_variants_and_a_missing_file_is_reported() -> None:
     with pytest.raises(ConfigError, match="did you mean 'centernet_resdcn18_1x', 'centernet_resdcn18_2x', 'centern"):
         recipes.get("centernet_resdcn18")
     with pytest.raises(
