@@ -103,6 +103,7 @@ def read_coco(
     document = read_document(path)
     categories = _read_categories(path, document["categories"])
     classes, ignored = _roles(path, categories, ignore or {}, leave_out)
+    # In this order: the checks of annotations rely on ids and sizes that those of images have checked.
     check_images(path, document["images"], None if images is None else Path(images))
     check_annotations(path, document, {item.id for item in categories})
 
@@ -116,7 +117,8 @@ def read_coco(
     kept = tuple(image for image in all_images if empty_images == "keep" or _has_object(image, class_of))
     if not kept:
         raise DataError(
-            f"{path} has no image with an object, so there is nothing to train on. Check --ignore and --leave-out."
+            f"{path} has no image with an object of a learnt class, so --empty-images drop leaves nothing to train on. "
+            "Check --ignore and --leave-out, or keep empty images."
         )
     return _summarise(path, classes, ignored, kept, len(all_images) - len(kept), degenerate)
 
@@ -172,6 +174,7 @@ def _roles(
             hint = f"did you mean {close[0]!r}?" if close else f"known are {shortened(names)}."
             raise DataError(f"{path} has no category {name!r}; {hint}")
     classes = tuple(item for item in categories if item.name not in ignore and item.name not in leave_out)
+    # A label is the index of its class among those that are learnt; -1 stands for any of them.
     label_of = {item.name: label for label, item in enumerate(classes)} | {"*": -1}
     if not classes:
         raise DataError(
@@ -209,6 +212,7 @@ def _find_degenerate(annotations: Iterable[Json], images: Iterable[Json]) -> lis
 
 def _problem(box: list[float], image_width: int, image_height: int) -> str | None:
     x, y, width, height = box
+    # Zero size first: an empty box outside its image is counted once, as empty.
     if width <= 0 or height <= 0:
         return _ZERO_SIZE
     if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
@@ -251,6 +255,7 @@ def _assemble(
 
 
 def _has_object(image: CocoImage, class_of: Mapping[int, CocoClass]) -> bool:
+    # The published FCOS ignores boxes of up to a pixel when it looks for empty images, but not crowds.
     return any(item["category_id"] in class_of and min(item["bbox"][2:]) > 1 for item in image.annotations)
 
 

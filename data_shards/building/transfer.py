@@ -32,7 +32,6 @@ class TransferProgress:
     shards: int
     total_shards: int
     bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _bring_shards(
             if future.result():
                 copied.append(running[future])
             done, done_bytes = done + 1, done_bytes + running[future].bytes
-            progress(TransferProgress(done, len(manifest.shards), done_bytes, manifest.num_bytes))
+            progress(TransferProgress(done, len(manifest.shards), done_bytes))
     finally:
         # After the first failure, shards that have not begun are given up.
         pool.shutdown(cancel_futures=True)
