@@ -1,4 +1,4 @@
-"""Reading COCO instances files, and refusing those that would train something other than what they say.
+"""Reading COCO instances files, and refusing those whose mistakes would silently spoil training.
 
 COCO's `x, y, width, height` boxes and its category ids with gaps appear only here and in the JSON inside the shards.
 """
@@ -195,7 +195,7 @@ _OUTSIDE = "is outside its image"
 
 @dataclass(frozen=True)
 class _Degenerate:
-    """An annotation whose box no target can be made of, and the reason."""
+    """An annotation whose box cannot become a target, and the reason."""
 
     annotation: Json
     problem: str

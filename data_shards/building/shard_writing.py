@@ -38,7 +38,7 @@ class ShardJob:
     """Everything a process needs to build one shard."""
 
     name: str
-    """Of the shard, without an ending."""
+    """Name of the shard, without a file ending."""
     images: list[CocoImage]
     estimated_bytes: int
     folder: Path
@@ -47,7 +47,7 @@ class ShardJob:
     """Labels by category id; negative for ignored categories."""
     class_of: dict[int, CocoClass]
     described: Manifest
-    """The manifest to come, without its shards."""
+    """The manifest of the data set, still without shards."""
     store: Store
     expected: Manifest | None
     """Manifest of an earlier, complete build from the same source; the shard must come out the same."""

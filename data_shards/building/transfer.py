@@ -97,7 +97,7 @@ def push_shards(
     progress: Callable[[TransferProgress], None] = lambda _: None,
     overwrite: bool = False,
 ) -> TransferReport:
-    """Copy a split from a folder to S3, and read every object back: no client notices flipped bytes otherwise.
+    """Copy a split from a folder to S3, and read every object back, as S3 clients do not notice flipped bytes.
 
     Args:
         folder: the folder with the manifest.
