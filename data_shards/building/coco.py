@@ -1,4 +1,4 @@
-"""Reading COCO instances files, and refusing those that would train something other than what they say.
+"""Reading COCO instances files, and refusing those whose mistakes would silently spoil training.
 
 COCO's `x, y, width, height` boxes and its category ids with gaps appear only here and in the JSON inside the shards.
 """
@@ -102,6 +102,7 @@ def read_coco(
     document = read_document(path)
     categories = _read_categories(path, document["categories"])
     classes, ignored = _roles(path, categories, ignore or {}, leave_out)
+    # In this order: the checks of annotations rely on ids and sizes that those of images have checked.
     check_images(path, document["images"], None if images is None else Path(images))
     check_annotations(path, document, {item.id for item in categories})
 
@@ -115,7 +116,8 @@ def read_coco(
     kept = tuple(image for image in all_images if empty_images == "keep" or _has_object(image, class_of))
     if not kept:
         raise DataError(
-            f"{path} has no image with an object, so there is nothing to train on. Check --ignore and --leave-out."
+            f"{path} has no image with an object of a learnt class, so --empty-images drop leaves nothing to train on. "
+            "Check --ignore and --leave-out, or keep empty images."
         )
     return _summarise(path, classes, ignored, kept, len(all_images) - len(kept), degenerate)
 
@@ -169,6 +171,7 @@ def _roles(
         if name not in names:
             raise DataError(f"{path} has no category {name!r}; {did_you_mean(name, names)}")
     classes = tuple(item for item in categories if item.name not in ignore and item.name not in leave_out)
+    # A label is the index of its class among those that are learnt; -1 stands for any of them.
     label_of = {item.name: label for label, item in enumerate(classes)} | {"*": -1}
     if not classes:
         raise DataError(
@@ -189,7 +192,7 @@ _OUTSIDE = "is outside its image"
 
 @dataclass(frozen=True)
 class _Degenerate:
-    """An annotation whose box no target can be made of, and the reason."""
+    """An annotation whose box cannot become a target, and the reason."""
 
     annotation: Json
     problem: str
@@ -206,6 +209,7 @@ def _find_degenerate(annotations: Iterable[Json], images: Iterable[Json]) -> lis
 
 def _problem(box: list[float], image_width: int, image_height: int) -> str | None:
     x, y, width, height = box
+    # Zero size first: an empty box outside its image is counted once, as empty.
     if width <= 0 or height <= 0:
         return _ZERO_SIZE
     if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
@@ -248,6 +252,7 @@ def _assemble(
 
 
 def _has_object(image: CocoImage, class_of: Mapping[int, CocoClass]) -> bool:
+    # The published FCOS ignores boxes of up to a pixel when it looks for empty images, but not crowds.
     return any(item["category_id"] in class_of and min(item["bbox"][2:]) > 1 for item in image.annotations)
 
 

@@ -1,4 +1,4 @@
-"""Labels beside the box of an object, joints and 3D: from fields of COCO annotations to arrays of an index.
+"""Joints and 3D labels: from the fields of COCO annotations to the arrays of an index.
 
 Joints are COCO's own (`keypoints`, three numbers each). 3D labels are those of CenterNet's converted KITTI files
 (`depth`, `dim`, `alpha`, `location`, `rotation_y`, and the image's `calib`).
@@ -83,7 +83,7 @@ def _is_in_3d(path: Path, annotations: Sequence[Json], classes: Mapping[int, Coc
 def label_arrays(
     annotations: Sequence[Json], classes: Mapping[int, CocoClass], labels: Sequence[str], joints: int
 ) -> dict[str, Float32[NDArray[np.float32], "boxes ..."]]:
-    """Make the arrays of an index for these annotations, by their names there.
+    """Make the arrays that an index holds for these annotations, by name.
 
     Args:
         annotations: in the order of the boxes.

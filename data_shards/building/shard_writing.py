@@ -1,4 +1,4 @@
-"""Building one shard in one process: a tar of samples, its index, and a record that both are finished.
+"""Building one shard in one process: a tar of samples, its index, and a record that both are complete.
 
 The tar is assembled in memory, and every image is decoded once to check it. Nothing of a shard is stored unless all its
 images can be used.
@@ -38,7 +38,7 @@ class ShardJob:
     """Everything a process needs to build one shard."""
 
     name: str
-    """Of the shard, without an ending."""
+    """Name of the shard, without a file ending."""
     images: list[CocoImage]
     estimated_bytes: int
     folder: Path
@@ -47,7 +47,7 @@ class ShardJob:
     """Labels by category id; negative for ignored categories."""
     class_of: dict[int, CocoClass]
     described: Manifest
-    """The manifest to come, without its shards."""
+    """The manifest of the data set, still without shards."""
     store: Store
     expected: Manifest | None
     """Manifest of an earlier, complete build from the same source; the shard must come out the same."""
@@ -80,6 +80,9 @@ class BuiltShard:
 def build_shard(job: ShardJob) -> BuiltShard | list[str]:
     """Build and store one shard, or keep the finished one of an interrupted build.
 
+    Args:
+        job: the images and their place in the data set.
+
     Returns:
         The shard; or, if any image cannot be used, one problem for each such image.
 
@@ -106,6 +109,7 @@ def build_shard(job: ShardJob) -> BuiltShard | list[str]:
         index=f"{job.name}.index.npz",
         index_sha256=hashlib.sha256(index).hexdigest(),
     )
+    # Checked before anything is written, so that a refusal leaves the published shards as they are.
     if job.expected is not None and shard not in job.expected.shards:
         raise DataError(
             f"{job.store.location} was built from the same annotations, but shard {shard.name} would differ: "

@@ -33,7 +33,6 @@ class TransferProgress:
     shards: int
     total_shards: int
     bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def push_shards(
     progress: Callable[[TransferProgress], None] = lambda _: None,
     overwrite: bool = False,
 ) -> TransferReport:
-    """Copy a split from a folder to S3, and read every object back: no client notices flipped bytes otherwise.
+    """Copy a split from a folder to S3, and read every object back, as S3 clients do not notice flipped bytes.
 
     Args:
         folder: the folder with the manifest.
@@ -193,7 +192,7 @@ def _bring_shards(
             if future.result():
                 copied.append(running[future])
             done, done_bytes = done + 1, done_bytes + running[future].bytes
-            progress(TransferProgress(done, len(manifest.shards), done_bytes, manifest.num_bytes))
+            progress(TransferProgress(done, len(manifest.shards), done_bytes))
     finally:
         # After the first failure, shards that have not begun are given up.
         pool.shutdown(cancel_futures=True)

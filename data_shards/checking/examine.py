@@ -1,4 +1,4 @@
-"""The data set doctor: reads every image and every box of shards, and reports what would spoil a training.
+"""The data set doctor: reads every image and every box of a data set, and reports what would spoil training.
 
 Everything comes from the indexes and the samples, shard by shard in threads. Memory holds the findings, and for every
 image its name and a fingerprint of 300 bytes.

@@ -216,3 +216,10 @@ def test_degenerate_boxes_are_refused_on_demand(tmp_path: Path, box: list[float]
 def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="degenerate_boxes is 'keep'; set it to 'drop' or 'refuse'"):
         read(tmp_path, document(1), degenerate_boxes="keep")
+
+
+def test_a_file_without_objects_has_nothing_to_train_on_if_empty_images_are_dropped(tmp_path: Path) -> None:
+    content = document(1)  # one image without boxes
+    assert len(read(tmp_path, content).images) == 1
+    with pytest.raises(DataError, match=r"no image with an object of a learnt class, so --empty-images drop leaves"):
+        read(tmp_path, content, empty_images="drop")
