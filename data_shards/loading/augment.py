@@ -72,6 +72,7 @@ def augment(batch: Batch, normalisation: Normalisation) -> Float32[Tensor, "batc
     if batch.colour_factors is None or batch.colour_order is None or batch.lighting is None:
         return _padded_with_zeros(pixels.mul_(gain).add_(offset), batch.content_sizes)
     weights = _GRAY_OF_RGB if rgb else _GRAY_OF_RGB[::-1]
+    # In place wherever possible, to save copies of a whole batch in float32.
     gray = pixels[:, :1] * weights[0]
     gray.add_(pixels[:, 1:2], alpha=weights[1]).add_(pixels[:, 2:], alpha=weights[2])
     mean_gray = gray.mean(dim=(1, 2, 3))

@@ -188,7 +188,9 @@ def fetched_bytes(schedule: NodeSchedule, budget: int, epochs: int) -> list[int]
         again = dict(zip(spans[0].tolist(), spans[1].tolist(), strict=True))
         fetched.append(0)
         uses = sorted(zip(first_steps.tolist(), shards.tolist(), last_steps.tolist(), strict=True))
+        # The last entry only releases the shards that are still in use.
         for first, shard, last in [*uses, (_NEVER, -1, 0)]:
+            # Release shards whose last step is past; they stay cached until space is needed.
             while in_use and in_use[0][0] < first:
                 _, ended = heapq.heappop(in_use)
                 next_use[ended] = again.get(ended, _NEVER)

@@ -220,6 +220,7 @@ class Plan:
                 f"there is no step {step + steps - 1} in epoch {epoch}: epochs have steps 0 to "
                 f"{self.steps_per_epoch - 1}"
             )
+        # Places of a batch are sorted by stream: the first per_stream of them belong to stream 0, and so on.
         per_stream = self.global_batch_size // self.streams
         places = np.tile(np.arange(first, first + size, dtype=np.int64), steps)
         step_of = np.repeat(np.arange(step, step + steps, dtype=np.int64), size)
@@ -227,6 +228,7 @@ class Plan:
         index_in_stream = step_of * per_stream + places % per_stream
         order = self._epoch_order(epoch)
 
+        # From the place in the shuffled stream to the place in the stream as its pieces are read, and on to the sample.
         positions = self._stream_starts[stream] + index_in_stream
         window = np.searchsorted(order.window_starts, positions, side="right") - 1
         start = order.window_starts[window]
@@ -256,8 +258,10 @@ class Plan:
     ) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
         """Number of samples, first sample id and stream of each piece that streams cut from shards."""
         sizes = self._shard_sizes
+        # Shards are shuffled once, by the seed alone, so that a node reads the same shards in every epoch.
         placed = np.argsort(keys(key(self.seed, _PLACEMENT), np.arange(len(sizes))), kind="stable")
         ends = np.cumsum(sizes[placed])
+        # A piece ends where its shard or its stream does.
         cuts = np.union1d(np.concatenate([[0], ends]), self._stream_starts)
         starts, counts = cuts[:-1], np.diff(cuts)
         place = np.searchsorted(ends, starts, side="right")
@@ -271,12 +275,14 @@ class Plan:
             return known
         counts, first_samples, stream = self._pieces
         shuffled = keys(key(self.seed, epoch, _PIECES), np.arange(len(counts)))
+        # Sort by stream first: pieces change places only within their stream.
         order = np.lexsort((shuffled, stream))
         stream, counts = stream[order], counts[order]
         starts = np.cumsum(counts) - counts
 
         pieces_of_stream = np.bincount(stream, minlength=self.streams)
         rank_in_stream = np.arange(len(stream)) - (np.cumsum(pieces_of_stream) - pieces_of_stream)[stream]
+        # Rounded down, so that windows have window_shards pieces or more, and about equally many.
         windows_of_stream = np.maximum(1, pieces_of_stream // self.window_shards)
         window_in_stream = rank_in_stream * windows_of_stream[stream] // pieces_of_stream[stream]
         opens_window = (np.diff(stream, prepend=-1) != 0) | (np.diff(window_in_stream, prepend=-1) != 0)

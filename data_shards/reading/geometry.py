@@ -98,6 +98,7 @@ def crop_resize(
     if top == bottom or left == right:
         return out
     seen = image[down.begin : down.end, across.begin : across.end]
+    # A slice that ends outside the input, or begins before it, is resized whole and then cut.
     exact = (down.resized, across.resized) == (bottom - top, right - left)
     if exact:
         target = out[top:bottom, left:right]
@@ -156,6 +157,7 @@ def _span(zoom: float, shift: float, side: int, input_side: int) -> _Span | None
     start, place = _anchor(zoom, shift)
     begin = round(start)
     if begin < 0 or abs(start - begin) > 1e-6:
+        # The slice would begin before the image: begin with its first pixel, whose edge must be one of the input's.
         edge = shift + 0.5 - 0.5 * zoom
         begin, place = 0, round(edge)
         if abs(edge - place) > 1e-6:

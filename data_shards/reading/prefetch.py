@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
     shard: int
 
 
-class Travelling:
+class TransferLimit:
     """Limits the shards that are fetched ahead at the same time: few, unless more of them raise the throughput.
 
     If transfers only share a bandwidth, each one delays the shard that is needed next.
@@ -84,7 +84,7 @@ class FetchAhead:
         self._put_off: set[Wanted] = set()
         self._failed: set[Wanted] = set()
         self._urgent: set[Wanted] = set()
-        self._travelling = Travelling()
+        self._transfers = TransferLimit()
         self._closed = False
         self._state = threading.Condition()
         self._claim()
@@ -169,7 +169,7 @@ class FetchAhead:
                 self._running.discard(item)
                 if found and not item.is_index and item not in self._urgent:
                     size, seconds = self._manifest.shards[item.shard].bytes, time.monotonic() - began
-                    self._travelling.arrived(size, seconds, self._shards_running())
+                    self._transfers.arrived(size, seconds, self._shards_running())
                 if found and item.is_index:
                     self._done_indexes.add(item.shard)
                 elif failed:
@@ -186,7 +186,7 @@ class FetchAhead:
         item = self._queue[-1]
         if item.is_index or item in self._urgent:
             return True
-        return not self._urgent & self._running and self._shards_running() < self._travelling.limit
+        return not self._urgent & self._running and self._shards_running() < self._transfers.limit
 
     def _shards_running(self) -> int:
         return sum(not item.is_index for item in self._running)

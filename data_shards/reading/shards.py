@@ -126,6 +126,7 @@ class Shards:
         known = self._indexes.get(shard)
         if known is None:
             with self._locks[shard]:
+                # Another thread may have read it while this one waited for the lock.
                 known = self._indexes.get(shard) or self._read_index(shard)
                 self._indexes[shard] = known
         return known
@@ -259,6 +260,7 @@ class Shards:
         record = self.manifest.shards[shard]
         path = self.cache.shard_path(record.sha256)
         if self._ahead is None:
+            # Without a schedule nothing else protects the shard from being evicted.
             self.cache.touch(record.sha256)
         while True:
             if damaged is None:

@@ -129,7 +129,7 @@ class DataSettings:
         return train, self.split(self.validation)
 
     def reading(self, split: "DataSplit") -> "Reading":
-        """How these settings read the samples of a split."""
+        """Return the reading of a split with these settings."""
         from data_shards.reading.reading import Reading
 
         return Reading(

@@ -354,7 +354,7 @@ def test_evaluation_by_the_shorter_side(photographs: tuple[dict[str, Any], Path,
         ({"scale": 1.0}, "scale is 1; set it to 0 or more and below 1"),
         ({"shift_probability": 2}, "shift_probability is 2; set it between 0 and 1"),
         ({"rotation_probability": -1}, "rotation_probability is -1; set it between 0 and 1"),
-        ({"shorter_sides": ()}, r"shorter_sides is \[\]; give one or more"),
+        ({"shorter_sides": ()}, r"shorter_sides is \[\]; give one side or more"),
         (
             {"shorter_side_range": (800, 640)},
             r"shorter_side_range is \[800, 640\]; give the smallest and the largest side",

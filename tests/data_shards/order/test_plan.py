@@ -1,6 +1,5 @@
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,14 +7,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_shards.errors import DataError
+from data_shards.format.manifest import Manifest, Shard, Source
 from data_shards.order.keyed_random import key, keys
 from data_shards.order.plan import Plan, World, make_plan, permute
 
 
 def plan_of(shard_samples: list[int], global_batch_size: int, seed: int = 0, **options: int) -> Plan:
-    shards = [SimpleNamespace(samples=count) for count in shard_samples]
-    manifest = SimpleNamespace(shards=shards, split="train", digest="d" * 64)
-    return make_plan(manifest, seed=seed, global_batch_size=global_batch_size, **options)  # type: ignore[arg-type]
+    shards = tuple(Shard(f"{number}.tar", count, 0, "", "", "") for number, count in enumerate(shard_samples))
+    manifest = Manifest("train", (), shards, Source("", 0, "drop", 0, 0))
+    return make_plan(manifest, seed=seed, global_batch_size=global_batch_size, **options)
 
 
 def epoch_of(plan: Plan, epoch: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
 from data_shards.order.node_schedule import NodeSchedule
 from data_shards.order.plan import Plan, World, make_plan
-from data_shards.reading.prefetch import Travelling
+from data_shards.reading.prefetch import TransferLimit
 from data_shards.reading.shards import Shards
 from data_shards.storage.node_cache import NodeCache
 from data_shards.storage.open import open_store
@@ -341,7 +341,7 @@ def test_more_shards_travel_only_where_that_brings_more_bytes(
     shared: float, each: float, all_seconds: list[float]
 ) -> None:
     """A link that gives one connection at most `each` bytes a second, and all of them `shared`."""
-    travelling = Travelling()
+    travelling = TransferLimit()
     for seconds in all_seconds:
         rate = min(each, shared / travelling.limit)
         travelling.arrived(round(rate * seconds), seconds, travelling.limit - 1)
