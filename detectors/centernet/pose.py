@@ -67,13 +67,14 @@ class CenterNetPoseSettings(CenterNetSettings):
 class CenterNetPoseTargets(CenterNetTargets):
     """Targets of a batch. A person without a labelled joint stays in the heatmap, but not in `object_mask`."""
 
-    displacement: Float[Tensor, "batch max_objects 2*joints"]
-    """x, y of each joint minus those of the centre's cell."""
-    displacement_mask: Bool[Tensor, "batch max_objects 2*joints"]
+    displacement: Float[Tensor, "batch max_objects coordinates"]
+    """x, y of each joint minus those of the centre's cell, joint after joint."""
+    displacement_mask: Bool[Tensor, "batch max_objects coordinates"]
     joint_heatmap: Float[Tensor, "batch joints height width"]
-    joint_offset: Float[Tensor, "batch max_objects*joints 2"]
-    joint_index: Int[Tensor, "batch max_objects*joints"]
-    joint_mask: Bool[Tensor, "batch max_objects*joints"]
+    joint_offset: Float[Tensor, "batch joint_slots 2"]
+    """Slot after slot, and joint after joint in each; as the next two."""
+    joint_index: Int[Tensor, "batch joint_slots"]
+    joint_mask: Bool[Tensor, "batch joint_slots"]
 
 
 class CenterNetPose(CenterNet):
@@ -140,6 +141,7 @@ class CenterNetPose(CenterNet):
             size=people.size,
             offset=people.offset,
             center_index=people.center_index,
+            # As published: a person without a labelled joint teaches the centre's heatmap, but no size or offset.
             object_mask=people.object_mask & (keypoints[..., 2].sum(dim=-1) != 0) & ~rotated,
             displacement=displacement.flatten(2),
             displacement_mask=joint_mask.repeat_interleave(2, dim=-1) & ~rotated[..., None],

@@ -59,7 +59,7 @@ class DeformableConvolution(nn.Module):
 
 def deformable_convolution(
     features: Float[Tensor, "batch in_channels height width"],
-    offset: Float[Tensor, "batch 2*taps out_height out_width"],
+    offset: Float[Tensor, "batch directions out_height out_width"],
     mask: Float[Tensor, "batch taps out_height out_width"],
     weight: Float[Tensor, "out_channels in_channels kernel_height kernel_width"],
     bias: Float[Tensor, " out_channels"],
@@ -193,6 +193,7 @@ class _Places:
         inside = inside & (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
         self.inside = inside.to(offset.dtype)
         image = torch.arange(batch, device=offset.device).repeat_interleave(out_height * out_width)[:, None]
+        # Corners outside have no share, but their index must be valid.
         row = (image * height + corner_y.long().clamp(0, height - 1)) * width
         self.rows = row + corner_x.long().clamp(0, width - 1)
 

@@ -78,6 +78,7 @@ def evaluate_keypoints(ground_truth: dict[str, Any], results: Sequence[dict[str,
     check_results(ground_truth, results)
     annotations = []
     for number, annotation in enumerate(ground_truth["annotations"], start=1):
+        # COCOeval ignores objects without a labelled joint, and needs the field on every object.
         joints = annotation.get("keypoints") or [0] * 51
         width, height = annotation["bbox"][2:]
         annotations.append(
