@@ -250,7 +250,7 @@ class HourglassSettings:
 
 
 class HourglassNetwork(Network):
-    """Hourglass-104: two stacks that both learn, and of which the last one counts (`hourglass`)."""
+    """Hourglass-104: two stacks, both trained, of which the last one is used (`hourglass`)."""
 
     sizes = Multiples(128)
     stacks = 2

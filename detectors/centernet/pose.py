@@ -1,7 +1,7 @@
 """CenterNet for human pose: joints as displacements from the centre, moved to the nearest peak of their own.
 
-On top of the heads for boxes: `hps` is where each joint is, seen from the centre's cell; `hm_hp` a heatmap per
-joint; `hp_offset` a joint's place inside its cell (Objects as Points, section 5 "human pose estimation").
+In addition to the heads for boxes, `hps` is the place of each joint relative to the centre's cell, `hm_hp` a heatmap
+for each joint, and `hp_offset` a joint's place inside its cell (Objects as Points, section 5 "human pose estimation").
 """
 
 from collections.abc import Sequence
@@ -119,7 +119,7 @@ class CenterNetPose(CenterNet):
         """
         num_joints = self.settings.joints
         keypoints = self._keypoints(boxes, extra)
-        # The people's boxes are drawn and located as always; what rotation spoils is masked below.
+        # Boxes are encoded as always; those that rotation made wrong are masked below.
         people = super().encode(boxes, labels, input_size)
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
         joints, labelled = keypoints[..., :2] / STRIDE, keypoints[..., 2] > 0

@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (v2) in vectorised PyTorch, for any device, without compiled code of ours.
+"""Modulated deformable convolution (v2) in vectorised PyTorch, for any device, without compiled code of our own.
 
 A tap of the kernel reads the input at a place of its own, between four cells. In channels-last layout that is a
 weighted sum of four rows, which is what `embedding_bag` computes: one call gathers, weights and sums, without a buffer
