@@ -87,7 +87,7 @@ def evaluate(
     """Measure a detector on validation shards. Collective: returns the result on rank 0, None elsewhere.
 
     Args:
-        detector: with the weights to measure, on `device`.
+        detector: with the weights to judge, on `device`.
         location: the folder or s3:// prefix with the shards' manifest.
         manifest: that manifest; its classes are the detector's.
         settings: geometry, batch, number of detections, test-time augmentation.
@@ -97,10 +97,10 @@ def evaluate(
         cache_bytes: how many bytes of them; 0 for no limit.
         threads: decoding threads.
         device: where the network runs.
-        world: this rank among all ranks, which share the images.
+        world: this rank among those that share the images.
         boxes: which boxes enter the validation loss, and where boxes end; results end on edges, as COCO's do.
         undecodable: what to do about an image that no decoder reads.
-        progress: called with the number of images that this rank has finished.
+        progress: told how many images this rank has done.
 
     Raises:
         DetectorError: the detector was not published with the mode of test-time augmentation.

@@ -150,9 +150,9 @@ def milliseconds_one_by_one(
         detector: in evaluation mode, on `device`.
         reading: the images, of which the first ones are used.
         settings: geometry and mode.
-        device: synchronised around each image, so that its work does not count for the next one.
-        images: number of images that are timed.
-        warm_up: number of images before them that are not timed.
+        device: waited for, so that nothing of an image is counted for the next.
+        images: how many are timed.
+        warm_up: how many come before them without the clock.
     """
     seconds: list[float] = []
     with open_views(detector, reading, replace(settings, batch_size=1), limit=warm_up + images) as batches:
