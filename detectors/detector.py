@@ -58,7 +58,7 @@ class Published:
     """Weights that others published for a detector, and the layouts of their files."""
 
     imagenet_weights: str = ""
-    """Address of the ImageNet weights that the publication starts from; empty where it starts from none."""
+    """Address of the ImageNet weights that the publication starts from; empty if it starts from none."""
     backbone_prefix: str = ""
     """Prefix in the state dict of the keys of an ImageNet file."""
     class_layers: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class Detector(nn.Module, ABC):
     needs: tuple[str, ...] = ()
     """Names of the further annotations that `encode` cannot do without."""
     takes_rotated_images: bool = False
-    """`encode` takes `rotated`, images that augmentation has turned, whose boxes are those of the unturned image."""
+    """`encode` can use images that augmentation has rotated, though their boxes are those from before (`rotated`)."""
 
     @property
     def max_objects(self) -> int | None:
@@ -161,15 +161,15 @@ class Detector(nn.Module, ABC):
     ) -> list[Detections]:
         """Find objects in a batch of images: run each view, decode, merge, and map back to the image frame.
 
-        A detector that looks twice, at the whole image and then at parts of it, overrides this: a view holds the
-        pixels to cut the parts from, and `transforms` say where they belong.
+        A detector that looks twice, at the whole image and then at parts of it, overrides this: a view has the pixels
+        to cut the parts from, and `transforms` map the results back.
 
         Args:
             views: the images at each of `scales_shown`, on the detector's device, which is in evaluation mode.
             mode: test-time augmentation.
             soft: soft-NMS also for a single scale.
-            limit: detections an image; more where the publication keeps ties.
-            watch: receives the number of each view and the outputs for its images, such as to compute losses.
+            limit: detections an image; more are returned if the publication keeps ties.
+            watch: called with the number of each view and the outputs for its images (to compute losses, say).
 
         Returns:
             One for each image, in the image frame, on the CPU.
@@ -296,7 +296,7 @@ class Detector(nn.Module, ABC):
             DetectorError: with the modes that it has, or because of soft-NMS.
         """
         if soft and not self.test_time.soft_nms:
-            raise DetectorError(f"{self.name} was not published with soft-NMS, which is CenterNet's. Leave it off.")
+            raise DetectorError(f"{self.name} was not published with soft-NMS. Leave it off.")
         if mode not in self.test_time.modes:
             raise DetectorError(
                 f"{self.name} has no test mode {mode!r}, only {', '.join(self.test_time.modes)}; its authors published "

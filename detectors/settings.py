@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import Field, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from detectors.errors import DetectorError, nearest
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-First = TypeVar("First", bound="DataclassInstance")
-Second = TypeVar("Second", bound="DataclassInstance")
+@runtime_checkable
+class Settings(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+First = TypeVar("First", bound=Settings)
+Second = TypeVar("Second", bound=Settings)
 
 
 def configure(name: str, given: Mapping[str, Any], first: First, second: Second) -> tuple[First, Second]:

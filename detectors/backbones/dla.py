@@ -101,6 +101,7 @@ class Tree(nn.Module):
     def forward(self, features: Tensor, shortcut: Tensor | None = None, for_root: Sequence[Tensor] = ()) -> Tensor:
         """Features `(batch, channels, height / stride, width / stride)`; `shortcut` is ignored, as published."""
         bottom = self.downsample(features)
+        # As published: an outer tree's projection arrives as `shortcut` and is replaced by this tree's own.
         shortcut = bottom if self.project is None else self.project(bottom)
         for_root = [*for_root, bottom] if self.keep_input else for_root
         first = self.tree1(features, shortcut)

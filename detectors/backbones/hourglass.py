@@ -31,6 +31,7 @@ def run_stacks(layers: HourglassLayers, images: Tensor) -> list[Tensor]:
     of_stacks: list[Tensor] = []
     for stack, (hourglass, convolution) in enumerate(zip(layers.kps, layers.cnvs, strict=True)):
         of_stacks.append(convolution(hourglass(features)))
+        # All stacks are trained on their own output; all but the last also pass it on.
         if stack < len(layers.inters):
             merged = layers.inters_[stack](features) + layers.cnvs_[stack](of_stacks[-1])
             features = layers.inters[stack](torch.relu(merged))
@@ -86,6 +87,7 @@ class HourglassLevel(nn.Module):
         here, below = channels[0], channels[1]
         self.up1 = nn.Sequential(*(Residual(here, here) for _ in range(blocks[0])))
         rest = [Residual(below, below) for _ in range(blocks[0] - 1)]
+        # There is no pooling: the first residual halves the resolution.
         self.low1 = nn.Sequential(Residual(here, below, stride=2), *rest)
         self.low2: nn.Module
         if len(channels) > 2:

@@ -186,6 +186,7 @@ class CenterNet(Detector):
             xingyizhou/CenterNet, src/lib/datasets/sample/ctdet.py.
         """
         objects = self.locate(boxes, labels, input_size)
+        # Labels below -1 mark objects to ignore, which only 3D knows how to draw.
         is_object = objects.in_frame & (objects.labels >= 0)
         return CenterNetTargets(
             heatmap=self.draw(
@@ -271,6 +272,7 @@ class CenterNet(Detector):
     def read_maps(self, outputs: Outputs) -> dict[str, Tensor]:
         """Maps of the last stack in float32, heatmaps after the sigmoid."""
         maps = {name: values.float() for name, values in outputs[-1].items()}
+        # The heatmap of joints is called hm_hp.
         return maps | {name: maps[name].sigmoid() for name in maps if "hm" in name}
 
     def average_with_mirror(self, maps: dict[str, Tensor], mirrored: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -321,6 +323,7 @@ class CenterNet(Detector):
 
     def in_slots(self, rows: Tensor, fill: int = 0) -> Tensor:
         """The first `max_objects` entries of dimension 1, padded with `fill` if there are fewer."""
+        # The number of slots is fixed, so that no shape of the training step depends on the data.
         slots = self.settings.max_objects
         rows = rows[:, :slots]
         missing = slots - rows.shape[1]

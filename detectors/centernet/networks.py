@@ -127,6 +127,7 @@ class ResNetNetwork(Network):
         trunk = ResNet(self.depth, settings.width, starts_as_pytorch=settings.trunk_start == "pytorch")
         layers: dict[str, nn.Module] = dict(trunk.named_children())
         layers["deconv_layers"] = self.upsampling(trunk.channels[-1], settings.deconv_channels)
+        # The order is that of the published state dict, and that in which random weights are drawn.
         for name in self.head_order():
             head = convolutional_head(settings.deconv_channels[-1], settings.head_channels, self.head_channels[name])
             self.start_head(name, head)
@@ -249,7 +250,7 @@ class HourglassSettings:
 
 
 class HourglassNetwork(Network):
-    """Hourglass-104: two stacks that both learn, and of which the last one counts (`hourglass`)."""
+    """Hourglass-104: two stacks, both trained, of which the last one is used (`hourglass`)."""
 
     sizes = Multiples(128)
     stacks = 2

@@ -1,7 +1,7 @@
 """CenterNet for human pose: joints as displacements from the centre, moved to the nearest peak of their own.
 
-On top of the heads for boxes: `hps` is where each joint is, seen from the centre's cell; `hm_hp` a heatmap per
-joint; `hp_offset` a joint's place inside its cell (Objects as Points, section 5 "human pose estimation").
+In addition to the heads for boxes, `hps` is the place of each joint relative to the centre's cell, `hm_hp` a heatmap
+for each joint, and `hp_offset` a joint's place inside its cell (Objects as Points, section 5 "human pose estimation").
 """
 
 from collections.abc import Sequence
@@ -67,13 +67,14 @@ class CenterNetPoseSettings(CenterNetSettings):
 class CenterNetPoseTargets(CenterNetTargets):
     """Targets of a batch. A person without a labelled joint stays in the heatmap, but not in `object_mask`."""
 
-    displacement: Float[Tensor, "batch max_objects 2*joints"]
-    """x, y of each joint minus those of the centre's cell."""
-    displacement_mask: Bool[Tensor, "batch max_objects 2*joints"]
+    displacement: Float[Tensor, "batch max_objects coordinates"]
+    """x, y of each joint minus those of the centre's cell, joint after joint."""
+    displacement_mask: Bool[Tensor, "batch max_objects coordinates"]
     joint_heatmap: Float[Tensor, "batch joints height width"]
-    joint_offset: Float[Tensor, "batch max_objects*joints 2"]
-    joint_index: Int[Tensor, "batch max_objects*joints"]
-    joint_mask: Bool[Tensor, "batch max_objects*joints"]
+    joint_offset: Float[Tensor, "batch joint_slots 2"]
+    """Slot after slot, and joint after joint in each; as the next two."""
+    joint_index: Int[Tensor, "batch joint_slots"]
+    joint_mask: Bool[Tensor, "batch joint_slots"]
 
 
 class CenterNetPose(CenterNet):
@@ -118,7 +119,7 @@ class CenterNetPose(CenterNet):
         """
         num_joints = self.settings.joints
         keypoints = self._keypoints(boxes, extra)
-        # The people's boxes are drawn and located as always; what rotation spoils is masked below.
+        # Boxes are encoded as always; those that rotation made wrong are masked below.
         people = super().encode(boxes, labels, input_size)
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
         joints, labelled = keypoints[..., :2] / STRIDE, keypoints[..., 2] > 0
@@ -140,6 +141,7 @@ class CenterNetPose(CenterNet):
             size=people.size,
             offset=people.offset,
             center_index=people.center_index,
+            # As published: a person without a labelled joint teaches the centre's heatmap, but no size or offset.
             object_mask=people.object_mask & (keypoints[..., 2].sum(dim=-1) != 0) & ~rotated,
             displacement=displacement.flatten(2),
             displacement_mask=joint_mask.repeat_interleave(2, dim=-1) & ~rotated[..., None],

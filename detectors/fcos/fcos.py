@@ -176,6 +176,7 @@ class FCOS(Detector):
         """
         labels = targets.labels.flatten()
         positive = labels >= 0
+        # The validation loss is computed from outputs in evaluation mode, whose distances may be in pixels.
         if isinstance(outputs, EvaluationOutputs) and self.variant.pixels_in_evaluation:
             outputs = outputs._replace(distances=over_strides(outputs.distances))
         logits, distances, centerness = (
@@ -248,6 +249,7 @@ class FCOS(Detector):
         turned = self._all_candidates(mirrored, input_size, sizes)
         for of_mirror, (_, width) in zip(turned, sizes, strict=True):
             x1, y1, x2, y2 = of_mirror.boxes.unbind(dim=-1)
+            # Boxes of the authors end on their last pixel, so a mirror turns x into width - 1 - x.
             last = width - self.variant.pixel
             of_mirror.boxes = torch.stack((last - x2, y1, last - x1, y2), dim=-1)
         return [joined(both) for both in zip(found, turned, strict=True)]
@@ -343,6 +345,7 @@ class FCOS(Detector):
             return sums
         if not (distributed.is_available() and distributed.is_initialized()):
             return sums
+        # One exchange for both sums. It must not depend on positives, or ranks without any would leave others waiting.
         distributed.all_reduce(sums)
         return sums / distributed.get_world_size()
 

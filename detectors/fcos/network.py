@@ -138,6 +138,7 @@ class AuthorsHead(FCOSHead):
         self, classes: nn.Sequential, boxes: nn.Sequential, logits: nn.Conv2d, distances: nn.Conv2d, center: nn.Conv2d
     ) -> None:
         """Register towers and last layers under their published names."""
+        # In the order of the published state dict.
         self.cls_tower = classes
         self.bbox_tower = boxes
         self.cls_logits = logits

@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (v2) in vectorised PyTorch, for any device, without compiled code of ours.
+"""Modulated deformable convolution (v2) in vectorised PyTorch, for any device, without compiled code of our own.
 
 A tap of the kernel reads the input at a place of its own, between four cells. In channels-last layout that is a
 weighted sum of four rows, which is what `embedding_bag` computes: one call gathers, weights and sums, without a buffer
@@ -59,7 +59,7 @@ class DeformableConvolution(nn.Module):
 
 def deformable_convolution(
     features: Float[Tensor, "batch in_channels height width"],
-    offset: Float[Tensor, "batch 2*taps out_height out_width"],
+    offset: Float[Tensor, "batch directions out_height out_width"],
     mask: Float[Tensor, "batch taps out_height out_width"],
     weight: Float[Tensor, "out_channels in_channels kernel_height kernel_width"],
     bias: Float[Tensor, " out_channels"],
@@ -193,6 +193,7 @@ class _Places:
         inside = inside & (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
         self.inside = inside.to(offset.dtype)
         image = torch.arange(batch, device=offset.device).repeat_interleave(out_height * out_width)[:, None]
+        # Corners outside have no share, but their index must be valid.
         row = (image * height + corner_y.long().clamp(0, height - 1)) * width
         self.rows = row + corner_x.long().clamp(0, width - 1)
 

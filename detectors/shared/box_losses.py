@@ -19,8 +19,8 @@ def unitbox_iou_loss(
 ) -> Float[Tensor, "*points"]:
     """-ln IoU of two boxes around the same point, with the gradient of the paper's algorithm instead of autograd's.
 
-    The two differ in ties: where a predicted side is exactly the true one, the paper's intersection does not grow
-    with it, while autograd takes the half of either.
+    The two differ in ties: if a predicted side is exactly the true one, the paper's intersection does not grow with
+    it, while autograd halves the gradient.
 
     Args:
         distances: left, top, right, bottom as predicted, at least 0.

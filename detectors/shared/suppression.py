@@ -48,11 +48,13 @@ def nms(
     kept: list[Tensor] = []
     num_kept = 0
     for start in range(0, len(boxes), _BLOCK):
+        # Boxes that no earlier block has suppressed; among themselves they are decided by `_settle`.
         block = start + alive[start : start + _BLOCK].nonzero().squeeze(1)
         block = block[_settle(_overlaps(boxes, labels, block, block, plus_one) > threshold)]
         kept.append(block)
         num_kept += len(block)
         if limit is not None and num_kept >= limit:
+            # Scores are sorted: once those after this block are lower, nothing can tie for the last place.
             lowest = scores[torch.cat(kept)[limit - 1]]
             if not keep_ties or bool((scores[start + _BLOCK :] < lowest).all()):
                 break
@@ -150,6 +152,7 @@ def soft_nms(
     dropped_rows: list[Tensor] = []
     current = 0
     while current < end:
+        # argmax returns the first of equals, as the published loop finds it.
         best = current + scores[current:end].argmax()
         swap = torch.stack((best, torch.full_like(best, current)))
         index[swap.flip(0)], scores[swap.flip(0)] = index[swap], scores[swap]
@@ -157,6 +160,7 @@ def soft_nms(
         overlap = _overlaps(boxes, None, index[current : current + 1], behind, plus_one=True)[0]
         falling = scores[current + 1 : end] * torch.exp(-(overlap**2) / sigma)
         decayed = torch.where(overlap > 0, falling, scores[current + 1 : end])
+        # The published code compares with the threshold only where boxes overlap.
         dropped = (overlap > 0) & (decayed < threshold)
         if bool(dropped.any()):
             dropped_rows.append(behind[_dropping_order(dropped.tolist())])

@@ -85,6 +85,6 @@ def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
         ranked = places.scores[order]
         order = order[ranked >= ranked[limit - 1]]
     merged = every.rows(places.rows[order])
-    # The published code swaps keypoints where it copies boxes, so behind the end of its list they part.
+    # The published code swaps keypoints where it copies boxes, so they no longer match beyond the end of its list.
     keypoints = None if every.keypoints is None else every.keypoints[places.joints[order]]
     return replace(merged, scores=places.scores[order], keypoints=keypoints)

@@ -42,7 +42,7 @@ class Receipt:
     missing: dict[str, str] = field(default_factory=dict)
     """Key in the detector, which keeps the value it had (unless the reason says otherwise), to the reason."""
     adjusted: dict[str, str] = field(default_factory=dict)
-    """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to what was done."""
+    """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to the change."""
     notes: list[str] = field(default_factory=list)
     """Warnings about the file, which loads nevertheless."""
 

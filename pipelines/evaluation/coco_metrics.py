@@ -1,7 +1,7 @@
-"""COCO's average precision, by pycocotools, the judge of record; here it only gets its input and is read out.
+"""COCO's average precision, computed by pycocotools; this module prepares its input and reads its results.
 
-What is unusual: annotation ids are renumbered from 1, since COCOeval takes an object whose id is 0 (as some
-exporters write) for one that nobody found.
+Annotation ids are renumbered from 1, because COCOeval treats a match with an object whose id is 0 (some exporters
+write it) as no match.
 """
 
 import contextlib
@@ -36,24 +36,24 @@ FIGURES = (
 """COCO's twelve figures, in the order of COCOeval's `stats`."""
 
 RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
-"""The recalls at which a precision-recall curve is given."""
+"""Recalls at which a precision-recall curve is sampled."""
 
 
 class ClassMetrics(NamedTuple):
-    """How well one class is found; NaN where it has no object to find."""
+    """Average precision of one class; NaN if it has no object to find."""
 
     AP: float
     AP50: float
     num_objects: int
-    """Objects that count: those that are not crowds."""
+    """Objects that are not crowds; only these count."""
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """COCO's figures for boxes, from 0 to 1; NaN where nothing was there to be found.
+    """COCO's figures for boxes, from 0 to 1; NaN if there was nothing to find.
 
-    AP is the mean over IoU 0.50, 0.55 … 0.95; small, medium and large part at 32² and 96² pixels of `area`;
-    AR_1, AR_10 and AR_100 allow that many detections an image, everything else 100.
+    AP is the mean over IoU 0.50, 0.55 … 0.95. Small, medium and large are separated at 32² and 96² pixels of `area`.
+    AR_1, AR_10 and AR_100 allow that many detections an image, all other figures 100.
     """
 
     AP: float
@@ -71,11 +71,11 @@ class CocoMetrics:
     per_class: dict[str, ClassMetrics]
     """By class name, in the order of the category ids."""
     precision_recall: dict[str, NDArray[np.float64]]
-    """Precision at IoU 0.5 for each of `RECALLS`, of each class that has objects."""
+    """Precision at IoU 0.5 for each of `RECALLS`, by class, for classes that have objects."""
     num_images: int
 
     def as_metrics(self, prefix: str = "val") -> dict[str, float]:
-        """Give `val/AP`, `val/AP_small`, `val/AP/person` …, without the figures that do not exist."""
+        """Name the figures `val/AP`, `val/AP_small`, `val/AP/person` …, without those that are NaN."""
         named = {f"{prefix}/{figure}": getattr(self, figure) for figure in FIGURES}
         for name, each in self.per_class.items():
             key = unique = class_metric_name(f"{prefix}/AP", name)
@@ -87,7 +87,7 @@ class CocoMetrics:
         return {key: value for key, value in named.items() if not math.isnan(value)}
 
     def table(self) -> str:
-        """Give the figures as plain text: the twelve, then one row a class."""
+        """Format the figures as plain text: the twelve, then one row for each class."""
         by_column = zip(FIGURES[:6], FIGURES[6:], strict=True)
         lines = [
             f"{left:<10}{_number(getattr(self, left))}    {right:<10}{_number(getattr(self, right))}"
@@ -103,15 +103,15 @@ class CocoMetrics:
 
 
 def evaluate_boxes(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> CocoMetrics:
-    """Judge detections as COCO does.
+    """Evaluate detections as COCO does.
 
     Args:
         ground_truth: contents of a COCO annotation file: `images`, `annotations`, `categories`. An annotation
-            without `area` gets its box's, one without `iscrowd` is no crowd. It is not changed.
+            without `area` gets its box's, one without `iscrowd` is not a crowd. The dictionary is not changed.
         results: COCO results: `image_id`, `category_id`, `bbox` as x, y, width, height, `score`. May be empty.
 
     Raises:
-        ConfigError: a result names an image or category that the ground truth does not hold.
+        ConfigError: a result belongs to an image or category that the ground truth does not have.
 
     Source:
         pycocotools.cocoeval.COCOeval with its default parameters, iouType "bbox".
@@ -140,7 +140,7 @@ def evaluate_boxes(ground_truth: dict[str, Any], results: Sequence[dict[str, Any
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    # IoU thresholds, recalls, classes, areas (0: all), numbers of detections (2: 100); -1 where nothing counts.
+    # Axes: IoU thresholds, recalls, classes, areas (0: all), numbers of detections (2: 100); -1 if nothing counts.
     precision = np.where(judge.eval["precision"] < 0, np.nan, judge.eval["precision"])[:, :, :, 0, 2]
     per_class, curves = {}, {}
     for index, (category_id, name) in enumerate(_class_names(ground_truth, judge.params.catIds).items()):
@@ -167,7 +167,7 @@ def results_from_detections(
     rounding: bool = False,
     keypoints: ArrayLike | None = None,
 ) -> list[dict[str, Any]]:
-    """Write detections as COCO results.
+    """Convert detections to COCO results.
 
     Args:
         image_ids: (detections,) the image of each detection.
@@ -177,11 +177,11 @@ def results_from_detections(
         class_ids: COCO's category id of each class.
         rounding: round boxes, keypoints and scores to two decimals, as CenterNet's published evaluation does
             (xingyizhou/CenterNet, src/lib/datasets/dataset/coco.py, `_to_float`).
-        keypoints: (detections, joints, 2) x, y in pixels of the image. Their score is the box's, and all are said to
-            be visible, as published (coco_hp.py).
+        keypoints: (detections, joints, 2) x, y in pixels of the image. Their score is the box's, and all are marked
+            as visible, as published (coco_hp.py).
 
     Returns:
-        One dictionary a detection. Detections that are not finite, which no judge can rank, are left out with a
+        One dictionary for each detection. Detections that are not finite cannot be ranked; they are left out with a
         warning.
     """
     corners = np.asarray(boxes_in_image).reshape(-1, 4)  # width and height in their own precision, as published
@@ -190,7 +190,7 @@ def results_from_detections(
     if keypoints is not None:
         finite &= np.isfinite(np.asarray(keypoints)).all(axis=(1, 2))
     if not finite.all():
-        # Called once an image: the same text each time, so that Python says it once.
+        # Called for every image: the text is the same each time, so that Python shows it once.
         warnings.warn("detections that are not finite are left out of the evaluation", RuntimeWarning, stacklevel=2)
     corners, confidence = corners[finite], confidence[finite]
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).astype(np.float64)
@@ -214,9 +214,9 @@ def results_from_detections(
 
 
 def precision_recall_figure(metrics: CocoMetrics, path: Path) -> None:
-    """Draw precision over recall at IoU 0.5 as a PNG: the mean over classes, and each class where they are few.
+    """Draw precision over recall at IoU 0.5 as a PNG: each class, and the mean over classes.
 
-    Of more than ten classes the ten with the most objects are named, the others drawn pale.
+    The ten classes with the most objects are named; others are drawn pale.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -244,17 +244,17 @@ def precision_recall_figure(metrics: CocoMetrics, path: Path) -> None:
 
 
 def check_results(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
-    """Refuse results that are not of the ground truth.
+    """Refuse results that do not belong to the ground truth.
 
     Raises:
-        ConfigError: with the first result whose image or category the ground truth does not hold.
+        ConfigError: with the first result whose image or category the ground truth does not have.
     """
     images = {image["id"] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for number, result in enumerate(results):
         if result["image_id"] not in images:
             raise ConfigError(
-                f"result {number} is of image {result['image_id']}, which is not among the ground truth's "
+                f"result {number} belongs to image {result['image_id']}, which is not among the ground truth's "
                 f"{len(images):,} images. Evaluate against the split that was predicted."
             )
         if result["category_id"] not in categories:
@@ -265,7 +265,7 @@ def check_results(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]
 
 
 def _class_names(ground_truth: dict[str, Any], category_ids: Sequence[int]) -> dict[int, str]:
-    """Give each category's name, with its id where two bear the same."""
+    """Name of each category, with its id if two have the same name."""
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     all_names = list(names.values())
     return {

@@ -1,4 +1,4 @@
-"""Evaluation: a detector over validation shards, every rank its share, judged by pycocotools on rank 0."""
+"""Evaluation: every rank runs the detector on its share of validation shards; pycocotools judges on rank 0."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,26 +26,26 @@ from pipelines.recipes.settings import EvaluationSettings
 
 @dataclass
 class Evaluation:
-    """What one pass over the validation shards found; complete on rank 0 only."""
+    """Results of one pass over the validation shards."""
 
     coco: CocoMetrics
     keypoints: KeypointMetrics | None
-    """Of detectors of joints."""
+    """For detectors of joints."""
     losses: dict[str, float]
     """Validation losses, the mean over images."""
     pictures: list[Picture]
-    """The validation images of smallest id, in the input frame, with truth and predictions."""
+    """The validation images with the smallest ids, in the input frame, with truth and predictions."""
     milliseconds_per_image: float
     """Network, decoding and merging, on one rank, batch by batch."""
     num_images: int
 
     @property
     def score(self) -> float:
-        """What checkpoints are ranked by: AP of keypoints where there are any, else of boxes; may be NaN."""
+        """Figure that ranks checkpoints: AP of keypoints if there are any, otherwise of boxes; may be NaN."""
         return self.coco.AP if self.keypoints is None else self.keypoints.AP
 
     def metrics(self) -> dict[str, float]:
-        """By the names that MLflow shows."""
+        """Figures by their names in MLflow."""
         losses = {f"val/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in self.losses.items()}
         keypoints = self.keypoints.as_metrics("val") if self.keypoints else {}
         return {
@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclass
 class _Share:
-    """What one rank adds up over its images."""
+    """Sums of one rank over its images."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def evaluate(
     world: World,
     progress: Callable[[int], None] = lambda num_images: None,
 ) -> Evaluation | None:
-    """Measure a detector on validation shards; every rank calls it, and rank 0 is given the result.
+    """Measure a detector on validation shards. Collective: returns the result on rank 0, None elsewhere.
 
     Args:
         detector: with the weights to judge, on `device`.
@@ -154,11 +154,12 @@ def _up_to_edges(boxes_in_image: Tensor, rules: BoxRules) -> Tensor:
 
 
 def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -> None:
-    """Losses of one image at a time: a batch's are divided by its objects, and would depend on who shares it.
+    """Add the losses of one image at a time: a batch's are divided by its objects, so they would depend on its images.
 
-    There are none where the data lacks what the detector learns from, such as depths in COCO's annotations.
+    Nothing is added if the data lacks annotations that the detector needs, such as depths in COCO's, or if the
+    detector runs in several passes without outputs for its losses.
     """
-    if not batch.extra.keys() >= set(detector.needs):
+    if outputs is None or not batch.extra.keys() >= set(detector.needs):
         return
     for row in range(len(batch.images)):
         own = slice(row, row + 1)
@@ -172,7 +173,7 @@ def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -
 def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Picture:
     real = batch.labels[row] >= 0
     height, width = (int(value) for value in batch.original_sizes[row])
-    # Cut the border of the letterbox away: only the photograph is drawn.
+    # Only the photograph is drawn, without the border of the letterbox.
     corners = batch.transforms[row].cpu().double() @ torch.tensor(
         [[0.0, width], [0.0, height], [1.0, 1.0]], dtype=torch.float64
     )
@@ -195,7 +196,7 @@ def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Pi
 
 
 def _crowds_of_pictured(ground_truth: dict[str, Any], count: int, rules: BoxRules) -> dict[int, list[bool]]:
-    """The images of smallest id, the same in every world, and which of their boxes are crowds, in file order."""
+    """For the images with the smallest ids, the same in every world: for each box, in file order, if it is a crowd."""
     crowds: dict[int, list[bool]] = {image["id"]: [] for image in ground_truth["images"]}
     for annotation in ground_truth["annotations"]:
         if annotation["iscrowd"] and rules.crowd == "drop":

@@ -1,4 +1,4 @@
-"""COCO's average precision of keypoints, by pycocotools: object keypoint similarity in the place of IoU."""
+"""COCO's average precision of keypoints, computed by pycocotools with object keypoint similarity instead of IoU."""
 
 import contextlib
 import io
@@ -15,10 +15,10 @@ logger = logging.getLogger("aweigh")
 
 @dataclass(frozen=True)
 class KeypointMetrics:
-    """COCO's ten figures for keypoints, from 0 to 1; NaN where nothing was there to be found.
+    """COCO's ten figures for keypoints, from 0 to 1; NaN if there was nothing to find.
 
-    AP is the mean over similarities 0.50, 0.55 … 0.95; medium and large part at 96² pixels of `area`, and there is no
-    small; 20 detections an image count. The order is that of COCOeval's `stats`.
+    AP is the mean over similarities 0.50, 0.55 … 0.95. Medium and large are separated at 96² pixels of `area`; there is
+    no small. 20 detections an image count. The order is that of COCOeval's `stats`.
     """
 
     AP: float
@@ -33,11 +33,11 @@ class KeypointMetrics:
     AR_large: float
 
     def as_metrics(self, prefix: str = "val") -> dict[str, float]:
-        """Give `val/keypoints/AP`, `val/keypoints/AP50` …, without the figures that do not exist."""
+        """Name the figures `val/keypoints/AP`, `val/keypoints/AP50` …, without those that are NaN."""
         return {f"{prefix}/keypoints/{name}": value for name, value in asdict(self).items() if not math.isnan(value)}
 
     def table(self) -> str:
-        """Give the ten figures as plain text."""
+        """Format the ten figures as plain text."""
         values = [(name, "    -" if math.isnan(value) else f"{value:.3f}") for name, value in asdict(self).items()]
         return "\n".join(
             f"{left:<10}{first}    {right:<10}{second}"
@@ -46,19 +46,19 @@ class KeypointMetrics:
 
 
 def evaluate_keypoints(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> KeypointMetrics | None:
-    """Judge keypoints as COCO does.
+    """Evaluate keypoints as COCO does.
 
     Args:
-        ground_truth: contents of a COCO annotation file with `keypoints`; persons without a labelled joint are
-            ignored, as COCO has it. It is not changed.
+        ground_truth: contents of a COCO annotation file with `keypoints`; COCO ignores persons without a labelled
+            joint. The dictionary is not changed.
         results: COCO results with `keypoints`: x, y, 1 of each joint. May be empty.
 
     Returns:
-        None where neither truth nor results have keypoints; and, with a warning, where they are not COCO's 17, for
-        which alone the tolerances of joints are defined.
+        None if the truth or the results have no keypoints; and, with a warning, if they are not COCO's 17, the only
+        ones for which tolerances are defined.
 
     Raises:
-        ConfigError: a result names an image or category that the ground truth does not hold.
+        ConfigError: a result belongs to an image or category that the ground truth does not have.
 
     Source:
         pycocotools.cocoeval.COCOeval with its default parameters, iouType "keypoints".
@@ -72,12 +72,13 @@ def evaluate_keypoints(ground_truth: dict[str, Any], results: Sequence[dict[str,
     sizes = {len(each["keypoints"]) // 3 for each in [*labelled, *results] if "keypoints" in each}
     if sizes != {17}:
         logger.warning(
-            "no AP of keypoints: COCO defines it for 17 joints, here are %s", ", ".join(map(str, sorted(sizes)))
+            "no AP of keypoints: COCO defines it for 17 joints, but these have %s", ", ".join(map(str, sorted(sizes)))
         )
         return None
     check_results(ground_truth, results)
     annotations = []
     for number, annotation in enumerate(ground_truth["annotations"], start=1):
+        # COCOeval ignores objects without a labelled joint, and needs the field on every object.
         joints = annotation.get("keypoints") or [0] * 51
         width, height = annotation["bbox"][2:]
         annotations.append(

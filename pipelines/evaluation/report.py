@@ -1,4 +1,4 @@
-"""What an evaluation leaves to be looked at: the AP table, curves and pictures, beside the run and in MLflow."""
+"""Report of an evaluation: the AP table, curves and pictures, in the run's folder and in MLflow."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from pipelines.tracking import Tracker
 def write_report(
     evaluation: Evaluation, class_names: Sequence[str], run: str, step: int, tracker: Tracker | None, folder: Path
 ) -> None:
-    """Write `folder/evaluation` anew and hand it to the tracker.
+    """Write `folder/evaluation`, replacing the report of an earlier step, and pass it to the tracker.
 
-    Files: `metrics.json` (written last), `ap.txt`, `precision_recall.png` and `predictions.png`, of the newest step.
+    Files: `ap.txt`, `precision_recall.png`, `predictions.png` and, written last, `metrics.json`.
     """
     out = folder / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_report(
 
 
 def tables(evaluation: Evaluation) -> str:
-    """The figures of keypoints, where there are any, and of boxes, as plain text."""
+    """Format the figures of keypoints, if there are any, and of boxes as plain text."""
     of_boxes = evaluation.coco.table()
     if evaluation.keypoints is None:
         return of_boxes
@@ -46,7 +46,7 @@ def tables(evaluation: Evaluation) -> str:
 
 
 def figures(evaluation: Evaluation, step: int) -> dict[str, Any]:
-    """An evaluation as plain JSON values; null where nothing was there to be found."""
+    """Convert an evaluation to plain JSON values, with null for figures that have nothing to measure."""
     found = evaluation.coco
     return {
         "step": step,

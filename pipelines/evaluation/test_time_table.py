@@ -6,31 +6,31 @@ from dataclasses import dataclass
 from pipelines.evaluation.evaluate import Evaluation
 
 NAMES = {"none": "N.A.", "flip": "F", "multiscale": "MS"}
-"""Modes as the table of Objects as Points abbreviates them."""
+"""Abbreviations of the modes in the table of Objects as Points."""
 
 
 @dataclass(frozen=True)
 class ModeResult:
-    """One mode of test-time augmentation, judged and timed."""
+    """Accuracy and time of one mode of test-time augmentation."""
 
     evaluation: Evaluation
     milliseconds: float
-    """Of an image when they come one by one."""
+    """For one image, when images are processed one by one."""
 
     @property
     def frames_per_second(self) -> float:
-        """Images a second, one by one."""
+        """Images a second, when they are processed one by one."""
         return 1000 / self.milliseconds
 
     def as_metrics(self, mode: str) -> dict[str, float]:
-        """By the names that MLflow shows: `test_time/flip/AP` …"""
+        """Figures by their names in MLflow: `test_time/flip/AP` …"""
         named = {key: value for key, value in self.evaluation.metrics().items() if "loss" not in key}
         named = {key.replace("val/", f"test_time/{mode}/", 1): value for key, value in named.items()}
         return {**named, f"test_time/{mode}/milliseconds_per_image": self.milliseconds}
 
 
 def mode_table(results: Mapping[str, ModeResult]) -> str:
-    """The table as plain text, AP in percent; with keypoints of detectors that have them.
+    """Format the table as plain text, AP in percent, with keypoints if a detector has them.
 
     Args:
         results: by mode, in the order of the rows.

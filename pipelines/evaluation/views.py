@@ -1,7 +1,7 @@
-"""What a detector finds on the images of a data set, under any mode of test-time augmentation.
+"""Detections on the images of a data set, in any mode of test-time augmentation.
 
-A *view* is an image at one scale. Views of one image are read side by side, shown to the network one after the other,
-and merged as the detector's authors do; what comes out is in the image frame.
+A *view* is an image at one scale. The views of an image are read side by side; the detector runs on each, and merges
+its detections in the image frame.
 """
 
 import time
@@ -23,16 +23,16 @@ from pipelines.recipes.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class Found:
-    """What a batch of images gave."""
+    """Results for a batch of images."""
 
     batch: Batch
-    """The unscaled view, or the first where no scale is 1."""
+    """The unscaled view, or the first if no scale is 1."""
     outputs: Any
-    """The network's outputs for that view, of the images alone, not their mirrors."""
+    """The network's outputs for that view, without the mirrors; None if the detector passes none to `watch`."""
     detections: list[Detections]
-    """One for each image, in the image frame, on the CPU."""
+    """For each image, in the image frame, on the CPU."""
     seconds: float
-    """From pixels that lie normalised on the device to detections in the image frame."""
+    """From normalised pixels on the device to detections in the image frame."""
 
 
 def scales_shown(detector: Detector, settings: EvaluationSettings) -> tuple[float, ...]:
@@ -124,11 +124,11 @@ def milliseconds_one_by_one(
     images: int,
     warm_up: int = 3,
 ) -> float:
-    """Mean time of an image when they come one by one, as the published clocks measure; see `Found.seconds`.
+    """Mean time of an image when images are processed one by one, as published times are measured; see `Found.seconds`.
 
     Args:
         detector: in evaluation mode, on `device`.
-        reading: which images; the first of the set are taken.
+        reading: the images, of which the first ones are used.
         settings: geometry and mode.
         device: waited for, so that nothing of an image is counted for the next.
         input_size: height and width of the input, in pixels, for the fixed geometry.
@@ -146,6 +146,6 @@ def milliseconds_one_by_one(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was given."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

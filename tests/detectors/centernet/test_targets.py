@@ -92,7 +92,7 @@ def test_targets_are_those_of_the_published_procedure(seed: int) -> None:
 
 
 def encode(boxes: list[list[float]], labels: list[int], **settings: object) -> CenterNetTargets:
-    rows = torch.tensor(boxes).reshape(1, -1, 4)
+    rows = torch.tensor(boxes, dtype=torch.float32).reshape(1, -1, 4)
     return detector(**settings).encode(rows, torch.tensor(labels, dtype=torch.int64).reshape(1, -1), INPUT)
 
 

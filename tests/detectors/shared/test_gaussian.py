@@ -29,14 +29,16 @@ from detectors.shared.gaussian import gaussian_heatmaps, published_radius
     ],
 )
 def test_radius_of_squares(side: int, radius: float) -> None:
-    assert published_radius(torch.tensor(side), torch.tensor(side)).item() == pytest.approx(radius, abs=0.006)
+    assert published_radius(torch.tensor(float(side)), torch.tensor(float(side))).item() == pytest.approx(
+        radius, abs=0.006
+    )
 
 
 @given(st.integers(1, 128), st.integers(1, 128))
 def test_the_third_root_decides(height: int, width: int) -> None:
     total, area = height + width, height * width
     third = (-1.4 * total + math.sqrt((1.4 * total) ** 2 + 3.36 * area)) / 2
-    radius = published_radius(torch.tensor(height), torch.tensor(width)).item()
+    radius = published_radius(torch.tensor(float(height)), torch.tensor(float(width))).item()
     assert radius == pytest.approx(third, abs=1e-9)
     assert (radius < 1) == (area < 1 / 0.84 + total / 0.6)  # third < 1, solved for the area
 
@@ -50,7 +52,7 @@ def test_another_overlap_takes_its_own_roots() -> None:
 @pytest.mark.parametrize("overlap", [0.3, 0.7])
 def test_roots_that_are_whole_numbers_are_truncated_as_published(overlap: float) -> None:
     # 14 x 95, 15 x 70 and 20 x 35 have 7 exactly at 0.7, and at 0.3 25 x 90 has 21, which floats put below.
-    sides = torch.arange(1, 101)
+    sides = torch.arange(1.0, 101.0)
     given = published_radius(sides[:, None], sides, overlap).long().tolist()
     for height in range(1, 101):
         for width in range(1, 101):
@@ -60,11 +62,11 @@ def test_roots_that_are_whole_numbers_are_truncated_as_published(overlap: float)
 
 @pytest.mark.parametrize(("height", "width", "whole"), [(1, 128, 0), (2, 13, 0), (2, 14, 1), (3, 3, 0), (4, 4, 1)])
 def test_thin_and_tiny_objects_get_a_single_cell(height: int, width: int, whole: int) -> None:
-    assert int(published_radius(torch.tensor(height), torch.tensor(width))) == whole
+    assert int(published_radius(torch.tensor(float(height)), torch.tensor(float(width)))) == whole
 
 
 def draw(objects: list[tuple[int, int, int, int]], shape: tuple[int, int, int]) -> torch.Tensor:
-    rows = torch.tensor(objects).reshape(-1, 4)
+    rows = torch.tensor(objects, dtype=torch.int64).reshape(-1, 4)
     return gaussian_heatmaps(rows[:, 0], rows[:, 1:3], rows[:, 3], torch.ones(len(rows), dtype=torch.bool), shape)
 
 

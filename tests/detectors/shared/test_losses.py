@@ -91,7 +91,7 @@ def test_smooth_l1_is_divided_by_objects() -> None:
 
 def test_a_mask_of_coordinates_counts_coordinates() -> None:
     values, targets, _ = regression()
-    mask = torch.tensor([[[1, 0], [0, 1], [0, 0]]], dtype=torch.uint8)
+    mask = torch.tensor([[[1, 0], [0, 1], [0, 0]]], dtype=torch.float32)
     assert masked_l1_loss(values, targets, mask).item() == pytest.approx((2 + 1) / 2.0001, rel=1e-6)
 
 

@@ -275,7 +275,7 @@ def test_one_nms_for_all_scales_of_fcos() -> None:
     [
         ("centernet_dla34_3d", "flip", False, "centernet_dla34_3d has no test mode 'flip', only none"),
         ("centernet_dla34_3d", "none", True, "centernet_dla34_3d was not published with soft-NMS"),
-        ("fcos_resnet50", "none", True, "fcos_resnet50 was not published with soft-NMS, which is CenterNet's"),
+        ("fcos_resnet50", "none", True, "fcos_resnet50 was not published with soft-NMS. Leave it off"),
     ],
 )
 def test_what_was_not_published_is_refused(name: str, mode: str, soft: bool, message: str) -> None:

@@ -172,7 +172,9 @@ def test_the_table_names_every_figure_and_class() -> None:
 
 def test_results_of_another_split_or_class_list_are_refused() -> None:
     truth = ground_truth({"bbox": [10, 10, 20, 20]})
-    with pytest.raises(ConfigError, match=r"result 0 is of image 9, which is not among the ground truth's 2 images"):
+    with pytest.raises(
+        ConfigError, match=r"result 0 belongs to image 9, which is not among the ground truth's 2 images"
+    ):
         evaluate_boxes(truth, [result([0, 0, 1, 1], 0.5, image_id=9)])
     with pytest.raises(ConfigError, match=r"result 1, image 2: category 4 is not among the ground truth's 2 cat"):
         evaluate_boxes(truth, [result([0, 0, 1, 1], 0.5), result([0, 0, 1, 1], 0.5, category_id=4, image_id=2)])

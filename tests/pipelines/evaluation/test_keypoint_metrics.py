@@ -112,7 +112,7 @@ def test_what_has_no_keypoints_has_no_figures(caplog: pytest.LogCaptureFixture) 
         annotation["keypoints"] = annotation["keypoints"][:15]
     with caplog.at_level(logging.WARNING, logger="aweigh"):
         assert evaluate_keypoints(five, results(ground_truth)) is None
-    assert "COCO defines it for 17 joints, here are 5, 17" in caplog.text
+    assert "COCO defines it for 17 joints, but these have 5, 17" in caplog.text
 
 
 def test_the_ground_truth_is_not_changed() -> None:
