@@ -50,6 +50,8 @@ def _completed(words: list[str]) -> list[str]:
     ]
     takes_one = any(not action.option_strings for action in needed)
     first = ["demo"] if takes_one and (not rest or rest[0].startswith("--")) else []
+    if rest and (last := parser._option_string_actions.get(rest[-1])) and last.nargs != 0:
+        rest = [*rest, str([*(last.choices or ["1"])][0])]
     return [*path, *first, *rest, *(word for name in options for word in (name, "1"))]
 
 
