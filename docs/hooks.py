@@ -86,8 +86,8 @@ def recipes_page() -> str:
     lines = [
         "# Recipes",
         "",
-        "`aweigh train NAME` trains one; `aweigh recipe show NAME` prints all of its fields. Where the numbers come "
-        "from is in [Train a published schedule](../how-to/schedules.md).",
+        "`aweigh train NAME` trains one; `aweigh recipe show NAME` prints all of its fields. "
+        "[Train a published schedule](../how-to/schedules.md) says where the numbers come from.",
         "",
         "| recipe | purpose | detector | batch | learning rate | length |",
         "|---|---|---|---|---|---|",
