@@ -5,6 +5,7 @@ They are generated, not written, so that a new command, field or recipe is docum
 
 import argparse
 import sys
+import typing
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -47,7 +48,7 @@ def commands_page() -> str:
     for command in _leaves(parser):
         lines += [f"## {command.prog}", ""]
         if command.description or command.help:
-            lines += [_text(command.description or command.help), ""]
+            lines += [_sentence(command.description or command.help), ""]
         lines += ["```text", command.usage, "```", ""]
         if command.arguments:
             lines += ["| argument | meaning |", "|---|---|"]
@@ -70,7 +71,7 @@ def fields_page() -> str:
     for section, rows in sections:
         owner: Any = Recipe
         for part in filter(None, section.split(".")):
-            owner = next(kind for name, kind in _hints(owner) if name == part)
+            owner = typing.get_type_hints(owner)[part]
         lines += [f"## {section or 'recipe'}", "", _text((owner.__doc__ or "").split("\n\n")[0]), ""]
         lines += ["| field | default | meaning | resumed run |", "|---|---|---|---|"]
         for name, default, meaning in rows:
@@ -86,8 +87,8 @@ def recipes_page() -> str:
     lines = [
         "# Recipes",
         "",
-        "`aweigh train NAME` trains one; `aweigh recipe show NAME` prints all of its fields. Where the numbers come "
-        "from is in [Train a published schedule](../how-to/schedules.md).",
+        "`aweigh train NAME` trains one; `aweigh recipe show NAME` prints all of its fields. "
+        "[Train a published schedule](../how-to/schedules.md) says where the numbers come from.",
         "",
         "| recipe | purpose | detector | batch | learning rate | length |",
         "|---|---|---|---|---|---|",
@@ -149,10 +150,10 @@ def _argument_name(action: argparse.Action) -> str:
     return f"`{', '.join(action.option_strings)}{f' {values}' if action.nargs != 0 else ''}`"
 
 
-def _hints(kind: Any) -> Iterator[tuple[str, Any]]:
-    import typing
-
-    yield from typing.get_type_hints(kind).items()
+def _sentence(text: str) -> str:
+    """Help of a command as a sentence."""
+    line = _text(text)
+    return line[:1].upper() + line[1:] + ("" if line.endswith(".") else ".")
 
 
 def _text(text: str | None) -> str:

@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,14 @@ def _commands() -> Iterator[tuple[str, str, bool]]:
                 yield page_name(page), command, in_passing
 
 
+@cache
+def _parser() -> argparse.ArgumentParser:
+    return command_line()
+
+
 def _leaf(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser that reads the arguments of a command, and these arguments."""
-    parser: argparse.ArgumentParser = command_line()
+    parser = _parser()
     while words:
         groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         if not groups or words[0] not in groups[0].choices:
@@ -50,6 +56,8 @@ def _completed(words: list[str]) -> list[str]:
     ]
     takes_one = any(not action.option_strings for action in needed)
     first = ["demo"] if takes_one and (not rest or rest[0].startswith("--")) else []
+    if rest and (last := parser._option_string_actions.get(rest[-1])) and last.nargs != 0:
+        rest = [*rest, str(next(iter(last.choices or ["1"])))]
     return [*path, *first, *rest, *(word for name in options for word in (name, "1"))]
 
 
@@ -65,7 +73,7 @@ def test_a_command_of_a_page_is_understood(page: str, command: str, in_passing: 
         return
     if in_passing or "…" in command:
         words = _completed(words)
-    known, rest = command_line().parse_known_args(words)
+    known, rest = _parser().parse_known_args(words)
     assert callable(known.run)
     # A command that does not take fields refuses what it does not know.
     with_flags(recipes.get(getattr(known, "recipe", None) or "demo"), rest)
