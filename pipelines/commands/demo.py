@@ -31,7 +31,7 @@ def run_demo(folder: Path, flags: Sequence[str]) -> None:
         report = build_shards(annotations, written.images, str(shards), split=split, shard_bytes=1_000_000)
         console.say("shards", "; ".join(report.describe().split("\n")))
     console.say(
-        "demo", f"3 of 3: train and evaluate, as `aweigh train demo` does; Ray starts {recipe.cluster.workers} workers"
+        "demo", f"3 of 3: train and evaluate, as `aweigh train demo` does; Ray starts {recipe.cluster.workers_in_words}"
     )
     began = time.monotonic()
     result = train(recipe)

@@ -102,11 +102,11 @@ def _on_cluster(recipe: Recipe) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         where = "started on this machine for this run"
-        console.say("cluster", f"{recipe.cluster.workers} workers on Ray, {where}; their logs in {logs}")
+        console.say("cluster", f"{recipe.cluster.workers_in_words} on Ray, {where}; their logs in {logs}")
         yield
         return
     with connected(recipe.cluster):
-        console.say("cluster", f"{recipe.cluster.workers} workers on Ray, {address}; their logs in {logs}")
+        console.say("cluster", f"{recipe.cluster.workers_in_words} on Ray, {address}; their logs in {logs}")
         if url := dashboard_url():
             console.say("dashboard", url)
         if recipe.cluster.preflight:

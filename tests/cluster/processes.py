@@ -1,4 +1,4 @@
-"""Run a function in real processes joined by gloo: a worker group without Ray, for what Ray has no part in."""
+"""Run a function in real processes joined by gloo: a worker group without Ray."""
 
 import tempfile
 from collections.abc import Callable
