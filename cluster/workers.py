@@ -194,6 +194,7 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    # Ray has set the ranks already; DeepSpeed need not look for MPI.
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
     )

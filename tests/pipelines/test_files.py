@@ -10,9 +10,14 @@ from pipelines.files import read_json, replacing, write_json
 def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"step": 1})
-    with pytest.raises(ValueError, match="no"), replacing(path) as unfinished:
-        unfinished.write_text("half")
-        raise ValueError("no")
+
+    def fail_half_way() -> None:
+        with replacing(path) as unfinished:
+            unfinished.write_text("half")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail_half_way()
     assert read_json(path) == {"step": 1}
     with replacing(path) as unfinished:
         unfinished.write_text('{"step": 2}')
