@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -63,8 +63,25 @@ class WorkerContext:
 Loop = Callable[[WorkerContext, Any], None]
 
 
+class LogStream(Protocol):
+    """Something that log lines are written to."""
+
+    def write(self, text: str, /) -> object:
+        """Write some text."""
+
+    def flush(self) -> object:
+        """Show the text written so far."""
+
+
 def run_workers(
-    loop: Loop, config: Any, *, run_name: str, folder: Path, settings: ClusterSettings, batch_size: int = 0
+    loop: Loop,
+    config: Any,
+    *,
+    run_name: str,
+    folder: Path,
+    settings: ClusterSettings,
+    batch_size: int = 0,
+    out: LogStream | None = None,
 ) -> None:
     """Run `loop(context, config)` on every worker until it returns, replacing lost workers.
 
@@ -77,6 +94,7 @@ def run_workers(
         folder: the run's folder, the same on every node.
         settings: number and kind of workers.
         batch_size: global batch size, which an elastic number of workers has to divide.
+        out: receives the log of rank 0 instead of stderr.
 
     Raises:
         WorkersFailedError: training cannot continue; the message names the rank and the cause.
@@ -89,7 +107,7 @@ def run_workers(
     with (
         connected(settings) as ray,
         Stopping(folder, settings.grace_seconds) as stopping,
-        _followed(logs / "rank-0.log"),
+        _followed(logs / "rank-0.log", out),
     ):
         # Not at the top: Ray reads its environment when it is imported, and `connected` sets it.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -263,8 +281,9 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(path: Path) -> Iterator[None]:
-    """Copy what is appended to `path` to stderr while the block runs."""
+def _followed(path: Path, out: LogStream | None) -> Iterator[None]:
+    """Copy new text at the end of a file to a stream, or to stderr, while the block runs."""
+    out = out or sys.stderr
     # From its present end: earlier attempts have shown the rest.
     position = path.stat().st_size if path.exists() else 0
     done = threading.Event()
@@ -277,8 +296,8 @@ def _followed(path: Path) -> Iterator[None]:
                 text = file.read()
                 position = file.tell()
             if text:
-                sys.stderr.write(text)
-                sys.stderr.flush()
+                out.write(text)
+                out.flush()
 
     def follow() -> None:
         while not done.wait(0.25):
