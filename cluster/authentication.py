@@ -7,7 +7,7 @@ WHERE = (
     "`ray get-auth-token` prints it on the head; on this machine, put it into RAY_AUTH_TOKEN or ~/.ray/auth_token "
     "(RAY_AUTH_TOKEN_PATH names another file)"
 )
-"""Where to find the token and where to put it, for messages."""
+"""Instructions for messages: how to find the token, and the places to put it."""
 
 
 def send_token() -> None:

@@ -72,7 +72,7 @@ def collect(folder: Path, code: Path, packages: tuple[str, ...], extra: Mapping[
 
     Args:
         folder: the working directory; all its files are sent unless excluded or ignored.
-        code: folder of the import packages that the job runs; they are added if `folder` is another folder.
+        code: folder of the import packages that the job runs; they are added unless it is `folder` itself.
         packages: names of these import packages.
         extra: more files by their name in the package, even if they are ignored or outside of `folder`.
 

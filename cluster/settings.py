@@ -103,7 +103,7 @@ class EngineSettings:
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What is divided among the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    """ZeRO stage; the ranks divide among them at 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
 
     precision: Precision = "auto"
     """fp32; bf16 or fp16 (autocast over fp32 weights); auto takes bf16 if the device computes in it natively."""

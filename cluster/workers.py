@@ -70,7 +70,7 @@ class LogStream(Protocol):
         """Write some text."""
 
     def flush(self) -> object:
-        """Show what was written."""
+        """Show the text written so far."""
 
 
 def run_workers(
@@ -94,7 +94,7 @@ def run_workers(
         folder: the run's folder, the same on every node.
         settings: number and kind of workers.
         batch_size: global batch size, which an elastic number of workers has to divide.
-        out: receives the log of rank 0 in place of stderr.
+        out: receives the log of rank 0 instead of stderr.
 
     Raises:
         WorkersFailedError: training cannot continue; the message names the rank and the cause.
@@ -212,6 +212,7 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    # Ray has set the ranks already; DeepSpeed need not look for MPI.
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
     )
@@ -280,8 +281,9 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(path: Path, out: LogStream | None = None) -> Iterator[None]:
-    """Copy what is appended to `path` to stderr while the block runs."""
+def _followed(path: Path, out: LogStream | None) -> Iterator[None]:
+    """Copy new text at the end of a file to a stream, or to stderr, while the block runs."""
+    out = out or sys.stderr
     # From its present end: earlier attempts have shown the rest.
     position = path.stat().st_size if path.exists() else 0
     done = threading.Event()
@@ -294,8 +296,8 @@ def _followed(path: Path, out: LogStream | None = None) -> Iterator[None]:
                 text = file.read()
                 position = file.tell()
             if text:
-                sys.stderr.write(text)
-                sys.stderr.flush()
+                out.write(text)
+                out.flush()
 
     def follow() -> None:
         while not done.wait(0.25):

@@ -23,7 +23,7 @@ class Envelope:
     step: int
     """Optimizer steps done."""
     score: float | None = None
-    """How good the weights are, if that was measured; more is better."""
+    """Quality of the weights, if it was measured; more is better."""
     version: int = 0
     """Version of the facts; 0 for a checkpoint without one."""
     written_by: str = ""

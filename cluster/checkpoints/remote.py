@@ -140,7 +140,7 @@ class RemoteCheckpoints:
             here, trouble = None, error
         for name in reversed(names):
             if here and name <= here.path.name:
-                break
+                break  # the store has none that is newer than the local one
             damaged = local.folder / name
             if damaged.exists():  # `latest` has skipped it
                 damaged.rename(local.folder / f".{name}.damaged")

@@ -314,6 +314,7 @@ class Engine:
         for name, buffer in buffers.items():
             value = buffer.detach().clone()
             if value.is_floating_point() and self.world_size > 1:
+                # A sum and a division, because gloo has no average.
                 torch.distributed.all_reduce(value)
                 value /= self.world_size
             averaged[name] = value

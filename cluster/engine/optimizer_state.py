@@ -110,6 +110,7 @@ class OptimizerState:
             for key in keys:
                 value = saved.get(f"{name}|{key}")
                 if value is None:
+                    # It had no gradient when the state was saved, so torch kept no state for it either.
                     if self.zero_stage == 0 and parameter in state:
                         del state[parameter]
                     break

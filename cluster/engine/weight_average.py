@@ -37,6 +37,7 @@ class WeightAverage:
         floating = [name for name, value in self._values.items() if value.is_floating_point()]
         # One kernel for all tensors: hundreds of small ones would cost more than the arithmetic.
         torch._foreach_lerp_([self._values[name] for name in floating], [current[name] for name in floating], weight)
+        # Integer buffers, such as BatchNorm's counter of batches, have no average.
         for name in self._values.keys() - floating:
             self._values[name].copy_(current[name])
 

@@ -130,12 +130,14 @@ LossesOf = Callable[[Detector, Any], dict[str, Tensor]]
 def _plain(
     recipe: Recipe, split: BatchSplit, detector: Detector, images: Tensor, losses_of: LossesOf
 ) -> Callable[[], None]:
+    # Some parameters never get a gradient: DLA-34 has eight.
     model = torch.nn.parallel.DistributedDataParallel(detector, find_unused_parameters=True)
     optimizer = torch.optim.Adam(_groups(detector, recipe))
 
     def step() -> None:
         optimizer.zero_grad()
         for part in range(split.accumulation_steps):
+            # Reduce gradients once per step, in its last microbatch.
             model.require_backward_grad_sync = part == split.accumulation_steps - 1
             loss = losses_of(detector, model(images))["loss"] / split.accumulation_steps
             loss.backward()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_shards.format.manifest import MANIFEST_NAME, CocoClass, Manifest, Shard, Source
 
 _SHARDS, _SAMPLES = 100_000, 10_000
-# Not ru_maxrss: the kernel starts it at the size of the parent process. VmHWM starts at 0.
+# Not ru_maxrss: for a new process the kernel also counts its parent's memory. VmHWM does not.
 _PROGRAM = """
 import re, sys
 from pipelines.cli import main

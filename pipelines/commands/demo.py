@@ -24,7 +24,6 @@ def add(commands: Commands) -> None:
 def run(known: argparse.Namespace) -> None:
     """Write the demo set, build its shards, and train the recipe `demo` on them."""
     from data_shards.building.build import build_shards
-    from data_shards.counting import counted
     from data_shards.demo.write import write_demo
     from pipelines import console, recipes
     from pipelines.commands.train import show_result
@@ -42,9 +41,9 @@ def run(known: argparse.Namespace) -> None:
     for split, annotations in (("train", written.train_annotations), ("val", written.val_annotations)):
         report = build_shards(annotations, written.images, str(shards), split=split, shard_bytes=1_000_000)
         console.say("shards", "; ".join(report.describe().split("\n")))
-    workers = recipe.cluster.workers
-    started = counted(workers, "worker") if isinstance(workers, int) else f"{workers} workers"
-    console.say("demo", f"3 of 3: train and evaluate, as `aweigh train demo` does; Ray starts {started}")
+    console.say(
+        "demo", f"3 of 3: train and evaluate, as `aweigh train demo` does; Ray starts {recipe.cluster.workers_in_words}"
+    )
     began = time.monotonic()
     result = train(recipe)
     console.say("demo", f"trained and evaluated in {console.duration(time.monotonic() - began)}")

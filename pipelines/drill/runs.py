@@ -154,7 +154,7 @@ class Attempt:
         return sorted(found, key=lambda one: one.pid != first)
 
     def kill_worker(self, rank: int = -1) -> None:
-        """Kill a worker with SIGKILL; the last one unless a rank is given."""
+        """Kill a worker with SIGKILL; the last one if `rank` is negative."""
         if rank >= 0:
             psutil.Process(self._process_of_rank(rank)).kill()
             return

@@ -1,1 +1,1 @@
-"""Servers that stand in for real ones in tests, drills and benchmarks."""
+"""Fake S3 servers for tests, drills and benchmarks."""

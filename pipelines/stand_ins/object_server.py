@@ -171,6 +171,7 @@ class _Wire:
     def pass_through(self, count: int) -> None:
         if not self._bandwidth:
             return
+        # Each block books the next free time on the wire, and waits outside the lock until then.
         with self._lock:
             self._free_at = max(self._free_at, time.monotonic()) + count / self._bandwidth
             wait = self._free_at - time.monotonic()
@@ -190,6 +191,7 @@ class _Server(ThreadingHTTPServer):
 def _handler(server: ObjectServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Otherwise a small answer waits for the client's delayed acknowledgement, which is not the latency asked for.
         disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: object) -> None:

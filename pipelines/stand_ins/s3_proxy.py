@@ -80,6 +80,7 @@ def _moto() -> Iterator[int]:
     try:
         if not any("Running on" in line for line in process.stderr):
             raise OSError("the S3 server did not start")
+        # Keep reading: a full pipe would block the server.
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield port
     finally:
@@ -105,6 +106,7 @@ class _Proxy(BaseHTTPRequestHandler):
             self.connection.close()
             self.close_connection = True
         elif answer == "hold":
+            # Until the drill kills the client.
             store.held.set()
             threading.Event().wait(3600)
         else:

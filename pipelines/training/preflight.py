@@ -45,7 +45,9 @@ def before_training(recipe: Recipe, splits: Sequence[DataSplit]) -> None:
             f"preflight: {wrong[0].check}: {wrong[0].found}. Fix: {wrong[0].fix}. "
             f"`aweigh preflight` shows all of it; --cluster.preflight false skips it."
         )
-    console.say("preflight", f"{counted(len(findings), 'check')}, training can start")
+    warnings = sum(one.verdict != "ok" for one in findings)
+    checks = counted(len(findings), "check")
+    console.say("preflight", f"{checks}, {counted(warnings, 'warning')}" if warnings else f"all {checks} passed")
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.errors import StoppedError
 from cluster.local import connected, dashboard_url
-from cluster.settings import ClusterSettings
 from cluster.workers import LogStream, dividing_worlds, exclusive_run, run_workers
 from data_shards.counting import counted
 from data_shards.format.manifest import Manifest
@@ -141,7 +140,7 @@ class RankLog:
 def _on_cluster(recipe: Recipe, logs: Path, splits: Sequence[DataSplit]) -> Iterator[None]:
     """Say where the workers run; connect to a cluster, and check its nodes if the workers need several."""
     address = os.environ.get("RAY_ADDRESS")
-    workers = _workers_in_words(recipe.cluster)
+    workers = recipe.cluster.workers_in_words
     if not address:
         console.say("cluster", f"{workers} on Ray, started on this machine for this run; their logs in {logs}")
         yield
@@ -153,12 +152,6 @@ def _on_cluster(recipe: Recipe, logs: Path, splits: Sequence[DataSplit]) -> Iter
         if recipe.cluster.preflight:
             before_training(recipe, splits)
         yield
-
-
-def _workers_in_words(cluster: ClusterSettings) -> str:
-    if cluster.elastic:
-        return f"{cluster.min_workers} to {counted(cluster.max_workers, 'worker')}"
-    return counted(cluster.max_workers, "worker")
 
 
 def _next_attempt(folder: Path) -> int:

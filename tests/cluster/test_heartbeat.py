@@ -16,7 +16,7 @@ def test_the_rank_that_has_begun_the_fewest_phases_is_named() -> None:
     assert "worker 0" not in line
 
 
-def test_a_rank_whose_file_is_old_is_called_frozen() -> None:
+def test_a_rank_with_an_old_file_is_called_frozen() -> None:
     frozen = replace(STANDING, rank=1, written=101.0)  # in the phase in which the other waits for it
     line = describe_standstill([STANDING, frozen], 30.0, 131.0)
     assert "worker 1 on node-a" in line

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_digest_of_the_code_is_that_of_its_contents(tmp_path: Path) -> None:
     for copy in ("one", "two"):
-        for room in ("cluster", "pipelines"):
-            shutil.copytree(ROOT / room, tmp_path / copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("cluster", "pipelines"):
+            shutil.copytree(ROOT / package, tmp_path / copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "two" / "cluster" / "__pycache__").mkdir()
     (tmp_path / "two" / "cluster" / "__pycache__" / "x.pyc").write_bytes(b"x")
     assert node_checks.code_digest(tmp_path / "one") == node_checks.code_digest(tmp_path / "two")
@@ -22,7 +22,7 @@ def test_the_digest_of_the_code_is_that_of_its_contents(tmp_path: Path) -> None:
     assert node_checks.code_digest(tmp_path / "one") != node_checks.code_digest(tmp_path / "two")
 
 
-def test_what_others_left_is_found_and_cleared(tmp_path: Path) -> None:
+def test_files_of_other_nodes_are_found_and_cleared(tmp_path: Path) -> None:
     folder = tmp_path / "run" / ".preflight"
     left = {node_checks.leave(folder, "driver"), node_checks.leave(folder)}
     assert node_checks.wait_for_names(folder, left, seconds=5) == left

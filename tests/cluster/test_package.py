@@ -1,4 +1,4 @@
-"""What goes along with a job: code, and nothing that is not."""
+"""The files that are sent with a job: code and nothing else."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from cluster import package as package_module
 from cluster.errors import ClusterError
 from cluster.package import collect
 
-ROOMS = ("cluster", "pipelines")
+PACKAGES = ("cluster", "pipelines")
 
 
 def _write(folder: Path, *names: str) -> None:
@@ -27,7 +27,7 @@ def code(tmp_path: Path) -> Path:
 def test_data_results_environments_and_secrets_stay_here(code: Path) -> None:
     _write(code, ".git/HEAD", ".venv/bin/python", "runs/x/checkpoint", "demo/shards/train/0.tar", "big.tar", ".env")
     _write(code, "recipes/mine.yaml", "pipelines/runs/kept.py")
-    package = collect(code, code, ROOMS)
+    package = collect(code, code, PACKAGES)
     assert sorted(package.files) == [
         *("README.md", "cluster/a.py", "pipelines/b.py", "pipelines/runs/kept.py", "recipes/mine.yaml"),
     ]
@@ -37,15 +37,15 @@ def test_ignore_files_count_in_every_folder(code: Path) -> None:
     _write(code, "notes/keep.txt", "notes/drop.txt", "scratch/x", "top.log")
     (code / ".gitignore").write_text("*.log\n/scratch/\n")
     (code / "notes" / ".rayignore").write_text("drop.txt\n.rayignore\n")
-    names = set(collect(code, code, ROOMS).files)
+    names = set(collect(code, code, PACKAGES).files)
     assert "notes/keep.txt" in names
     assert not names & {"notes/drop.txt", "scratch/x", "top.log"}
 
 
-def test_from_another_folder_the_code_comes_along(code: Path, tmp_path: Path) -> None:
+def test_the_code_is_added_from_another_folder(code: Path, tmp_path: Path) -> None:
     here = tmp_path / "work"
     _write(here, "mine.yaml")
-    package = collect(here, code, ROOMS, {"submitted-other.yaml": code / "README.md"})
+    package = collect(here, code, PACKAGES, {"submitted-other.yaml": code / "README.md"})
     assert sorted(package.files) == ["cluster/a.py", "mine.yaml", "pipelines/b.py", "submitted-other.yaml"]
 
 
@@ -53,21 +53,21 @@ def test_a_folder_that_would_hide_the_code_is_refused(code: Path, tmp_path: Path
     here = tmp_path / "work"
     _write(here, "pipelines/other.py")
     with pytest.raises(ClusterError, match=r"work/pipelines would hide .*checkout/pipelines on the cluster"):
-        collect(here, code, ROOMS)
+        collect(here, code, PACKAGES)
 
 
-def test_too_much_is_refused_with_the_biggest_paths(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_is_refused_with_the_largest_parts(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package_module, "LARGEST_BYTES", 3 * 2**20)
     (code / "images").mkdir()
     (code / "images" / "a.jpg").write_bytes(bytes(2 * 2**20))
     (code / "weights.pth").write_bytes(bytes(4 * 2**20))
     with pytest.raises(ClusterError, match=r"is 6\.0 MiB, too much .* weights\.pth 4\.0 MiB, images/a\.jpg 2\.0 MiB"):
-        collect(code, code, ROOMS)
+        collect(code, code, PACKAGES)
 
 
-def test_the_same_files_give_the_same_bytes(code: Path, tmp_path: Path) -> None:
-    collect(code, code, ROOMS).write(tmp_path / "one.zip")
+def test_the_same_files_make_the_same_bytes(code: Path, tmp_path: Path) -> None:
+    collect(code, code, PACKAGES).write(tmp_path / "one.zip")
     for file in code.rglob("*.py"):
         file.touch()
-    collect(code, code, ROOMS).write(tmp_path / "two.zip")
+    collect(code, code, PACKAGES).write(tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()

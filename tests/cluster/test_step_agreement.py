@@ -1,4 +1,4 @@
-"""Wishes of one rank become decisions of all, at the same step."""
+"""Requests of one rank become decisions of all, at the same step."""
 
 from cluster.step_agreement import Agreement
 from tests.cluster.processes import run_processes
@@ -14,5 +14,5 @@ def _exchange(rank: int) -> None:
     agreement.close()
 
 
-def test_what_one_rank_wishes_all_know_one_step_later() -> None:
+def test_all_ranks_know_a_request_one_step_later() -> None:
     run_processes(_exchange, 2)

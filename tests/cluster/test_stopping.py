@@ -1,4 +1,4 @@
-"""Signals of the driver become a request that workers read; the second one, or the end of the grace, is force."""
+"""Signals of the driver become a request that workers read; a second one, or the end of the grace, kills them."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from cluster.errors import StoppedError
 from cluster.stopping import Control, Stopping, ask_checkpoint, mark_stopped
 
 
-def test_a_first_signal_asks_and_a_second_one_ends(tmp_path: Path) -> None:
+def test_a_first_signal_asks_and_a_second_one_kills(tmp_path: Path) -> None:
     control, aborted = Control(tmp_path, interval_seconds=0), threading.Event()
     with Stopping(tmp_path, grace_seconds=600) as stopping:
         stopping.workers_run(aborted.set)
@@ -33,7 +33,7 @@ def test_a_first_signal_asks_and_a_second_one_ends(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_the_end_of_the_grace_is_force(tmp_path: Path) -> None:
+def test_the_end_of_the_grace_period_kills(tmp_path: Path) -> None:
     aborted = threading.Event()
     with Stopping(tmp_path, grace_seconds=0.01) as stopping:
         stopping.workers_run(aborted.set)

@@ -1,4 +1,4 @@
-"""What a job is told, and what it is called."""
+"""The environment and the names of jobs, and the addresses of job servers."""
 
 import re
 
@@ -11,7 +11,7 @@ from cluster.fake_cluster import free_port
 from cluster.submit import JobServer, carried_environment, job_prefix
 
 
-def test_a_job_is_told_what_it_needs_and_no_token() -> None:
+def test_a_job_receives_the_variables_it_needs_and_no_token() -> None:
     environment = {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_PROFILE": "mine",  # names a file of this machine
@@ -55,7 +55,7 @@ def test_an_address_of_another_kind_is_refused(address: str) -> None:
         JobServer(address)
 
 
-def test_an_address_where_nobody_listens_is_said_at_once() -> None:
+def test_an_address_where_nobody_listens_is_reported_at_once() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ClusterError, match=f"no Ray job server answers at {address}: Connection refused"):
         JobServer(address)

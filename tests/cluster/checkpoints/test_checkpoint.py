@@ -34,7 +34,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(found.weights()["layer.weight"], torch.full((3, 2), 2.0))
 
 
-def test_the_newest_stay_and_the_best_beside_them(tmp_path: Path) -> None:
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     for step in (10, 20, 30, 40):
         folder.save(_state(step), {"step": step}, score={10: 0.5, 20: 0.3}.get(step))

@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: a failed write is retried once, then training is told."""
+"""Checkpoints written in the background: training ends when two in a row cannot be written."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def _state(value: float) -> TrainingState:
     return TrainingState({"layer.weight": torch.full((3, 2), value)}, {}, {"0|norm": torch.ones(2)})
 
 
-def test_a_failed_write_is_tried_again_with_the_next_and_told_when_that_fails(tmp_path: Path) -> None:
+def test_training_ends_when_two_checkpoints_in_a_row_cannot_be_written(tmp_path: Path) -> None:
     place = tmp_path / "checkpoints"
     place.write_text("a file where the folder should be")
     writer = CheckpointWriter(CheckpointFolder(place))

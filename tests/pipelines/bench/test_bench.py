@@ -1,4 +1,4 @@
-"""`aweigh bench detectors` and `bench deformable`: real measurements, small; never what they come to."""
+"""`aweigh bench detectors` and `bench deformable`: small real measurements, whose values are not checked."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _BARE = ("torch", "torchgen", "functorch", "numpy", "numpy.libs", "sympy", "mpma
 _BARE_TOO = ("filelock", "fsspec", "typing_extensions.py", "setuptools")
 
 
-def test_detectors_are_timed_beside_their_publication(capsys: pytest.CaptureFixture[str]) -> None:
+def test_detectors_are_timed_with_the_published_time(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "detectors", "--size", "64", "96", "--repeats", "1", "--device", "cpu", "--names"]
     main([*words, "centernet_resdcn18", "fcos_resnet50", "--json"])
     measured = json.loads(capsys.readouterr().out)
@@ -26,7 +26,7 @@ def test_detectors_are_timed_beside_their_publication(capsys: pytest.CaptureFixt
     assert (fcos["published"], fcos["hardware"], fcos["size"]) == (45, "V100", [64, 96])
     assert centernet["forward"] > 0
     assert fcos["forward_and_decode"] > 0
-    # What a network cannot take is padded: 100 is no multiple of 32.
+    # A size that a network cannot take is padded: 100 is not a multiple of 32.
     main(["bench", "detectors", "--size", "60", "100", "--repeats", "1", "--names", "centernet_resnet18"])
     header, row, _ = capsys.readouterr().out.splitlines()
     assert header.split() == ["detector", "input", "forward", "+", "decode", "FPS", "published"]
@@ -50,7 +50,7 @@ def test_every_detector_has_a_published_size_that_its_network_takes() -> None:
         (["deformable", "--repeats", "0"], "--repeats is 0"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_wrong_arguments_are_refused_in_one_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:

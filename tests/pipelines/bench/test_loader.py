@@ -1,4 +1,4 @@
-"""`aweigh bench loader`: every way of reading runs; what it comes to is not judged, but that memory does not grow."""
+"""`aweigh bench loader`: every loader runs; only that memory does not grow is checked."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.data_shards.samples import document, jpeg, photo, write_coco
 
 
 def test_the_floor_does_what_the_loader_does() -> None:
-    """Else it would be no floor: the same parts of the same images come to lie at the same places."""
+    """The floor puts the same parts of the same images at the same places; otherwise it would not be a floor."""
     sizes = np.array([[120, 160], [160, 120], [90, 90]])
     files = [jpeg(photo(number, height, width)) for number, (height, width) in enumerate(sizes.tolist())]
     draws = draw(AugmentationSettings(), 0, 0, np.arange(3), sizes)
@@ -33,7 +33,7 @@ def test_the_floor_does_what_the_loader_does() -> None:
         assert (batch.any(axis=1)[0] ^ expected.any(axis=2)).mean() < 0.05
 
 
-def test_the_published_way_gives_what_the_publication_trains_on(tmp_path: Path) -> None:
+def test_the_authors_data_set_yields_what_the_authors_train_on(tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(jpeg(photo(0, 300, 400)))
     boxes, labels = np.array([[150, 100, 250, 200]], np.float32), np.array([2])
     item = PublishedDataset([Example(tmp_path / "image.jpg", boxes, labels)], 3, 256)[0]
@@ -49,7 +49,7 @@ def test_the_published_way_gives_what_the_publication_trains_on(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_every_way_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_loader_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, images = write_coco(tmp_path, document(64, sizes=((120, 160), (160, 120))))
     report = build_shards(annotations, images, str(tmp_path / "out"), split="train", shard_bytes=100_000)
     main(["bench", "loader", "--data", report.location, "--rounds", "1", "--images", "64", "--json"])

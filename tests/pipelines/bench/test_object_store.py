@@ -1,4 +1,4 @@
-"""`aweigh bench object-store` reads what it says, from both places."""
+"""`aweigh bench object-store` reads the same epoch from a folder and from S3."""
 
 import json
 from pathlib import Path
@@ -33,9 +33,7 @@ def test_both_ways_are_measured_and_the_ratio_is_theirs(tmp_path: Path, capsys: 
         ("small", {"megabytes_per_second": 0.0}, "--bandwidth is 0"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
-    small_shards: Path, location: str, options: dict[str, int], message: str
-) -> None:
+def test_wrong_arguments_are_refused(small_shards: Path, location: str, options: dict[str, int], message: str) -> None:
     place = str(small_shards / "train") if location == "small" else location
     with pytest.raises(ConfigError, match=message):
         bench_object_store(place, **options)

@@ -14,11 +14,11 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "scaling.md"
 def test_a_pass_is_a_ring_inside_the_nodes_and_one_between_them() -> None:
     # 8 GPUs: 7/8 × 300 MB at 300 GB/s = 0.875 ms.
     assert pass_seconds(300e6, 8, 1e9) == pytest.approx(0.875e-3)
-    # 16 GPUs: beside it 1/2 × 300 MB at 1 GB/s = 150 ms, and a hop of 20 µs.
+    # 16 GPUs: and 1/2 × 300 MB at 1 GB/s = 150 ms, and a hop of 20 µs.
     assert pass_seconds(300e6, 16, 1e9) == pytest.approx(0.875e-3 + 0.15 + 20e-6)
 
 
-def test_what_does_not_hide_behind_backward_lengthens_the_step() -> None:
+def test_communication_outside_of_backward_lengthens_the_step() -> None:
     # A pass of 0.1 s: two for gradients and one for weights, of a step of 0.3 s.
     assert communication(0.1, 1, 0.3, overlap=False) == pytest.approx((0.3, 0.5))
     assert communication(0.1, 0, 0.3, overlap=False) == pytest.approx((0.2, 0.6))

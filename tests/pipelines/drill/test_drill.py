@@ -51,7 +51,7 @@ def test_a_trace_is_named(tmp_path: Path) -> None:
     assert "MLflow: 0 runs of this name" in compare_runs(whole, tmp_path / "same", PLAN, 4).problems[0]
 
 
-def test_another_world_is_held_to_rounding_from_its_start_on(tmp_path: Path) -> None:
+def test_another_world_is_compared_to_rounding_from_its_start_on(tmp_path: Path) -> None:
     whole = _run(tmp_path / "whole")
     near = compare_runs(whole, _run(tmp_path / "near", weight=1.000002, resumed_at=2), PLAN, 4, rounding=True)
     assert near.summary == (
@@ -60,7 +60,7 @@ def test_another_world_is_held_to_rounding_from_its_start_on(tmp_path: Path) -> 
     assert near.equal
     far = compare_runs(whole, _run(tmp_path / "far", weight=1.01, resumed_at=2), PLAN, 4, rounding=True)
     assert "weights head.weight are apart by 0.01 of a tensor's largest value" in far.problems[0]
-    # What was trained before the change has to be the same bits.
+    # The steps before the change have to be the same bits.
     before = compare_runs(whole, _run(tmp_path / "before", weight=1.000002, resumed_at=4), PLAN, 4, rounding=True)
     assert "weights head.weight in checkpoint step-00000004" in before.problems[0]
 
