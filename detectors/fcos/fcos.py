@@ -46,7 +46,7 @@ class FCOSSettings:
     """Settings of FCOS, for any network; the defaults are the authors' first version."""
 
     variant: Literal["original", "improved", "torchvision"] = "original"
-    """Whose FCOS: the authors' of the paper, their improved one, or torchvision's."""
+    """Version of FCOS: the authors' from the paper, the authors' improved one, or torchvision's."""
     score_threshold: float | None = None
     """Candidates score above this. None: 0.05 on the class, in torchvision 0.2 on the joint score."""
     nms_threshold: float = 0.6

@@ -303,7 +303,8 @@ def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatc
     trained_on = value.shape[0] // per_class
     return (
         f"{shapes}{more}: the file was trained on {trained_on} classes, the detector has {detector.num_classes}. "
-        f"Build it for {trained_on} (num_classes), or leave these layers out to train them anew (skip_mismatched)."
+        f"Build it for {trained_on} (num_classes), or leave these layers out and train them from "
+        "random weights (skip_mismatched)."
     )
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import detectors
+from data_shards.checking.find_samples import find_samples
 from data_shards.counting import counted
-from data_shards.errors import DataError
 from data_shards.format.manifest import CocoClass, Manifest, sample_key
 from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
@@ -96,7 +96,7 @@ def write_contact_sheet(
         raise ConfigError(f"--epoch is {epoch}; epochs are counted from 0.")
     split = recipe.data.split(location)
     manifest, shards = split.manifest, split.shards()
-    sample_ids = _find(shards, keys) if keys else _first(manifest, recipe, samples, epoch)
+    sample_ids = find_samples(shards, keys) if keys else _first(manifest, recipe, samples, epoch)
     rows = _rows(shards, manifest, recipe, sample_ids, epoch)
     shards.close()
     header = f"{location}   recipe {recipe.recipe}, epoch {epoch}, seed {recipe.seed}"
@@ -113,27 +113,6 @@ def _first(manifest: Manifest, recipe: Recipe, samples: int, epoch: int) -> NDAr
         raise ConfigError(f"--samples is {samples}; it must be 1 or more.")
     plan = make_plan(manifest, seed=recipe.seed, global_batch_size=min(samples, manifest.num_samples))
     return plan.batch(epoch, 0)
-
-
-def _find(shards: Shards, keys: Sequence[str]) -> NDArray[np.int64]:
-    """Return the sample ids of keys, image ids and file names, in their order."""
-    # Keys are image ids with leading zeros, and the indexes hold them; a file name is only inside the shards.
-    wanted = dict.fromkeys(int(key) if key.isdigit() else key for key in keys)
-    found: dict[int | str, int] = {}
-    first = 0
-    for shard, record in enumerate(shards.manifest.shards):
-        names_missing = any(isinstance(one, str) and one not in found for one in wanted)
-        for row, image_id in enumerate(shards.index(shard).image_ids.tolist()):
-            names = [image_id, shards.read_json(shard, row)["file_name"]] if names_missing else [image_id]
-            found.update({name: first + row for name in names if name in wanted})
-        first += record.samples
-    if missing := [one for one in wanted if one not in found]:
-        what = f"sample {sample_key(missing[0])}" if isinstance(missing[0], int) else f"image file {missing[0]!r}"
-        raise DataError(
-            f"{shards.store.location} has no {what}. Give --key a sample's key or its file name as in the "
-            f"annotations; `aweigh shards examine` prints keys."
-        )
-    return np.array(list(dict.fromkeys(found[one] for one in wanted)), dtype=np.int64)
 
 
 def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArray[np.int64], epoch: int) -> list[_Row]:

@@ -5,6 +5,7 @@ be read again. YAML and flags go through the same validation, so both fail with 
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -92,11 +93,19 @@ def from_dict(values: Mapping[str, Any], where: str = "") -> Recipe:
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(dict(values))
+        return _adapter().validate_python(dict(values))
     except pydantic.ValidationError as error:
         raise ConfigError(where + _explain(error)) from error
     except (ClusterError, DataError) as error:
         raise ConfigError(f"{where}{error}") from error
+
+
+@functools.cache
+def _adapter() -> Any:
+    """Return pydantic's validator of a recipe, which takes a third of a second to build."""
+    import pydantic
+
+    return pydantic.TypeAdapter(Recipe)
 
 
 def with_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
@@ -144,9 +153,7 @@ def fields(kind: type = Recipe, prefix: str = "") -> dict[str, Any]:
 
 def field_help() -> list[tuple[str, str, str]]:
     """Return name, default and meaning of every field; the meanings are the strings below the fields."""
-    import pydantic
-
-    schema = pydantic.TypeAdapter(Recipe).json_schema()
+    schema = _adapter().json_schema()
     defaults = flatten(to_dict(Recipe(recipe="")))
 
     def walk(node: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:

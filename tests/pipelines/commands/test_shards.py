@@ -64,7 +64,7 @@ def test_show_draws_the_samples(small_shards: Path, tmp_path: Path, capsys: pyte
     later = cv2.imread(str(sheet))
     assert np.array_equal(later[64:404, 24:279], two[64:404, 24:279])  # the file stays, the augmentation does not
     assert not np.array_equal(later, two)
-    assert "has no sample 000000000008" in refused(capsys, "show", train, "--output", sheet, "--key", 8)
+    assert "has no sample 8." in refused(capsys, "show", train, "--output", sheet, "--key", 8)
     assert "--samples is 0" in refused(capsys, "show", train, "--output", sheet, "--samples", 0)
     assert "unknown recipe 'demoo'" in refused(capsys, "show", train, "--output", sheet, "--recipe", "demoo")
 

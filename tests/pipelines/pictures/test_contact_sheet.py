@@ -6,8 +6,7 @@ import pytest
 
 from data_shards.building.build import build_shards
 from data_shards.errors import DataError
-from data_shards.format.manifest import load_manifest
-from data_shards.reading.shards import Shards
+from data_shards.reading.split import open_split
 from pipelines import recipes
 from pipelines.errors import ConfigError
 from pipelines.pictures.contact_sheet import write_contact_sheet
@@ -21,7 +20,7 @@ def test_a_sample_is_found_by_its_key_its_image_id_or_its_file_name(tmp_path: Pa
     annotations, images = write_coco(tmp_path, document(6))
     location = build_shards(annotations, images, str(tmp_path), split="train", shard_bytes=5_000).location
     recipe = with_flags(recipes.get("demo"), SMALL)
-    shards = Shards(location, load_manifest(location))
+    shards = open_split(location).shards()
     last = len(shards.manifest.shards) - 1
     assert last > 0
     image_id, file_name = int(shards.index(last).image_ids[0]), shards.read_json(last, 0)["file_name"]
@@ -35,7 +34,7 @@ def test_a_sample_is_found_by_its_key_its_image_id_or_its_file_name(tmp_path: Pa
     # The same sample by two of its names is drawn once.
     assert write_contact_sheet(location, recipe, sheet, keys=[file_name, str(image_id), str(first_id)]) == drawn
     assert sheet.read_bytes() == by_name
-    with pytest.raises(DataError, match=r"has no image file 'IMG_1\.jpg'\. Give --key a sample's key or its file name"):
+    with pytest.raises(DataError, match=r"has no sample IMG_1\.jpg\. Give a file name, or a key as"):
         write_contact_sheet(location, recipe, sheet, keys=["IMG_1.jpg"])
 
 
