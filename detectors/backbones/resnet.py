@@ -49,11 +49,9 @@ Norm = Callable[[int], nn.Module]
 
 
 @runtime_checkable
-class ResNetLayers(Protocol):
-    """Owner of a ResNet's layers under their published names: a trunk, or a detector that has them as its own."""
+class ResNetStages(Protocol):
+    """Owner of a ResNet's stages under their published names: a trunk, or a detector that has them as its own."""
 
-    conv1: nn.Conv2d
-    bn1: nn.Module
     relu: nn.ReLU
     maxpool: nn.MaxPool2d
     layer1: nn.Sequential
@@ -62,7 +60,15 @@ class ResNetLayers(Protocol):
     layer4: nn.Sequential
 
 
-def run_stages(layers: ResNetLayers, after_stem: Tensor) -> list[Tensor]:
+@runtime_checkable
+class ResNetLayers(ResNetStages, Protocol):
+    """Owner of all layers of a ResNet under torchvision's names."""
+
+    conv1: nn.Conv2d
+    bn1: nn.Module
+
+
+def run_stages(layers: ResNetStages, after_stem: Tensor) -> list[Tensor]:
     """Features of the four stages, from what the first convolution and its normalisation return."""
     stage1 = layers.layer1(layers.maxpool(layers.relu(after_stem)))
     stage2 = layers.layer2(stage1)

@@ -114,7 +114,10 @@ def test_a_file_of_the_other_variant_loads_with_a_note(layout: str, variant: str
     of_its_own, of_another = of_variant(variant), of_variant({"improved": "original"}.get(variant, "improved"))
     assert not published.load(reset(of_its_own), tmp_path / "w.pth").notes
     receipt = published.load(reset(of_another), tmp_path / "w.pth")
-    assert f'what variant="{variant}" does; this detector is of another' in receipt.summary().splitlines()[-1]
+    assert (
+        f'computes variant="{variant}" with these weights; this detector has a diff'
+        in receipt.summary().splitlines()[-1]
+    )
 
 
 def test_mmdetections_early_names(authors: Detector, tmp_path: Path) -> None:
