@@ -80,13 +80,13 @@ def evaluate(
     """Measure a detector on validation shards. Collective: returns the result on rank 0, None elsewhere.
 
     Args:
-        detector: with the weights to judge, on `device`.
+        detector: with the weights to measure, on `device`.
         reading: the validation shards, whose classes are the detector's, and how to read them.
         settings: geometry, batch, number of detections, test-time augmentation.
         input_size: height and width of the input, in pixels, for the fixed geometry.
         device: where the network runs.
-        world: this rank among those that share the images.
-        progress: told how many images this rank has done.
+        world: this rank among all ranks, which share the images.
+        progress: called with the number of images that this rank has finished.
 
     Raises:
         DetectorError: the detector was not published with the mode of test-time augmentation.

@@ -130,10 +130,10 @@ def milliseconds_one_by_one(
         detector: in evaluation mode, on `device`.
         reading: the images, of which the first ones are used.
         settings: geometry and mode.
-        device: waited for, so that nothing of an image is counted for the next.
+        device: synchronised around each image, so that its work does not count for the next one.
         input_size: height and width of the input, in pixels, for the fixed geometry.
-        images: how many are timed.
-        warm_up: how many come before them without the clock.
+        images: number of images that are timed.
+        warm_up: number of images before them that are not timed.
     """
     seconds: list[float] = []
     settings, alone = replace(settings, batch_size=1), World(ranks=1, rank=0)
