@@ -19,8 +19,9 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str, *, form: str =
     words = list(known)
     # Similarity alone would suggest a single variant of `centernet_resdcn18`, and not always the one that was meant.
     variants = [one for one in words if one.startswith(f"{word}_") or one.endswith(f".{word}")]
-    close = variants[:_MOST_SHOWN] or difflib.get_close_matches(word, words, n=1, cutoff=cutoff)
+    similar = difflib.get_close_matches(word, words, n=1, cutoff=cutoff)
+    close = [*(one for one in similar if one not in variants), *variants]
     if not close:
         return otherwise
-    *first, last = (form.format(one) for one in close)
+    *first, last = (form.format(one) for one in close[:_MOST_SHOWN])
     return f"did you mean {', '.join(first)} or {last}?" if first else f"did you mean {last}?"

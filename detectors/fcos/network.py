@@ -40,7 +40,8 @@ class EvaluationOutputs(NamedTuple):
     centerness: list[Tensor]
 
 
-Outputs = TrainingOutputs | EvaluationOutputs
+# The authors' own code returns plain tuples of the three lists.
+Outputs = TrainingOutputs | EvaluationOutputs | tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 PRIOR = 0.01
 """Class scores start from this probability."""

@@ -10,8 +10,8 @@ _CELLS_AT_ONCE = 1 << 20
 
 
 def published_radius(
-    heights: Float[Tensor, "*objects"], widths: Float[Tensor, "*objects"], min_overlap: float = 0.7
-) -> Float[Tensor, "*objects"]:
+    heights: Float[Tensor, "*#objects"], widths: Float[Tensor, "*#objects"], min_overlap: float = 0.7
+) -> Float[Tensor, "*#objects"]:
     """Reach of the Gaussian of an object, in cells, with the published slip on which the reported results depend.
 
     The idea is CornerNet's: a box whose corners are shifted by the radius still has an IoU of `min_overlap` with

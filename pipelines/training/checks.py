@@ -174,11 +174,11 @@ def check_places(recipe: Recipe) -> None:
             )
 
 
-def check_run_folder(folder: Path) -> None:
-    """Refuse a run's folder that cannot be written, or that Ray would delete.
+def check_run_folder_stays(folder: Path) -> None:
+    """Refuse a run's folder that Ray would delete.
 
     Raises:
-        ConfigError: says which, and what to set.
+        ConfigError: with the setting to change.
     """
     # Ray unpacks a job's working directory there, and deletes it some time after the job.
     if "runtime_resources/working_dir_files/" in str(folder):
@@ -186,6 +186,14 @@ def check_run_folder(folder: Path) -> None:
             "run.folder is relative to the working directory of a submitted job, which Ray deletes: give --run.folder "
             "the absolute path of a file system that every node mounts."
         )
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a run's folder that cannot be written; make it if it does not exist.
+
+    Raises:
+        ConfigError: with the cause.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

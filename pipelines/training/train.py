@@ -23,7 +23,13 @@ from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_ya
 from pipelines.recipes.settings import Recipe
 from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.checkpoints import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
-from pipelines.training.checks import check, check_run_folder, check_same_settings, split_on_most_workers
+from pipelines.training.checks import (
+    check,
+    check_run_folder,
+    check_run_folder_stays,
+    check_same_settings,
+    split_on_most_workers,
+)
 from pipelines.training.loop import Job, train_worker
 from pipelines.training.preflight import before_training
 
@@ -50,6 +56,7 @@ def train(recipe: Recipe) -> TrainingResult:
     recipe = absolute(recipe)
     name = run_name(recipe)
     folder = Path(recipe.run.folder) / name
+    check_run_folder_stays(folder)
     has_begun = any((folder / "checkpoints").glob("step-*"))
     splits, plan = check(recipe, fresh=not has_begun)
     manifest = splits[0].manifest

@@ -6,11 +6,11 @@ import pytest
 from data_shards.building.build import BuildReport
 from data_shards.checking.find_samples import find_samples
 from data_shards.errors import DataError
-from data_shards.reading.shards import Shards
+from data_shards.reading.split import open_split
 
 
 def test_samples_are_found_by_key_and_by_file_name(built: BuildReport) -> None:
-    with closing(Shards(built.location, built.manifest)) as shards:
+    with closing(open_split(built.location).shards()) as shards:
         stored = [
             image_id
             for shard in range(len(built.manifest.shards))
@@ -25,7 +25,7 @@ def test_samples_are_found_by_key_and_by_file_name(built: BuildReport) -> None:
 @pytest.mark.parametrize("name", ["nothing.jpg", "7", "000000000191.jpg"])
 def test_a_sample_that_does_not_exist_is_refused(built: BuildReport, name: str) -> None:
     with (
-        closing(Shards(built.location, built.manifest)) as shards,
+        closing(open_split(built.location).shards()) as shards,
         pytest.raises(DataError, match=rf"has no sample {name}\. Give a file name, or a key"),
     ):
         find_samples(shards, ["100.jpg", name])

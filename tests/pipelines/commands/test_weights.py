@@ -63,6 +63,7 @@ def test_the_command_printed_after_an_export_reads_the_file_back(
         "step": 1,
         "detector": "centernet_resnet18",
         "classes": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "manifest": "0" * 64,
         "recipe": to_dict(recipe),
     }
     run = tmp_path / "my runs" / "first"

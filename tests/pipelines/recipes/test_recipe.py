@@ -254,7 +254,10 @@ def test_settings_written_as_flags_are_read_back(settings: dict[str, object]) ->
         ("--evaluation.pictures -3", "evaluation.pictures is -3; it must be 0 (none) or more."),
         ("--engine.deepspeed.zero_optimization.stage 3", "is derived by aweigh; set engine.zero_stage."),
         ("--run.folder s3://bucket/runs", "run.folder is s3://bucket/runs; it must be a folder that every node mounts"),
-        ("--cluster.hang_seconds 600", "cluster.hang_seconds is 600 and timeout_seconds 600: the other ranks would"),
+        (
+            "--cluster.hang_seconds 600",
+            "cluster.hang_seconds is 600, but cluster.timeout_seconds is 600: the other ranks",
+        ),
         ("--batch.global_size 0", "batch.global_size is 0; it must be 1 or more."),
         ("--cluster.workers 0", "cluster.workers is 0; it must be 1 or more."),
         ("--checkpoint.keep 0", "checkpoint.keep is 0; at least 1 has to stay to resume from."),

@@ -13,7 +13,7 @@ from data_shards.order.plan import make_plan
 from pipelines import recipes
 from pipelines.console import say, waiting_line
 from pipelines.recipes.recipe import with_flags
-from pipelines.training.train import RankLog, _say_what_will_happen, _workers_in_words
+from pipelines.training.train import RankLog, _say_what_will_happen
 
 
 class Output(io.StringIO):
@@ -36,6 +36,7 @@ class Output(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_wait_is_shown_with_its_seconds(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys, "stderr", output := Output(terminal))
     with waiting_line("workers", "starting", every_seconds=0.001):
         for _ in range(3):
@@ -55,6 +56,7 @@ def test_a_short_wait_leaves_nothing_in_a_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_said_during_a_wait_begins_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys, "stderr", output := Output(terminal=True))
     with waiting_line("workers", "starting", every_seconds=300):
         say("warning", "a node is slow")
@@ -88,8 +90,3 @@ def test_before_training_numbers_agree_with_their_nouns(small_shards: Path, caps
     # Nothing is said about samples that are not dropped.
     assert "drops" not in _said(small_shards, capsys, "--batch.global_size", str(samples), "--cluster.workers", "1")[1]
     assert one[-1] == "engine    ZeRO 1, precision auto"
-
-
-def test_workers_are_counted_in_words() -> None:
-    for text, words in (("1", "1 worker"), ("2", "2 workers"), ("2:8", "2 to 8 workers")):
-        assert _workers_in_words(with_flags(recipes.get("demo"), ["--cluster.workers", text]).cluster) == words
