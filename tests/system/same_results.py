@@ -83,15 +83,15 @@ def results(folder: Path) -> dict[str, str]:
 
 
 def _digest(figures: Any) -> str:
-    """Digest of a JSON value without the times in it."""
+    """Return the digest of a JSON value without the times and places in it."""
 
-    def timeless(value: Any) -> Any:
+    def lasting(value: Any) -> Any:
         if isinstance(value, dict):
-            clocks = ("milliseconds", "fps", "seconds", "path", "folder")
-            return {key: timeless(one) for key, one in value.items() if not any(word in key.lower() for word in clocks)}
-        return [timeless(one) for one in value] if isinstance(value, list) else value
+            left_out = ("milliseconds", "frames_per_second", "seconds", "checkpoint", "data")
+            return {key: lasting(one) for key, one in value.items() if not any(word in key for word in left_out)}
+        return [lasting(one) for one in value] if isinstance(value, list) else value
 
-    return hashlib.sha256(json.dumps(timeless(figures), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(lasting(figures), sort_keys=True).encode()).hexdigest()
 
 
 def _aweigh(*words: object) -> str:
