@@ -36,6 +36,11 @@ def add(commands: Commands) -> None:
     bring.add_argument("--num-classes", type=int, help="classes of the file (default: the publication's)")
     bring.add_argument("--output", type=Path, metavar="SAFETENSORS", help="write the detector's weights to this file")
     bring.add_argument("--skip-mismatched", action="store_true", help="leave out tensors whose shape differs")
+    bring.add_argument(
+        "--averaged",
+        action="store_true",
+        help="load the moving average, where the file also has the last step's weights",
+    )
     bring.add_argument("--keys", action="store_true", help="print a line for every key")
     add_json(bring, "the whole receipt")
     takes_fields(bring, _import)
@@ -74,7 +79,9 @@ def _import(known: argparse.Namespace) -> None:
     torch.manual_seed(0)
     detector = detectors.build(settings.name, known.num_classes, **settings.settings)
     path = fetch_weights(settings, detector)
-    receipt = detectors.weights.published.load(detector, path, skip_mismatched=known.skip_mismatched)
+    receipt = detectors.weights.published.load(
+        detector, path, skip_mismatched=known.skip_mismatched, averaged=known.averaged
+    )
     if known.json:
         print(json.dumps({"detector": settings.name, "num_classes": detector.num_classes, **receipt.as_dict()}))
     else:

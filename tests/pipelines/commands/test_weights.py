@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import detectors
 from cluster.checkpoints.checkpoint import CheckpointFolder
@@ -37,6 +38,7 @@ def test_a_published_file_comes_in_and_goes_out_again(
     out, err = capsys.readouterr()
     assert out == (
         f"{published_file}: 400 loaded (400 of them under another name), 1 skipped, 0 missing\n"
+        "prefix  module. removed from the keys\n"
         "skipped  epoch: beside 'state_dict': not a weight\n"
     )
     assert f"weights   {ours}, for --detector.weights" in err
@@ -63,6 +65,7 @@ def test_the_command_printed_after_an_export_reads_the_file_back(
         "step": 1,
         "detector": "centernet_resnet18",
         "classes": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "manifest": "",
         "recipe": to_dict(recipe),
     }
     run = tmp_path / "my runs" / "first"
@@ -76,6 +79,26 @@ def test_the_command_printed_after_an_export_reads_the_file_back(
     )
     main(shlex.split(command)[1:])
     assert f"{len(weights)} loaded" in capsys.readouterr().out
+
+
+def test_the_average_of_a_file_is_brought_in_on_request(
+    published_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = torch.load(published_file, weights_only=True)["state_dict"]
+    both, ours = tmp_path / "both.pth", tmp_path / "ours.safetensors"
+    torch.save({"model": weights, "model_ema": {key: value + 1 for key, value in weights.items()}}, both)
+    brought = ["weights", "import", str(both), "--detector", "centernet_dla34", "--num-classes", "3", *NARROW]
+    main([*brought, "--averaged", "--output", str(ours)])
+    out, _ = capsys.readouterr()
+    assert (
+        "weights  the keys module.… under 'model_ema' (the moving average) loaded; the file also has the keys module.… "
+        "under 'model' (the last step)"
+    ) in out.splitlines()
+    assert torch.equal(load_file(ours)["base.fc.bias"], weights["module.base.fc.bias"] + 1)
+    # Without an average the flag is a mistake.
+    assert "holds one set of weights" in _refused(
+        capsys, *[str(published_file) if word == str(both) else word for word in brought], "--averaged"
+    )
 
 
 def test_the_receipt_as_json_and_line_by_line_has_every_key(
