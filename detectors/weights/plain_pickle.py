@@ -263,7 +263,7 @@ def _from_buffer(data: bytes | bytearray, dtype: _DType, shape: tuple[int, ...],
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Decode bytes as Python 3 pickles them in old protocols, which is by this one codec."""
+    """Rebuild bytes that Python 3 pickled in an old protocol, which always names this codec."""
     if codecs.lookup(encoding).name != "iso8859-1":
         raise ForbiddenGlobalError(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")

@@ -37,7 +37,7 @@ class Receipt:
     missing: dict[str, str] = field(default_factory=dict)
     """Key in the detector, which keeps the value it had (unless the reason says otherwise), to the reason."""
     adjusted: dict[str, str] = field(default_factory=dict)
-    """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to what was done."""
+    """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to the change."""
     notes: list[str] = field(default_factory=list)
     """Warnings about the file, which loads nevertheless."""
     prefix: str = ""
@@ -307,8 +307,8 @@ def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatc
     trained_on = value.shape[0] // per_class
     return (
         f"{shapes}{more}: the file was trained on {trained_on} classes, the detector has {detector.num_classes}. "
-        f"Build it for {trained_on} (num_classes), or leave these layers out to train them from the start "
-        f"(skip_mismatched)."
+        f"Build it for {trained_on} (num_classes), or leave these layers out and train them from "
+        "random weights (skip_mismatched)."
     )
 
 
