@@ -74,7 +74,8 @@ class Receipt:
             names = [name if count == 1 else f"{name} ({count})" for name, count in self.ignored_objects.items()]
             lines.append(f"ignored  {', '.join(names)}: objects of a training, not read")
         if self.library:
-            lines.append(f"library  {self.library}{''.join(f'; {text}' for text in self.published_with)}")
+            lines.append(f"library  {self.library}")
+        lines += [f"published with  {text}" for text in self.published_with]
         lines += [f"note  {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -293,7 +293,9 @@ def _sha256(path: Path) -> str:
 
 
 def _file_name(location: str) -> str:
-    return urllib.parse.urlsplit(location).path.rpartition("/")[2] or "weights"
+    name = urllib.parse.urlsplit(location).path.rpartition("/")[2]
+    # A leading dot is of the lock and of unfinished files.
+    return "weights" if not name or name.startswith(".") else name
 
 
 def _hash_in_name(location: str) -> str:

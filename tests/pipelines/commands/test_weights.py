@@ -1,6 +1,7 @@
 """`aweigh weights import` and `export`, as a user types them."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 import detectors
 from cluster.checkpoints.checkpoint import CheckpointFolder
 from cluster.engine.engine import TrainingState
+from detectors.fcos.file_keys import LAYOUTS
 from pipelines import recipes
 from pipelines.cli import main
 from pipelines.recipes.recipe import to_dict, with_flags
@@ -186,3 +188,15 @@ def test_training_says_at_once_that_weights_do_not_fit_or_cannot_be_had(
     line = _refused(capsys, *command, "--detector.weights", published_file, "--detector.weights_sha256", "0" * 8)
     assert "not 00000000: it is damaged or another file" in line
     assert not (tmp_path / "refused" / "logs").exists()
+
+
+def test_the_flags_that_a_receipt_names_exist() -> None:
+    texts = [text for layouts in LAYOUTS.values() for layout in layouts for text in layout.published_with]
+    flags = {found for text in texts for found in re.findall(r"(--[\w.]+) ([\w.]+)", text)}
+    assert len(flags) == 3
+    for flag, value in flags:
+        recipe = with_flags(recipes.get("fcos_resnet50_1x"), [flag, value])
+        field = recipe
+        for part in flag.removeprefix("--").split("."):
+            field = field[part] if isinstance(field, dict) else getattr(field, part)
+        assert str(field) == value or float(field) == float(value)
