@@ -168,8 +168,9 @@ def _detector_of(source: Path, known: argparse.Namespace) -> tuple["Detector", d
     name = known.detector or said.get("detector")
     if not name:
         raise ConfigError(f"{source} does not name its detector; give --detector NAME.")
-    settings = {**json.loads(said.get("settings", "{}")), **_settings(name, known.rest).settings}
-    num_classes = known.num_classes or (int(said["num_classes"]) if "num_classes" in said else None)
+    settings, num_classes = _recorded(source, said)
+    settings |= _settings(name, known.rest).settings
+    num_classes = known.num_classes or num_classes
     detector = detectors.build(name, num_classes, **settings)
     receipt = detectors.weights.published.load(detector, source)
     if lacking := [key for key, reason in receipt.missing.items() if reason == "not in the file"]:
@@ -178,6 +179,21 @@ def _detector_of(source: Path, known: argparse.Namespace) -> tuple["Detector", d
             f"whole detector, and the --detector.settings it was trained with."
         )
     return detector, settings
+
+
+def _recorded(source: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], int | None]:
+    """Return the settings and the number of classes that `weights import` wrote into a file."""
+    try:
+        settings = json.loads(metadata.get("settings", "{}"))
+        num_classes = int(metadata["num_classes"]) if "num_classes" in metadata else None
+    except (ValueError, RecursionError):
+        settings, num_classes = None, None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{source} describes its detector in another form than `aweigh weights import` does. Import the original "
+            f"file again."
+        )
+    return settings, num_classes
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

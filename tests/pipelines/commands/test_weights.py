@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import detectors
 from cluster.checkpoints.checkpoint import CheckpointFolder
@@ -188,6 +188,20 @@ def test_training_says_at_once_that_weights_do_not_fit_or_cannot_be_had(
     line = _refused(capsys, *command, "--detector.weights", published_file, "--detector.weights_sha256", "0" * 8)
     assert "not 00000000: it is damaged or another file" in line
     assert not (tmp_path / "refused" / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"settings": "["}, {"settings": "[" * 100_000}, {"settings": "3"}, {"num_classes": "many"}],
+    ids=["cut", "deep", "number", "classes"],
+)
+def test_a_file_that_describes_its_detector_wrongly_is_refused(
+    metadata: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"conv1.weight": torch.ones(2)}, path, {"detector": "centernet_dla34", **metadata})
+    line = _refused(capsys, "weights", "export", path, "--output", tmp_path / "back.pth")
+    assert f"{path} describes its detector in another form" in line
 
 
 def test_the_flags_that_a_receipt_names_exist() -> None:
