@@ -27,6 +27,8 @@ class FileLayout:
     """Reason to refuse such a file, and the remedy: its keys are alike, but the network computes something else."""
     note: str | None = None
     """Warning about such a file, which loads nevertheless."""
+    published_with: tuple[str, ...] = ()
+    """Settings of the library that its published numbers depend on, where the detector's differ."""
 
     renames_back: tuple[tuple[str, str], ...] = ()
     """The reverse of `renames`, for a key of the detector."""

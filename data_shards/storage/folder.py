@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_shards.errors import DataError
 from data_shards.storage.atomic import replacing
-from data_shards.storage.store import Sink, Stopped, Store, write_at
+from data_shards.storage.store import FileVersion, Sink, Stopped, Store, write_at
 
 
 class FolderStore(Store):
@@ -52,6 +52,11 @@ class FolderStore(Store):
     def exists(self, name: str) -> bool:
         with self._explained("read", name):
             return (self.folder / name).is_file()
+
+    def version(self, name: str) -> FileVersion:
+        with self._explained("read", name):
+            state = (self.folder / name).stat()
+            return FileVersion(state.st_size, f"{state.st_mtime_ns}")
 
     def list_names(self) -> list[str]:
         with self._explained("list", ""):

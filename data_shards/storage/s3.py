@@ -6,18 +6,20 @@ servers). `s3_object.py` reads one object through faults.
 
 # ruff: noqa: D102 - the methods are described in `Store`.
 
+import base64
 import functools
 import io
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import DataError
 from data_shards.settings import ReadSettings
 from data_shards.storage.s3_object import ObjectRead
-from data_shards.storage.store import Sink, Store, write_at
+from data_shards.storage.store import FileVersion, Sink, Store, write_at
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -88,6 +90,26 @@ class S3Store(Store):
                 self.asking_client.head_bucket(Bucket=self.bucket)
                 return False
         return True
+
+    def version(self, name: str) -> FileVersion:
+        with self._explained("read", name):
+            answer: Any = self.asking_client.head_object(
+                Bucket=self.bucket, Key=self._key(name), ChecksumMode="ENABLED"
+            )
+        checksums = {}
+        # A multipart upload has a checksum of its parts' checksums, which ends in their number.
+        for algorithm in ("sha256", "sha1", "crc32"):
+            value = str(answer.get(f"Checksum{algorithm.upper()}") or "")
+            if value and "-" not in value and answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+                checksums[algorithm] = base64.b64decode(value).hex()
+        etag = str(answer.get("ETag") or "").strip('"')
+        # With a key of the customer or of KMS the ETag is not the MD5 of the bytes.
+        own_key = answer.get("SSECustomerAlgorithm") or str(answer.get("ServerSideEncryption", "")).startswith(
+            "aws:kms"
+        )
+        if re.fullmatch("[0-9a-f]{32}", etag) and not own_key:
+            checksums["md5"] = etag
+        return FileVersion(int(answer.get("ContentLength", -1)), f"{etag} {answer.get('LastModified', '')}", checksums)
 
     def list_names(self) -> list[str]:
         start = f"{self.prefix}/" if self.prefix else ""

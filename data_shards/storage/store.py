@@ -7,6 +7,8 @@ upload that appears when it is complete (`s3.py`).
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +21,18 @@ class Sink(Protocol):
 
     def write(self, data: bytes, /) -> object:
         """Take the next bytes."""
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """One version of a file, as the store describes it."""
+
+    size: int
+    """Bytes."""
+    tag: str
+    """A text that differs when the file was replaced."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """Names of hash functions (sha256, sha1, md5, crc32) to the digest of the whole file, in hexadecimal."""
 
 
 class Store(ABC):
@@ -72,6 +86,14 @@ class Store(ABC):
     @abstractmethod
     def exists(self, name: str) -> bool:
         """Return True if there is a file of this name."""
+
+    @abstractmethod
+    def version(self, name: str) -> FileVersion:
+        """Describe a file without reading it.
+
+        Raises:
+            DataError: there is no such file, or the store does not answer.
+        """
 
     @abstractmethod
     def list_names(self) -> list[str]:

@@ -27,6 +27,15 @@ _BLOCK_PARTS = (
 )
 """Parts of a bottleneck in detectron2 and here."""
 
+_OTHER_MEAN = (
+    "the mean 103.53, 116.28, 123.675 (blue, green, red) is subtracted; this detector subtracts 102.9801, 115.9465, "
+    "122.7717, and has no setting for it"
+)
+_EDGES = "boxes end at x + width; train and evaluate with --data.box_ends edge"
+_AREA = (
+    "of several boxes around a point the one with the smallest w h is learnt; here with the smallest (w + 1) (h + 1)"
+)
+
 ADELAIDET = FileLayout(
     library="AdelaiDet",
     marker="proposal_generator.",
@@ -66,10 +75,24 @@ ADELAIDET = FileLayout(
         (r"^rpn\.head\.", "proposal_generator.fcos_head."),
     ),
     wrapper="model",
+    published_with=(
+        _OTHER_MEAN,
+        _EDGES,
+        _AREA,
+        "boxes are suppressed before they are clipped, by an IoU without + 1; here afterwards, with + 1",
+        "biases learn like other weights; fine-tune with --optimizer.bias_learning_rate_factor 1",
+    ),
 )
 
-DETECTRON2_IMAGENET = replace(ADELAIDET, library="detectron2", marker="stem.conv1.")
+DETECTRON2_IMAGENET = replace(ADELAIDET, library="detectron2", marker="stem.conv1.", published_with=())
 """detectron2's converted ImageNet files, which hold the trunk under the trunk's own names."""
+
+_MMDETECTION_DECODING = (
+    _EDGES,
+    _AREA,
+    "the score is class * centerness without a square root, so that a threshold t here is t² there; candidates rank by "
+    "class alone; the IoU of suppression is without + 1",
+)
 
 _MMDETECTION_TOWERS = tuple(
     (f"{theirs}_convs.{i}.{layer}", f"{ours}_tower.{3 * i + offset}")
@@ -113,6 +136,10 @@ MMDETECTION = FileLayout(
     beside={"meta": {}},
     counters=r"backbone\..*running_var",
     single_numbers=r"bbox_head\.scales\..*",
+    published_with=(
+        *_MMDETECTION_DECODING,
+        "suppression begins at an IoU of 0.5; set --detector.settings.nms_threshold 0.5",
+    ),
 )
 
 TORCHVISION = FileLayout(
@@ -171,7 +198,11 @@ def _refused(layout: FileLayout, variant: str) -> FileLayout:
     )
 
 
-MMDETECTION_IMPROVED = replace(MMDETECTION, marker="bbox_head.cls_convs.0.conv.bias")
+MMDETECTION_IMPROVED = replace(
+    MMDETECTION,
+    marker="bbox_head.cls_convs.0.conv.bias",
+    published_with=(_OTHER_MEAN, *_MMDETECTION_DECODING),
+)
 """mmdetection's configurations of the improved version have biases in the towers, those of the paper's do not."""
 
 

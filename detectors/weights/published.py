@@ -2,9 +2,6 @@
 
 import dataclasses
 import os
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +13,10 @@ from torch import Tensor
 from detectors.detector import Detector
 from detectors.errors import DetectorError
 from detectors.file_layouts import FileLayout
-from detectors.weights.plain_pickle import ForbiddenGlobalError, read_arrays
-
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "blobs")
-
-# The first bytes of torch.save before PyTorch 1.6: its magic number as a pickle.
-_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+from detectors.weights import weight_sets
+from detectors.weights.plain_pickle import Inert, OddTensor, printable
+from detectors.weights.reading import read
+from detectors.weights.weight_sets import WeightSet
 
 
 @dataclass
@@ -45,6 +40,18 @@ class Receipt:
     """Key in the detector, loaded or renamed, whose value is not bit for bit the file's, to the change."""
     notes: list[str] = field(default_factory=list)
     """Warnings about the file, which loads nevertheless."""
+    prefix: str = ""
+    """Prefix of the file's keys, which was removed."""
+    other_weights: dict[str, str] = field(default_factory=dict)
+    """Place of each other set of weights in the file, to what it is."""
+    loaded_weights: str = ""
+    """Place of the set that was loaded, and what it is, if there are others."""
+    ignored_objects: dict[str, int] = field(default_factory=dict)
+    """Class of objects of a training runner, which were not read, to their number."""
+    library: str = ""
+    """The code base that the file is from, if its keys tell."""
+    published_with: list[str] = field(default_factory=list)
+    """Settings of that code base that its published numbers depend on, where this detector's differ."""
 
     def as_dict(self) -> dict[str, Any]:
         """The receipt as plain values, for JSON."""
@@ -56,158 +63,154 @@ class Receipt:
             f"{self.path}: {len(self.loaded) + len(self.renamed)} loaded ({len(self.renamed)} of them under "
             f"another name), {len(self.skipped)} skipped, {len(self.missing)} missing"
         ]
+        if self.prefix:
+            lines.append(f"prefix  {printable(self.prefix)} removed from the keys")
+        for place, kind in self.other_weights.items():
+            lines.append(f"weights  {self.loaded_weights} loaded; the file also has {place} {kind}")
         for what, keys in (("adjusted", self.adjusted), ("skipped", self.skipped), ("missing", self.missing)):
             for reason in dict.fromkeys(keys.values()):
                 lines.append(f"{what}  {_some([key for key in keys if keys[key] == reason])}: {reason}")
+        if self.ignored_objects:
+            names = [name if count == 1 else f"{name} ({count})" for name, count in self.ignored_objects.items()]
+            lines.append(f"ignored  {', '.join(names)}: objects of a training, not read")
+        if self.library:
+            lines.append(f"library  {self.library}")
+        lines += [f"published with  {text}" for text in self.published_with]
         lines += [f"note  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
-def load(detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: bool = False) -> Receipt:
+def load(
+    detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: bool = False, averaged: bool = False
+) -> Receipt:
     """Load a published weights file into `detector`, key by key.
 
-    Reads the files of the authors' code, of torchvision and of PyTorch's ImageNet models: a state dict, plain or under
-    "state_dict", "model" or "blobs", with or without the prefix "module." and the counters of batch norm. A file of the
+    Reads the files of the authors' code, of torchvision and of PyTorch's ImageNet models, and checkpoints of common
+    training runners: a state dict under any key and behind any prefix, whichever fits the detector best. A file of the
     backbone alone loads into the backbone. The detector's `published.file_layouts` rename and adjust the entries of
     other libraries. The detector is changed only if the whole file fits.
 
     Args:
         detector: receives the weights; parameters that the file lacks keep their values.
-        path: `.safetensors`, or with any other name a file of `torch.save` or a pickle of numpy arrays. No code in
-            it is run.
+        path: a file of safetensors, of `torch.save`, or a pickle of numpy arrays. No code in it is run.
         skip_mismatched: leave out tensors of another shape (another number of classes, say) instead of refusing.
+        averaged: load the moving average of the weights, where the file also holds those of the last step.
 
     Raises:
-        DetectorError: the file is missing, is not a checkpoint, or holds code; no key fits the detector; a shape
-            differs and `skip_mismatched` is not set; a tensor is sparse, quantised or complex; or the file belongs to
-            a variant that computes something else.
+        DetectorError: the file is missing, damaged, is not a checkpoint, or holds code; no key fits the detector; a
+            shape differs and `skip_mismatched` is not set; a tensor is sparse, quantised or complex; there is no
+            average; or the file belongs to a variant that computes something else.
     """
     path = Path(path)
     receipt = Receipt(path)
     own = detector.state_dict()
-    entries = _unwrap(read(path), receipt)
-    layout = _layout(detector, entries, receipt)
-    matched, mismatched = _match(detector, own, entries, layout, receipt)
+    content = read(path)
+    receipt.ignored_objects = content.objects
+    chosen, others = _choose(content.entries, detector, own, averaged, receipt)
+    layout = chosen.layout
+    if layout is not None:
+        receipt.library = layout.library
+        receipt.published_with = list(layout.published_with)
+        if layout.note is not None:
+            receipt.notes.append(f"the file is of {layout.library}, {layout.note}")
+    matched, mismatched = _match(detector, own, chosen, others, receipt)
     if mismatched and not skip_mismatched:
         raise DetectorError(_mismatch(path, detector, own, mismatched))
     if not matched:
-        raise DetectorError(
-            f"{path} has no key that fits {detector.name}: the file has {_some(list(entries))}, the detector has "
-            f"{_some(list(own))}. Choose the detector that the file was saved from."
-        )
+        raise DetectorError(_no_key_fits(path, detector, own, chosen.entries))
     absent = _account_for_missing(own, matched, dict(mismatched), layout, receipt)
-    if damaged := [name for name, value in matched.items() if not bool(value.isfinite().all())]:
+    if damaged := [name for name, value in matched.items() if not bool(_comparable(value).isfinite().all())]:
         receipt.notes.append(f"{_some(damaged)}: values that are not finite, as in a training that diverged")
     # The only line that changes the detector: whatever is refused above leaves it as it was.
     detector.load_state_dict({**matched, **absent}, strict=False)
     return receipt
 
 
-def read(path: Path) -> Mapping[str, Any]:
-    """Read a weights file to the CPU, as it was saved.
-
-    Raises:
-        DetectorError: the file is missing, is not a checkpoint, or holds code.
-    """
-    if not path.is_file():
-        state = "is a folder, not a file" if path.is_dir() else "is not there"
-        raise DetectorError(f"weights file {path} {state}. Check the path.")
-    no_checkpoint = f"{path} is not a checkpoint: "
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if _is_plain_pickle(path):
-            with path.open("rb") as file:
-                content = read_arrays(file)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch asks to report an issue if a file is not a checkpoint at all
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = error.args[0] if isinstance(error, ForbiddenGlobalError) else None
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code := named or (found and found.group(1)):
-            raise DetectorError(
-                f"{path} holds code or objects beside tensors ({code}), which loading would run; refused. "
-                "Where you trust it, save it again as torch.save(model.state_dict(), path)."
-            ) from error
+def _choose(
+    content: Mapping[Any, Any], detector: Detector, own: Mapping[str, Tensor], averaged: bool, receipt: Receipt
+) -> tuple[WeightSet, list[WeightSet]]:
+    """Choose a set of weights, and account for everything beside it. Returns it, and the others."""
+    sets = weight_sets.find(content, detector, own)
+    refused = sets[0].layout if sets else weight_sets.refused_layout(content, detector)
+    if refused is not None and refused.refusal is not None:
         raise DetectorError(
-            f"{no_checkpoint}neither a file of torch.save nor a pickle of arrays. Choose another file."
-        ) from error
-    except Exception as error:  # the parsers raise whatever they meet in a damaged file
-        raise DetectorError(
-            f"{no_checkpoint}damaged or of another kind ({type(error).__name__}). Fetch it again."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise DetectorError(
-            f"{no_checkpoint}it holds a {type(content).__name__}, not a state dict. Choose another file."
+            f"{receipt.path} does not fit this {detector.name}: it is of {refused.library}; {refused.refusal}."
         )
-    return content
+    if not sets:
+        with_tensors = [entries for _, entries in weight_sets.dictionaries(content)]
+        if not with_tensors:
+            raise DetectorError(
+                f"{receipt.path} is not a checkpoint: it holds {_some(list(content))}, but no tensor. Choose another "
+                f"file."
+            )
+        raise DetectorError(_no_key_fits(receipt.path, detector, own, max(with_tensors, key=len)))
+    chosen = next((one for one in sets if one.averaged), None) if averaged else sets[0]
+    if chosen is None:
+        raise DetectorError(
+            f"{receipt.path} holds one set of weights, {sets[0].label}, and no average of them. Leave averaged out."
+        )
+    receipt.prefix = chosen.prefix
+    others = [one for one in sets if one is not chosen]
+    receipt.other_weights = {
+        one.label: f"{_kind_of_set(one)}{'; --averaged chooses it' if one.averaged else ''}" for one in others
+    }
+    receipt.loaded_weights = f"{chosen.label} {_kind_of_set(chosen)}" if others else ""
+    if chosen.averaged and not others:
+        receipt.notes.append("the file holds a moving average of the weights, which was loaded")
+    _account_for_wrappers(content, chosen, others, receipt)
+    return chosen, others
 
 
-def _is_plain_pickle(path: Path) -> bool:
-    """Tell files of Python's pickle from those of torch.save, old or new."""
-    with path.open("rb") as file:
-        start = file.read(len(_OLD_TORCH))
-    return start != _OLD_TORCH and start[:1] == b"\x80" and start[1:2] <= b"\x05"
+_OTHER_WEIGHTS = "of the other weights in the file"
 
 
-def _unwrap(content: Mapping[str, Any], receipt: Receipt) -> Mapping[str, Any]:
-    for wrapper in _WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            for key in content:
-                if key != wrapper:
-                    receipt.skipped[key] = f"beside {wrapper!r}: not a weight"
-            content = content[wrapper]
-            break
-    for key in content:
+def _kind_of_set(one: WeightSet) -> str:
+    return "(the moving average)" if one.averaged else "(the last step)"
+
+
+def _account_for_wrappers(
+    content: Mapping[Any, Any], chosen: WeightSet, others: list[WeightSet], receipt: Receipt
+) -> None:
+    """Give a reason for every key beside the chosen dictionary, on the way to it and in it."""
+    elsewhere = {one.path[: depth + 1] for one in others for depth in range(len(one.path))}
+    level: Any = content
+    for depth, wrapper in enumerate(chosen.path):
+        for key, value in level.items():
+            if key != wrapper:
+                place = (*chosen.path[:depth], str(key))
+                reason = f"beside {wrapper!r}: not a weight"
+                if isinstance(value, Inert):
+                    reason = f"an object of class {value.name}, not read"
+                receipt.skipped[".".join(place)] = _OTHER_WEIGHTS if place in elsewhere else reason
+        level = level[wrapper]
+    for key in level:
         if not isinstance(key, str):
             receipt.skipped[str(key)] = "its key is not a name"
-    content = {key: value for key, value in content.items() if isinstance(key, str)}
-    if not any(isinstance(value, Tensor) for value in content.values()):
-        raise DetectorError(
-            f"{receipt.path} is not a checkpoint: it holds {_some(list(content))}, but no tensor. Choose another file."
-        )
-    return content
-
-
-def _layout(detector: Detector, entries: Mapping[str, Any], receipt: Receipt) -> FileLayout | None:
-    """Recognise the library that wrote the file by its keys; the first layout that fits decides."""
-    bare = [str(key).removeprefix("module.") for key in entries]
-    for layout in detector.published.file_layouts:
-        if not any(key.startswith(layout.marker) for key in bare):
-            continue
-        if layout.refusal is not None:
-            raise DetectorError(
-                f"{receipt.path} does not fit this {detector.name}: it is of {layout.library}; {layout.refusal}."
-            )
-        if layout.note is not None:
-            receipt.notes.append(f"the file is of {layout.library}, {layout.note}")
-        return layout
-    return None
 
 
 def _match(
-    detector: Detector,
-    own: Mapping[str, Tensor],
-    entries: Mapping[str, Any],
-    layout: FileLayout | None,
-    receipt: Receipt,
+    detector: Detector, own: Mapping[str, Tensor], chosen: WeightSet, others: list[WeightSet], receipt: Receipt
 ) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
     """Match the file's keys to the detector's. Returns the tensors that fit, by name, and those of another shape."""
     matched: dict[str, Tensor] = {}
     mismatched: list[tuple[str, Tensor]] = []
-    for key, value in entries.items():
-        name = _own_name(key, own, detector.published.backbone_prefix, layout)
-        if not isinstance(value, Tensor):
-            receipt.skipped[key] = "not a tensor"
+    layout, trunk = chosen.layout, detector.published.backbone_prefix
+    of_others = {key for one in others if one.path == chosen.path for key in one.names} - chosen.names.keys()
+    for key, value in chosen.entries.items():
+        name = chosen.names.get(key)
+        if not isinstance(value, Tensor | OddTensor):
+            receipt.skipped[key] = f"an object of class {value.name}" if isinstance(value, Inert) else "not a tensor"
             continue
+        if key in of_others:
+            receipt.skipped[key] = _OTHER_WEIGHTS
+            continue
+        if name is None:
+            # A few keys may lack the prefix of the others.
+            name = weight_sets.own_name(key.removeprefix("module."), own, trunk, layout)
         if name is None:
             receipt.skipped[key] = "the detector has no such parameter"
             continue
-        _check_kind(receipt.path, key, value)
+        value = _ordinary(receipt.path, key, value)
         # Before shapes are compared, since a layout may keep more class rows, or a number without a dimension.
         value, adjustment = _adjusted(detector, layout, name, value, own[name])
         if name in matched:
@@ -251,12 +254,6 @@ def _account_for_missing(
     return absent
 
 
-def _own_name(key: str, own: Mapping[str, Tensor], backbone_prefix: str, layout: FileLayout | None) -> str | None:
-    bare = key.removeprefix("module.")
-    translated = bare if layout is None else layout.own_name(bare)
-    return next((name for name in (key, bare, translated, backbone_prefix + bare) if name in own), None)
-
-
 def _adjusted(
     detector: Detector, layout: FileLayout | None, name: str, value: Tensor, own: Tensor
 ) -> tuple[Tensor, str | None]:
@@ -278,16 +275,24 @@ def _adjusted(
     return value, None
 
 
-def _check_kind(path: Path, key: str, value: Tensor) -> None:
+def _ordinary(path: Path, key: str, value: Tensor | OddTensor) -> Tensor:
     """Refuse tensors that cannot be copied into a parameter, or only with a loss."""
-    kinds = {
-        "sparse": value.layout != torch.strided,
-        "quantised": value.is_quantized,
-        "complex": value.is_complex(),
-        "meta": value.is_meta,
-    }
-    if found := [kind for kind, holds in kinds.items() if holds]:
-        raise DetectorError(f"{key} in {path} is a {found[0]} tensor; save the file with ordinary ones.")
+    kind = "complex" if isinstance(value, Tensor) and value.is_complex() else getattr(value, "kind", "")
+    if kind or not isinstance(value, Tensor):
+        raise DetectorError(f"{printable(key)} in {path} is a {kind} tensor; save the file with ordinary ones.")
+    return value
+
+
+def _comparable(value: Tensor) -> Tensor:
+    """A tensor of a dtype that torch compares: not all operations know the floating types of 8 bits."""
+    return value.float() if value.is_floating_point() and value.dtype.itemsize == 1 else value
+
+
+def _no_key_fits(path: Path, detector: Detector, own: Mapping[str, Tensor], entries: Mapping[str, Any]) -> str:
+    return (
+        f"{path} has no key that fits {detector.name}: the file has {_some(list(entries))}, the detector has "
+        f"{_some(list(own))}. Choose the detector that the file was saved from."
+    )
 
 
 def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatched: list[tuple[str, Tensor]]) -> str:
@@ -313,5 +318,5 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _some(keys: list[str]) -> str:
-    shown = ", ".join(map(str, keys[:3]))
+    shown = ", ".join(map(printable, keys[:3]))
     return f"{shown} and {len(keys) - 3} more" if len(keys) > 3 else shown or "nothing"

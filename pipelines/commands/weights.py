@@ -36,6 +36,11 @@ def add(commands: Commands) -> None:
     bring.add_argument("--num-classes", type=int, help="classes of the file (default: the publication's)")
     bring.add_argument("--output", type=Path, metavar="SAFETENSORS", help="write the detector's weights to this file")
     bring.add_argument("--skip-mismatched", action="store_true", help="leave out tensors whose shape differs")
+    bring.add_argument(
+        "--averaged",
+        action="store_true",
+        help="load the moving average, where the file also has the last step's weights",
+    )
     bring.add_argument("--keys", action="store_true", help="print a line for every key")
     add_json(bring, "the whole receipt")
     takes_fields(bring, _import)
@@ -74,7 +79,9 @@ def _import(known: argparse.Namespace) -> None:
     torch.manual_seed(0)
     detector = detectors.build(settings.name, known.num_classes, **settings.settings)
     path = fetch_weights(settings, detector)
-    receipt = detectors.weights.published.load(detector, path, skip_mismatched=known.skip_mismatched)
+    receipt = detectors.weights.published.load(
+        detector, path, skip_mismatched=known.skip_mismatched, averaged=known.averaged
+    )
     if known.json:
         print(json.dumps({"detector": settings.name, "num_classes": detector.num_classes, **receipt.as_dict()}))
     else:
@@ -161,8 +168,9 @@ def _detector_of(source: Path, known: argparse.Namespace) -> tuple["Detector", d
     name = known.detector or said.get("detector")
     if not name:
         raise ConfigError(f"{source} does not name its detector; give --detector NAME.")
-    settings = {**json.loads(said.get("settings", "{}")), **_settings(name, known.rest).settings}
-    num_classes = known.num_classes or (int(said["num_classes"]) if "num_classes" in said else None)
+    settings, num_classes = _recorded(source, said)
+    settings |= _settings(name, known.rest).settings
+    num_classes = known.num_classes or num_classes
     detector = detectors.build(name, num_classes, **settings)
     receipt = detectors.weights.published.load(detector, source)
     if lacking := [key for key, reason in receipt.missing.items() if reason == "not in the file"]:
@@ -171,6 +179,21 @@ def _detector_of(source: Path, known: argparse.Namespace) -> tuple["Detector", d
             f"whole detector, and the --detector.settings it was trained with."
         )
     return detector, settings
+
+
+def _recorded(source: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], int | None]:
+    """Return the settings and the number of classes that `weights import` wrote into a file."""
+    try:
+        settings = json.loads(metadata.get("settings", "{}"))
+        num_classes = int(metadata["num_classes"]) if "num_classes" in metadata else None
+    except (ValueError, RecursionError):
+        settings, num_classes = None, None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{source} describes its detector in another form than `aweigh weights import` does. Import the original "
+            f"file again."
+        )
+    return settings, num_classes
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipelines.addresses import shown as shown
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,11 +99,6 @@ def class_metric_name(prefix: str, class_name: str) -> str:
     from the other classes' section `val/AP` into a section of its own.
     """
     return metric_name(f"{prefix}/{class_name.replace('/', '_')}")
-
-
-def shown(uri: str) -> str:
-    """Return an address without user and password."""
-    return re.sub(r"://[^@/\s]+@", "://", uri)
 
 
 def brief(error: BaseException) -> str:

@@ -1,35 +1,45 @@
-"""Fetch the weights to start from (a file, a web address or S3), once for each node, and check their sha256.
+"""Fetch the weights to start from (a file, a web address or S3), once for each node, and check their bytes.
 
 Publishers put the first digits of a file's sha256 into its name (`resnet18-5c106cde.pth`); a file whose bytes do not
-match is never loaded.
+match is never loaded. An object of S3 is compared with the checksum that the store keeps. The sha256 of a fetched file
+is recorded beside it in the cache, and compared whenever the file is used.
 """
 
+import base64
 import datetime
 import hashlib
 import http.client
+import logging
 import os
 import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import filelock
 
 from data_shards.errors import DataError
 from data_shards.storage.node_cache import default_cache_folder
 from data_shards.storage.open import open_store
+from data_shards.storage.store import FileVersion
 from pipelines import console
+from pipelines.addresses import shown
 from pipelines.errors import ConfigError
-from pipelines.files import replacing
+from pipelines.files import read_json, replacing, write_json
 from pipelines.recipes.settings import IMAGENET, DetectorSettings
 
 if TYPE_CHECKING:
     from detectors import Detector
 
+logger = logging.getLogger("aweigh")
+
 _ATTEMPTS = 4
+_DOWNLOADS = 3
+"""Downloads of an object whose bytes do not match its checksum."""
 _TIMEOUT_SECONDS = 60
 _BLOCK = 1 << 20
 
@@ -43,7 +53,7 @@ def fetch_weights(settings: DetectorSettings, detector: "Detector", cache_folder
         cache_folder: the node's cache; empty is AWEIGH_CACHE, or ~/.cache/aweigh.
 
     Raises:
-        ConfigError: the weights cannot be fetched, or do not have the sha256; nothing is kept then.
+        ConfigError: the weights cannot be fetched, or their bytes do not match; nothing is kept then.
     """
     location = settings.weights
     assert location, "the recipe has no initial weights"
@@ -54,10 +64,11 @@ def fetch_weights(settings: DetectorSettings, detector: "Detector", cache_folder
     try:
         if "://" not in location:
             path = Path(location)
-            if expected and path.is_file():
+            if path.is_file():
                 _check(path, expected, location)
-            return path
-        return _cached(location, expected, Path(cache_folder) if cache_folder else default_cache_folder())
+        else:
+            path = _cached(location, expected, Path(cache_folder) if cache_folder else default_cache_folder())
+        return path
     except ConfigError as error:
         if not is_imagenet:
             raise
@@ -92,8 +103,9 @@ def _cached(location: str, expected: str, cache: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".lock"):
-            if not path.is_file() or (expected and not _sha256(path).startswith(expected)):
+            if not _is_good(path, expected, location):
                 _fetch(location, expected, path)
+            _log(location, _sha256(path))
     except OSError as error:
         raise ConfigError(
             f"weights cannot be kept in {folder}: {error.strerror or error}. Set data.cache_folder to another folder."
@@ -101,33 +113,127 @@ def _cached(location: str, expected: str, cache: Path) -> Path:
     return path
 
 
+def _is_good(path: Path, expected: str, location: str) -> bool:
+    """Return True if the copy in the cache is whole, and the object is still the one that was fetched."""
+    if not path.is_file():
+        return False
+    record = read_json(_record_of(path))
+    found = _sha256(path)
+    if expected:
+        return found.startswith(expected)
+    if record.get("sha256", found) != found:
+        console.say("weights", f"{path} is damaged and is fetched again")
+        return False
+    if not location.startswith("s3://"):
+        return True
+    try:
+        version = _version(location)
+    except DataError as error:
+        # A laptop on a train, or a node without the bucket's credentials: the copy is as it was fetched.
+        console.say("weights", f"using the copy in {path.parent}, since its object cannot be compared: {error}")
+        return True
+    if record.get("version") == version.tag:
+        return True
+    # Copies without a record are good if the store knows their checksum.
+    if not record and not _mismatch(path, version) and version.checksums:
+        _write_record(path, found, version)
+        return True
+    if record:
+        console.say("weights", f"{shown(location)} was replaced since it was fetched")
+    return False
+
+
 def _fetch(location: str, expected: str, path: Path) -> None:
-    console.say("weights", f"fetching {location}")
+    console.say("weights", f"fetching {shown(location)}")
     with replacing(path) as unfinished:
+        version = None
         if location.startswith("s3://"):
-            _from_store(location, unfinished)
+            version = _from_store(location, expected, unfinished)
         else:
             _from_web(location, unfinished)
         _check(unfinished, expected, location)
+        # First the record: a kill between the two leaves an old file that does not match it, which is fetched again.
+        _write_record(path, _sha256(unfinished), version)
 
 
-def _from_store(location: str, path: Path) -> None:
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _write_record(path: Path, sha256: str, version: FileVersion | None) -> None:
+    record: dict[str, Any] = {"sha256": sha256}
+    if version is not None:
+        record["version"] = version.tag
+    write_json(_record_of(path), record)
+
+
+def _log(location: str, sha256: str) -> None:
+    logger.info("initial weights: %s, sha256 %s", shown(location), sha256)
+
+
+def _split(location: str) -> tuple[str, str]:
     folder, _, name = location.rpartition("/")
     if folder.count("/") < 2 or not name:
-        raise ConfigError(f"{location} names no file; give s3://BUCKET/KEY of the weights.")
+        raise ConfigError(f"{shown(location)} names no file; give s3://BUCKET/KEY of the weights.")
+    return folder, name
+
+
+def _version(location: str) -> FileVersion:
+    folder, name = _split(location)
+    return open_store(folder).version(name)
+
+
+def _from_store(location: str, expected: str, path: Path) -> FileVersion:
+    """Fetch an object, again if its bytes do not match its checksum. Returns the version that was fetched."""
+    folder, name = _split(location)
     try:
-        with path.open("wb") as file:
-            open_store(folder).fetch(name, file.fileno(), ranges=4)
+        for _ in range(_DOWNLOADS):
+            version = _version(location)
+            with path.open("wb") as file:
+                open_store(folder).fetch(name, file.fileno(), ranges=4)
+            # A sha256 that the user knows is better than what the store says of itself.
+            mismatch = "" if expected and _sha256(path).startswith(expected) else _mismatch(path, version)
+            if not mismatch:
+                return version
     except DataError as error:
         raise ConfigError(str(error)) from error
+    raise ConfigError(
+        f"{shown(location)} arrived damaged in {_DOWNLOADS} downloads: {mismatch}. Upload it again. If the store's "
+        f"ETags are not checksums, set detector.weights_sha256 to the file's."
+    )
+
+
+def _mismatch(path: Path, version: FileVersion) -> str:
+    """Compare a file with what the store says of it; "" if nothing contradicts."""
+    size = path.stat().st_size
+    if version.size not in (-1, size):
+        return f"it has {size:,} bytes instead of {version.size:,}"
+    for algorithm, digest in version.checksums.items():
+        found = _digest(path, algorithm)
+        if found != digest:
+            return f"its {algorithm} is {found[:12]}…, the store's {digest[:12]}…"
+    return ""
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        if algorithm != "crc32":
+            return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        value = 0
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 def _from_web(location: str, path: Path) -> None:
     if not location.startswith(("http://", "https://")):
-        raise ConfigError(f"weights cannot be fetched from {location}: give a file, http(s):// or s3://BUCKET/KEY.")
+        raise ConfigError(
+            f"weights cannot be fetched from {shown(location)}: give a file, http(s):// or s3://BUCKET/KEY."
+        )
+    request = _request(location)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with urllib.request.urlopen(location, timeout=_TIMEOUT_SECONDS) as answer, path.open("wb") as file:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer, path.open("wb") as file:
                 _copy(answer, file, int(answer.headers.get("Content-Length") or 0))
             return
         except urllib.error.HTTPError as error:
@@ -138,8 +244,24 @@ def _from_web(location: str, path: Path) -> None:
             cause, lasting = str(reason) or type(error).__name__, False
         if lasting or attempt == _ATTEMPTS:
             tried = "" if attempt == 1 else f" after {attempt} attempts"
-            raise ConfigError(f"{location} cannot be fetched{tried}: {cause}. Check the address and the network.")
+            raise ConfigError(
+                f"{shown(location)} cannot be fetched{tried}: {shown(cause)}. Check the address and the network."
+            )
         time.sleep(0.25 * 2**attempt)
+
+
+def _request(location: str) -> urllib.request.Request:
+    """Return the request of an address; its user and password become a header, which no redirect passes on."""
+    parts = urllib.parse.urlsplit(location)
+    user, separator, host = parts.netloc.rpartition("@")
+    try:
+        request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    except ValueError:
+        raise ConfigError(f"{shown(location)} is not an address; check it.") from None
+    if separator:
+        credentials = urllib.parse.unquote(user).encode()
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(credentials).decode()}")
+    return request
 
 
 def _copy(answer: "http.client.HTTPResponse", file: "IO[bytes]", size: int) -> None:
@@ -155,12 +277,14 @@ def _copy(answer: "http.client.HTTPResponse", file: "IO[bytes]", size: int) -> N
 
 
 def _check(path: Path, expected: str, location: str) -> None:
-    found = _sha256(path) if expected else ""
+    found = _sha256(path)
     if not found.startswith(expected):
         raise ConfigError(
-            f"{location} has sha256 {found[: max(len(expected), 12)]}…, not {expected}: it is damaged or another file. "
-            f"Fetch it again, or correct detector.weights_sha256."
+            f"{shown(location)} has sha256 {found[: max(len(expected), 12)]}…, not {expected}: it is damaged or "
+            f"another file. Fetch it again, or correct detector.weights_sha256."
         )
+    if "://" not in location:
+        _log(location, found)
 
 
 def _sha256(path: Path) -> str:
@@ -169,7 +293,9 @@ def _sha256(path: Path) -> str:
 
 
 def _file_name(location: str) -> str:
-    return urllib.parse.urlsplit(location).path.rpartition("/")[2] or "weights"
+    name = urllib.parse.urlsplit(location).path.rpartition("/")[2]
+    # A leading dot is of the lock and of unfinished files.
+    return "weights" if not name or name.startswith(".") else name
 
 
 def _hash_in_name(location: str) -> str:

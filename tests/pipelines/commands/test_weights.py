@@ -1,15 +1,18 @@
 """`aweigh weights import` and `export`, as a user types them."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import detectors
 from cluster.checkpoints.checkpoint import CheckpointFolder
 from cluster.engine.engine import TrainingState
+from detectors.fcos.file_keys import LAYOUTS
 from pipelines import recipes
 from pipelines.cli import main
 from pipelines.recipes.recipe import to_dict, with_flags
@@ -37,6 +40,7 @@ def test_a_published_file_comes_in_and_goes_out_again(
     out, err = capsys.readouterr()
     assert out == (
         f"{published_file}: 400 loaded (400 of them under another name), 1 skipped, 0 missing\n"
+        "prefix  module. removed from the keys\n"
         "skipped  epoch: beside 'state_dict': not a weight\n"
     )
     assert f"weights   {ours}, for --detector.weights" in err
@@ -77,6 +81,26 @@ def test_the_command_printed_after_an_export_reads_the_file_back(
     )
     main(shlex.split(command)[1:])
     assert f"{len(weights)} loaded" in capsys.readouterr().out
+
+
+def test_the_average_of_a_file_is_brought_in_on_request(
+    published_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = torch.load(published_file, weights_only=True)["state_dict"]
+    both, ours = tmp_path / "both.pth", tmp_path / "ours.safetensors"
+    torch.save({"model": weights, "model_ema": {key: value + 1 for key, value in weights.items()}}, both)
+    brought = ["weights", "import", str(both), "--detector", "centernet_dla34", "--num-classes", "3", *NARROW]
+    main([*brought, "--averaged", "--output", str(ours)])
+    out, _ = capsys.readouterr()
+    assert (
+        "weights  the keys module.… under 'model_ema' (the moving average) loaded; the file also has the keys module.… "
+        "under 'model' (the last step)"
+    ) in out.splitlines()
+    assert torch.equal(load_file(ours)["base.fc.bias"], weights["module.base.fc.bias"] + 1)
+    # Without an average the flag is a mistake.
+    assert "holds one set of weights" in _refused(
+        capsys, *[str(published_file) if word == str(both) else word for word in brought], "--averaged"
+    )
 
 
 def test_the_receipt_as_json_and_line_by_line_has_every_key(
@@ -164,3 +188,29 @@ def test_training_says_at_once_that_weights_do_not_fit_or_cannot_be_had(
     line = _refused(capsys, *command, "--detector.weights", published_file, "--detector.weights_sha256", "0" * 8)
     assert "not 00000000: it is damaged or another file" in line
     assert not (tmp_path / "refused" / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"settings": "["}, {"settings": "[" * 100_000}, {"settings": "3"}, {"num_classes": "many"}],
+    ids=["cut", "deep", "number", "classes"],
+)
+def test_a_file_that_describes_its_detector_wrongly_is_refused(
+    metadata: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"conv1.weight": torch.ones(2)}, path, {"detector": "centernet_dla34", **metadata})
+    line = _refused(capsys, "weights", "export", path, "--output", tmp_path / "back.pth")
+    assert f"{path} describes its detector in another form" in line
+
+
+def test_the_flags_that_a_receipt_names_exist() -> None:
+    texts = [text for layouts in LAYOUTS.values() for layout in layouts for text in layout.published_with]
+    flags = {found for text in texts for found in re.findall(r"(--[\w.]+) ([\w.]+)", text)}
+    assert len(flags) == 3
+    for flag, value in flags:
+        recipe = with_flags(recipes.get("fcos_resnet50_1x"), [flag, value])
+        field = recipe
+        for part in flag.removeprefix("--").split("."):
+            field = field[part] if isinstance(field, dict) else getattr(field, part)
+        assert str(field) == value or float(field) == float(value)

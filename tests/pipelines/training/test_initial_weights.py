@@ -1,18 +1,23 @@
 """Weights from a file, the web and S3: fetched once, checked by sha256, and one line where that fails."""
 
+import base64
 import hashlib
+import os
 import threading
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import detectors
 from data_shards.storage.open import open_store
+from data_shards.storage.store import FileVersion, Store
 from detectors import Detector
 from pipelines.errors import ConfigError
 from pipelines.recipes.settings import DetectorSettings
@@ -29,6 +34,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
+        self.authorized: list[str] = []
         self.short_answers = 0
         self.failures = 0
 
@@ -42,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        if "Authorization" in self.headers and "missing" not in self.path:
+            self.server.authorized.append(self.headers["Authorization"])
         if "missing" in self.path:
             self.send_error(404)
         elif self.server.failures > 0:
@@ -210,6 +218,128 @@ def test_weights_lie_in_s3(s3: str, detector: Detector, tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
     with pytest.raises(ConfigError, match=r"bucket 'shards-test' has no object 'models/other.pth'"):
         fetch_weights(settings(f"{s3}/models/other.pth"), detector, str(tmp_path))
+
+
+@pytest.fixture
+def in_bucket(s3: str) -> tuple[str, Store]:
+    store = open_store(f"{s3}/cached")
+    store.write_bytes("w.pth", CONTENT)
+    return f"{s3}/cached/w.pth", store
+
+
+def test_a_damaged_copy_of_an_object_is_fetched_again(
+    in_bucket: tuple[str, Store], detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location, _ = in_bucket
+    path = fetch_weights(settings(location), detector, str(tmp_path))
+    path.write_bytes(CONTENT[:-1] + b"x")
+    assert fetch_weights(settings(location), detector, str(tmp_path)).read_bytes() == CONTENT
+    assert f"{path} is damaged and is fetched again" in capsys.readouterr().err
+
+
+def test_an_object_that_was_replaced_is_fetched_again(
+    in_bucket: tuple[str, Store], detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location, store = in_bucket
+    fetch_weights(settings(location), detector, str(tmp_path))
+    fetch_weights(settings(location), detector, str(tmp_path))
+    assert capsys.readouterr().err.count("fetching") == 1
+    store.write_bytes("w.pth", CONTENT[::-1])
+    assert fetch_weights(settings(location), detector, str(tmp_path)).read_bytes() == CONTENT[::-1]
+    assert f"{location} was replaced since it was fetched" in capsys.readouterr().err
+
+
+def test_without_the_bucket_the_copy_is_used_with_a_notice(
+    in_bucket: tuple[str, Store], detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location, store = in_bucket
+    path = fetch_weights(settings(location), detector, str(tmp_path))
+    store.delete("w.pth")
+    assert fetch_weights(settings(location), detector, str(tmp_path)) == path
+    assert "using the copy in" in capsys.readouterr().err
+    # A damaged copy is not used.
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(ConfigError, match="has no object"):
+        fetch_weights(settings(location), detector, str(tmp_path))
+
+
+def test_a_copy_of_the_previous_version_of_the_program_is_compared_with_the_object(
+    in_bucket: tuple[str, Store], detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location, _ = in_bucket
+    path = fetch_weights(settings(location), detector, str(tmp_path))
+    for content, fetched in ((CONTENT, 0), (CONTENT[:-1] + b"x", 1)):
+        path.with_name("w.pth.json").unlink()
+        path.write_bytes(content)
+        capsys.readouterr()
+        assert fetch_weights(settings(location), detector, str(tmp_path)).read_bytes() == CONTENT
+        assert capsys.readouterr().err.count("fetching") == fetched
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_an_object_that_arrives_damaged_is_fetched_again_and_never_used(
+    times: int, in_bucket: tuple[str, Store], detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, store = in_bucket
+    fetch, damaged = type(store).fetch, []
+
+    def damaging(self: Store, name: str, file: int, **options: Any) -> int:
+        size = fetch(self, name, file, **options)
+        if len(damaged) < times:
+            damaged.append(os.pwrite(file, b"?", 1000))
+        return size
+
+    monkeypatch.setattr(type(store), "fetch", damaging)
+    if times == 1:
+        assert fetch_weights(settings(location), detector, str(tmp_path)).read_bytes() == CONTENT
+        return
+    with pytest.raises(ConfigError, match=r"w.pth arrived damaged in 3 downloads: its md5 is \w{12}…, the store's"):
+        fetch_weights(settings(location), detector, str(tmp_path))
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("checksums", "message"),
+    [
+        ({"sha256": SHA256}, ""),
+        ({"sha1": hashlib.sha1(CONTENT).hexdigest(), "md5": hashlib.md5(CONTENT).hexdigest()}, ""),
+        ({"crc32": f"{zlib.crc32(CONTENT):08x}"}, ""),
+        ({}, ""),
+        ({"sha256": "0" * 64}, "its sha256 is"),
+        ({"crc32": "00000000"}, "its crc32 is"),
+    ],
+)
+def test_every_checksum_of_a_store_is_compared(checksums: dict[str, str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(CONTENT)
+    assert fetching._mismatch(tmp_path / "w", FileVersion(len(CONTENT), "", checksums)).startswith(message)
+    assert "bytes instead of" in fetching._mismatch(tmp_path / "w", FileVersion(len(CONTENT) + 1, "", checksums))
+
+
+def test_the_sha256_of_what_is_used_is_logged(
+    server: Server, detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own.pth").write_bytes(CONTENT)
+    with caplog.at_level("INFO", logger="aweigh"):
+        fetch_weights(settings(str(tmp_path / "own.pth")), detector)
+        fetch_weights(settings(f"{server.address}/w.pth?X-Amz-Signature=abc"), detector, str(tmp_path))
+    assert caplog.messages == [
+        f"initial weights: {tmp_path}/own.pth, sha256 {SHA256}",
+        f"initial weights: {server.address}/w.pth, sha256 {SHA256}",
+    ]
+
+
+def test_user_and_password_are_used_and_not_shown(
+    server: Server, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = server.address.replace("://", "://me:p%40ss@")
+    fetch_weights(settings(f"{address}/w.pth?token=xyz"), detector, str(tmp_path))
+    assert server.authorized == ["Basic " + base64.b64encode(b"me:p@ss").decode()]
+    assert f"fetching {server.address}/w.pth\n" in capsys.readouterr().err
+    with pytest.raises(ConfigError) as refusal:
+        fetch_weights(settings(f"{address}/missing.pth?token=xyz"), detector, str(tmp_path))
+    assert str(refusal.value).startswith(f"{server.address}/missing.pth cannot be fetched: HTTP 404")
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
+    assert not any(secret in written for secret in (b"p%40ss", b"p@ss", b"xyz"))
 
 
 @pytest.mark.parametrize("digits", ["5c106cd", "5C106CDE", "sha256:0", "0" * 65])
