@@ -109,15 +109,16 @@ class Control:
         if now - self._looked < self._interval_seconds:
             return [wish for wish in self._wishes if wish == "stop"]
         self._looked = now
-        try:
-            asked = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return []
+        asked = _asked(self._path)
         self._wishes = ["stop"] if asked.get("stop") else []
         if asked.get("save", 0.0) > self._answered:
             self._answered = asked["save"]
             self._wishes.append("save")
         return self._wishes
+
+    def stop_is_asked(self) -> bool:
+        """Return True from the moment at which a stop is requested, within long work between two steps."""
+        return bool(_asked(self._path).get("stop"))
 
 
 def ask_checkpoint(folder: Path) -> float:
@@ -133,8 +134,13 @@ def mark_stopped(folder: Path, step: int) -> None:
 
 
 def _ask(folder: Path, **wish: object) -> None:
+    path = folder / "control.json"
+    write_text(path, json.dumps({**_asked(path), **wish}))
+
+
+def _asked(path: Path) -> dict[str, Any]:
     try:
-        asked = json.loads((folder / "control.json").read_text())
+        asked = json.loads(path.read_text())
     except (OSError, ValueError):
-        asked = {}
-    write_text(folder / "control.json", json.dumps({**asked, **wish}))
+        return {}
+    return asked if isinstance(asked, dict) else {}

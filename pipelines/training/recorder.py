@@ -141,7 +141,7 @@ class Recorder:
         logger.info("%s", console.step_line(step, self._last_step, losses, pace, remaining))
 
     def pause(self) -> None:
-        """Start the pace anew, after an evaluation or a checkpoint: their time is not the step's."""
+        """Start measuring the pace again, after an evaluation or a checkpoint: their time is not the step's."""
         self._interval = _Interval()
         self._stopwatch.take()
 

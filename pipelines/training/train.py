@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from pipelines.recipes.settings import Recipe
 from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.checkpoints import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
 from pipelines.training.checks import check, check_run_folder, check_same_settings, split_on_most_workers
+from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.loop import Job, train_worker
 from pipelines.training.preflight import before_training
 
@@ -38,6 +39,8 @@ class TrainingResult:
     step: int
     evaluation: dict[str, Any] | None
     """`evaluation/metrics.json` of the run; None without validation shards."""
+    failed_evaluations: dict[int, str] = field(default_factory=dict)
+    """Causes of the evaluations that failed, by step."""
 
 
 def train(recipe: Recipe) -> TrainingResult:
@@ -72,7 +75,8 @@ def train(recipe: Recipe) -> TrainingResult:
 def read_result(folder: Path, name: str, step: int) -> TrainingResult:
     """Read the result from a run's folder."""
     metrics = folder / "evaluation" / "metrics.json"
-    return TrainingResult(name, folder, step, json.loads(metrics.read_text()) if metrics.exists() else None)
+    evaluation = json.loads(metrics.read_text()) if metrics.exists() else None
+    return TrainingResult(name, folder, step, evaluation, EvaluationLog(folder).failures())
 
 
 def _checkpoint_to_resume(recipe: Recipe, name: str, folder: Path, manifest: Manifest) -> Checkpoint | None:
