@@ -153,7 +153,15 @@ def run_workers(
     if stopping.finished_in_order() and (stopped := stopping.error()):
         raise stopped
     if failure.exists():
-        raise WorkersFailedError(json.loads(failure.read_text())["message"])
+        raise WorkersFailedError(_message(failure, logs))
+
+
+def _message(failure: Path, logs: Path) -> str:
+    """Read the message that a worker left; the disk may have been full when it wrote."""
+    try:
+        return str(json.loads(failure.read_text())["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"a worker failed, and its message in {failure} is damaged. The logs are in {logs}."
 
 
 def _ascii(name: str) -> str:

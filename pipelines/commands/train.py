@@ -134,4 +134,6 @@ def _reading(result: "TrainingResult", recipe: "Recipe") -> str:
     if not recipe.detector.weights:
         advice += ", or start from published weights with --detector.weights"
     steps = counted(result.step, "step")
-    return f"AP is {score:.3f} after {steps} from {began}, usually a sign that training was too short; {advice}"
+    highest = result.evaluation.get("highest_score")
+    scores = "" if highest is None else f", and the most confident detection scores {highest:.2f}"
+    return f"AP is {score:.3f} after {steps} from {began}{scores}, usually a sign that training was too short; {advice}"

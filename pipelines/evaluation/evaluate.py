@@ -42,6 +42,8 @@ class Evaluation:
     milliseconds_per_image: float
     """Network, decoding and merging, on one rank, batch by batch."""
     num_images: int
+    highest_score: float | None = None
+    """Score of the most confident detection; None without any."""
 
     @property
     def score(self) -> float:
@@ -152,6 +154,7 @@ def evaluate(
         pictures=_named([picture for one in shares for picture in one.pictures], ground_truth),
         milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
         num_images=num_images,
+        highest_score=max((float(result["score"]) for result in results), default=None),
     )
 
 

@@ -19,7 +19,7 @@ from data_shards.format.manifest import Manifest
 from data_shards.order.plan import Plan
 from data_shards.reading.split import DataSplit
 from pipelines import console, tracking
-from pipelines.files import write_json, write_text
+from pipelines.files import read_json, write_json, write_text
 from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.training.checkpoint_facts import facts_of
@@ -74,8 +74,7 @@ def train(recipe: Recipe) -> TrainingResult:
 
 def read_result(folder: Path, name: str, step: int) -> TrainingResult:
     """Read the result from a run's folder."""
-    metrics = folder / "evaluation" / "metrics.json"
-    evaluation = json.loads(metrics.read_text()) if metrics.exists() else None
+    evaluation = read_json(folder / "evaluation" / "metrics.json") or None
     return TrainingResult(name, folder, step, evaluation, EvaluationLog(folder).failures())
 
 
@@ -167,7 +166,14 @@ def _workers_in_words(cluster: ClusterSettings) -> str:
 
 def _next_attempt(folder: Path) -> int:
     counter = folder / "attempt.json"
-    attempt = 1 + (json.loads(counter.read_text()) if counter.exists() else 0)
+    try:
+        attempt = 1 + int(json.loads(counter.read_text()))
+    except FileNotFoundError:
+        attempt = 1
+    except (OSError, ValueError, TypeError):
+        # Damaged by the disk. MLflow counts, too.
+        attempt = 1 + tracking.RunRecord.load(folder / "tracking").attempt
+        console.say("warning", f"{counter} is damaged; this attempt is counted as number {attempt}")
     write_json(counter, attempt)
     return attempt
 

@@ -50,6 +50,12 @@ def test_the_next_commands_can_be_pasted_into_a_shell(
             "train longer with --schedule.epochs, or start from published weights with --detector.weights",
         ),
         (
+            {"AP": 0.0, "highest_score": 0.1234},
+            ["--detector.weights", "imagenet"],
+            "note      AP is 0.000 after 30 steps from weights imagenet, and the most confident detection scores 0.12, "
+            "usually a sign that training was too short; train longer with --schedule.epochs",
+        ),
+        (
             {"AP": 0.3, "keypoints": {"AP": 0.002}},
             ["--detector.weights", "imagenet"],
             "note      AP is 0.002 after 30 steps from weights imagenet, usually a sign that training was too short; "

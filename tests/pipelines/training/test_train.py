@@ -13,7 +13,7 @@ from data_shards.order.plan import make_plan
 from pipelines import recipes
 from pipelines.console import say, waiting_line
 from pipelines.recipes.recipe import with_flags
-from pipelines.training.train import RankLog, _say_what_will_happen, _workers_in_words
+from pipelines.training.train import RankLog, _next_attempt, _say_what_will_happen, _workers_in_words
 
 
 class Output(io.StringIO):
@@ -93,3 +93,17 @@ def test_before_training_numbers_agree_with_their_nouns(small_shards: Path, caps
 def test_workers_are_counted_in_words() -> None:
     for text, words in (("1", "1 worker"), ("2", "2 workers"), ("2:8", "2 to 8 workers")):
         assert _workers_in_words(with_flags(recipes.get("demo"), ["--cluster.workers", text]).cluster) == words
+
+
+def test_attempts_are_counted_on_after_their_file_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [_next_attempt(tmp_path) for _ in range(3)] == [1, 2, 3]
+    (tmp_path / "tracking").mkdir()
+    (tmp_path / "tracking" / "run.json").write_text('{"attempt": 3}')
+    for damaged in ("", "[", "[3]", '"x"'):
+        (tmp_path / "attempt.json").write_text(damaged)
+        assert _next_attempt(tmp_path) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"warning   {tmp_path}/attempt.json is damaged; this attempt is counted as number 4"
+    assert len(lines) == 4
