@@ -12,7 +12,9 @@ from cluster.authentication import WHERE, send_token
 from cluster.counting import counted
 from cluster.errors import ClusterError
 from cluster.placement import reserved, wants_gpu
+from cluster.ray_start import RayThread, quiet, ray_folder, start_ray, without_current_folder
 from cluster.settings import ClusterSettings
+from cluster.signals import install_again
 
 # Ray reads these when it is imported. A value that the user has set stays.
 _ENVIRONMENT = {
@@ -29,6 +31,9 @@ _ENVIRONMENT = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
+# With them, a Ray on one machine listens on 127.0.0.1 only, as far as it can. Ray has no setting for that on Linux: the
+# first switches clusters off, as on macOS and Windows, and with them every address but the loopback one.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 # Variables that workers take over from the driver, also on a cluster that was started elsewhere.
 _CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "OMP_")
 
@@ -43,6 +48,9 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        for name, value in _LOOPBACK.items():
+            os.environ.setdefault(name, value)
     carried = _worker_environment(settings)
     if address:
         send_token()
@@ -50,32 +58,62 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     else:
         # Workers inherit them: with a runtime environment, Ray would discard the workers that it starts in advance.
         os.environ.update(carried)
+    quiet()
     import ray
 
     if ray.is_initialized():
         yield ray
         return
+    thread = _connect(ray, address, carried) if address else _start(ray, settings)
     try:
-        ray.init(
-            address=address or "local",
-            # Ray only counts cores; with more than the machine has, a small machine can still run two workers.
-            num_cpus=None if address else max(os.cpu_count() or 1, _cores_needed(settings)),
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": carried} if address else None,
-        )
-    except Exception as error:
-        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
-        raise ClusterError(
-            f"{where} did not answer: {str(error).strip().splitlines()[-1]}. Check that it is running and that this "
-            f"machine has its token: {WHERE}."
-        ) from error
-    try:
+        install_again()
         _check_resources(ray, settings, address)
         yield ray
     finally:
-        ray.shutdown()
+        thread.close()
+
+
+def _start(ray: Any, settings: ClusterSettings) -> RayThread:
+    """Start Ray on this machine."""
+    folder = ray_folder(os.environ)
+
+    def init() -> None:
+        ray.init(
+            address="local",
+            # Ray only counts cores; with more than the machine has, a small machine can still run two workers.
+            num_cpus=max(os.cpu_count() or 1, _cores_needed(settings)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            job_config=without_current_folder(ray),
+            _temp_dir=str(folder),
+        )
+
+    return start_ray(lambda: RayThread(init, ray.shutdown, local=True), folder)
+
+
+def _connect(ray: Any, address: str, carried: dict[str, str]) -> RayThread:
+    """Connect to a cluster that was started elsewhere."""
+
+    def init() -> None:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": carried},
+            job_config=without_current_folder(ray),
+        )
+
+    thread = RayThread(init, ray.shutdown, local=False)
+    try:
+        thread.start()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ClusterError(
+            f"the Ray cluster at RAY_ADDRESS={address} did not answer: {lines[-1]}. Check that it is running and that "
+            f"this machine has its token: {WHERE}."
+        ) from error
+    return thread
 
 
 def _knock(address: str) -> None:

@@ -1,23 +1,29 @@
 """From the driver's signals to a checkpoint: a request in the run's folder that workers read at step boundaries.
 
 Unusual here: Ray replaces signal handling in workers, and its own reaction to Ctrl-C ends them in the middle of a step.
-So the driver catches SIGINT and SIGTERM (which `ray job stop` sends), writes its request to `control.json`, and kills
-the workers only when the grace period is over or the signal arrives again.
+So the driver catches SIGINT, SIGTERM (which `ray job stop` sends) and SIGHUP, and writes its request to `control.json`.
+A signal may have reached Ray's processes too, so the driver waits for the workers' files and not for Ray's answer.
 """
 
 import json
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 from cluster.errors import StoppedError
 from cluster.files import write_text
+from cluster.heartbeat import read_standing
+from cluster.signals import NAMES, handled
 
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_ANSWER_SECONDS = 5.0
+"""Time that Ray has to report the end of workers that have stopped, or that it has been told to end."""
+_SILENCE_SECONDS = 10.0
+"""Time without a heartbeat of rank 0, renewed twice a second, after which its process is gone."""
 
 
 class Stopping:
@@ -26,13 +32,21 @@ class Stopping:
     Args:
         folder: the run's folder.
         grace_seconds: time that workers have to write a checkpoint.
+        again_seconds: a second signal this soon is the first one: a terminal and its shell may both send SIGHUP.
+
+    Raises:
+        StoppedError: at the end of the block, if a signal interrupted it.
     """
 
-    def __init__(self, folder: Path, grace_seconds: float) -> None:
+    def __init__(self, folder: Path, grace_seconds: float, again_seconds: float = 1.0) -> None:
         self._folder = folder
         self._grace_seconds = grace_seconds
+        self._again_seconds = again_seconds
         self._abort: Callable[[], Any] | None = None
-        self._timer: threading.Timer | None = None
+        self._received_at = 0.0
+        self._interrupts = False
+        self._again = threading.Event()
+        self._left = threading.Event()
         self._before: dict[int, Any] = {}
         self.signal: int | None = None
         """Number of the last signal that was received."""
@@ -41,16 +55,17 @@ class Stopping:
         # Requests of an earlier attempt must not stop this one.
         for name in ("control.json", "stopped.json"):
             (self._folder / name).unlink(missing_ok=True)
-        # Python allows handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._received) for number in _NAMES}
+        self._before = {number: signal.signal(number, self._received) for number in handled()}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._timer:
-            self._timer.cancel()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and (stopped := self.error()):
+            raise stopped from None
 
     def workers_run(self, abort: Callable[[], Any]) -> None:
         """Take note that workers run, and of the function that ends them by force."""
@@ -66,26 +81,56 @@ class Stopping:
             what = "before a checkpoint was written"
         else:
             what = f"at step {step:,}; its checkpoint is written"
-        return StoppedError(f"stopped with {_NAMES[signal.Signals(self.signal)]} {what}", self.signal)
+        return StoppedError(f"stopped with {NAMES[signal.Signals(self.signal)]} {what}", self.signal)
 
     def finished_in_order(self) -> bool:
         """Return True if the workers wrote the checkpoint and stopped, as they were asked to."""
         return (self._folder / "stopped.json").exists()
 
+    def wait_for_workers(self) -> None:
+        """Wait until the workers have stopped, are gone, or the grace period is over.
+
+        Ray may report a failure although they still write: the signal that asked for the end may have ended Ray.
+        """
+        while not self.finished_in_order() and not self._workers_are_gone() and self._seconds_left() > 0:
+            if self._again.wait(0.1):
+                return
+
     def _received(self, number: int, frame: FrameType | None) -> None:
-        again, self.signal = self.signal is not None, number
+        if self._interrupts:
+            raise KeyboardInterrupt
+        again = self.signal is not None and time.monotonic() - self._received_at > self._again_seconds
+        if self.signal is None:
+            self._received_at = time.monotonic()
+        self.signal = number
         if self._abort is None:
             # There are no workers yet, and nothing to save.
-            error = self.error()
-            assert error is not None
-            raise error
+            raise KeyboardInterrupt
         if again:
+            self._again.set()
             self._abort()
             return
         _ask(self._folder, stop=True)
-        self._timer = threading.Timer(self._grace_seconds, self._abort)
-        self._timer.daemon = True
-        self._timer.start()
+        threading.Thread(target=self._watch, name="aweigh-stopping", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Wait for the end of the workers, end them by force if the time is over, and do not wait for Ray for long."""
+        self.wait_for_workers()
+        if not self.finished_in_order() and self._abort is not None:
+            self._abort()
+        if self._left.wait(_ANSWER_SECONDS):
+            return
+        # The main thread waits for an answer of Ray that will not come, and only a signal wakes it.
+        self._interrupts = True
+        if not self._left.is_set():
+            os.kill(os.getpid(), self.signal or signal.SIGTERM)
+
+    def _workers_are_gone(self) -> bool:
+        rank_0 = read_standing(self._folder, 0)
+        return rank_0 is not None and time.time() - rank_0.written > _SILENCE_SECONDS
+
+    def _seconds_left(self) -> float:
+        return self._received_at + self._grace_seconds - time.monotonic()
 
 
 class Control:
@@ -109,15 +154,16 @@ class Control:
         if now - self._looked < self._interval_seconds:
             return [wish for wish in self._wishes if wish == "stop"]
         self._looked = now
-        try:
-            asked = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return []
+        asked = _asked(self._path)
         self._wishes = ["stop"] if asked.get("stop") else []
         if asked.get("save", 0.0) > self._answered:
             self._answered = asked["save"]
             self._wishes.append("save")
         return self._wishes
+
+    def stop_is_asked(self) -> bool:
+        """Return True from the moment at which a stop is requested, within long work between two steps."""
+        return bool(_asked(self._path).get("stop"))
 
 
 def ask_checkpoint(folder: Path) -> float:
@@ -133,8 +179,13 @@ def mark_stopped(folder: Path, step: int) -> None:
 
 
 def _ask(folder: Path, **wish: object) -> None:
+    path = folder / "control.json"
+    write_text(path, json.dumps({**_asked(path), **wish}))
+
+
+def _asked(path: Path) -> dict[str, Any]:
     try:
-        asked = json.loads((folder / "control.json").read_text())
+        asked = json.loads(path.read_text())
     except (OSError, ValueError):
-        asked = {}
-    write_text(folder / "control.json", json.dumps({**asked, **wish}))
+        return {}
+    return asked if isinstance(asked, dict) else {}

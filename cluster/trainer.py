@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.config import ScalingConfig
 
 from cluster.checkpoints.checkpoint import CheckpointFolder
+from cluster.signals import ignore_signals, take_signals_as_requests
 from cluster.stopping import Stopping, ask_checkpoint
 
 # A resize waits at most this long for the checkpoint that it asked for.
@@ -45,6 +47,18 @@ class Trainer(TorchTrainer):
     def _register_sigint_handler(self, controller: Any) -> None:
         # Ray would abort at the first signal; we do at the second. `remote` only sends, for a handler must not wait.
         self._stopping.workers_run(lambda: controller.abort.remote())
+
+
+class SurviveSignals(ControllerCallback, WorkerGroupCallback):
+    """Makes Ray's controller and the workers survive a signal to every process, until the checkpoint is written."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ignore the signals in the controller: without it, Ray would end the workers."""
+        ignore_signals()
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Take the signals as requests in every worker."""
+        worker_group.execute(take_signals_as_requests)
 
 
 class DividingPolicy(ElasticScalingPolicy):

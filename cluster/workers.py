@@ -8,13 +8,14 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from cluster.local import connected
 from cluster.placement import wants_gpu
 from cluster.preemption import preemption_notice
 from cluster.settings import ClusterSettings
+from cluster.signals import checkpoint_request
 from cluster.stopping import Control, Stopping
 
 logger = logging.getLogger("aweigh")
@@ -57,6 +59,8 @@ class WorkerContext:
         """List the requests of this worker for the end of this step: "stop", "save", "preempted"."""
         # The driver's requests are in one file: rank 0 reads it for all.
         asked = self.control.wishes() if self.rank == 0 else []
+        if checkpoint_request.take():
+            asked = [*asked, "save"]
         return [*asked, *(["preempted"] if preemption_notice() else [])]
 
 
@@ -98,22 +102,22 @@ def run_workers(
 
     Raises:
         WorkersFailedError: training cannot continue; the message names the rank and the cause.
-        StoppedError: Ctrl-C or SIGTERM; workers had time to write a checkpoint.
+        StoppedError: Ctrl-C, SIGTERM or SIGHUP; workers had time to write a checkpoint.
     """
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     failure = folder / "failure.json"
     failure.unlink(missing_ok=True)
     with (
-        connected(settings) as ray,
         Stopping(folder, settings.grace_seconds) as stopping,
-        _followed(logs / "rank-0.log", out),
+        connected(settings) as ray,
+        _followed(logs / "rank-0.log", out or sys.stderr),
     ):
         # Not at the top: Ray reads its environment when it is imported, and `connected` sets it.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
 
-        from cluster.trainer import Trainer
+        from cluster.trainer import SurviveSignals, Trainer
 
         use_gpu = wants_gpu(ray, settings)
         trainer = Trainer(
@@ -131,14 +135,17 @@ def run_workers(
             ),
             run_config=RunConfig(
                 # A new name for each driver, so that Ray does not resume from its own snapshot: the run's files decide.
-                name=f"{run_name}-{time.time_ns():x}",
+                name=f"{_ascii(run_name)}-{time.time_ns():x}",
                 storage_path=str(folder / "ray"),
                 failure_config=FailureConfig(max_failures=settings.max_failures),
+                callbacks=[SurviveSignals()],
             ),
         )
         try:
             trainer.fit()
         except Exception as error:
+            if stopping.signal is not None:
+                stopping.wait_for_workers()
             if stopped := stopping.error():
                 raise stopped from None
             if not failure.exists():
@@ -146,7 +153,20 @@ def run_workers(
     if stopping.finished_in_order() and (stopped := stopping.error()):
         raise stopped
     if failure.exists():
-        raise WorkersFailedError(json.loads(failure.read_text())["message"])
+        raise WorkersFailedError(_message(failure, logs))
+
+
+def _message(failure: Path, logs: Path) -> str:
+    """Read the message that a worker left; the disk may have been full when it wrote."""
+    try:
+        return str(json.loads(failure.read_text())["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"a worker failed, and its message in {failure} is damaged. The logs are in {logs}."
+
+
+def _ascii(name: str) -> str:
+    """Return a name that Ray takes: letters, digits and a few signs of ASCII."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip("-.") or "run"
 
 
 def dividing_worlds(batch_size: int, settings: ClusterSettings) -> tuple[int, ...]:
@@ -291,13 +311,15 @@ def _followed(path: Path, out: LogStream | None) -> Iterator[None]:
     def copy_new() -> None:
         nonlocal position
         if path.exists():
-            with path.open() as file:
+            with path.open(errors="replace") as file:
                 file.seek(position)
                 text = file.read()
                 position = file.tell()
             if text:
-                out.write(text)
-                out.flush()
+                # A terminal that is gone must not end training: the log has the lines as well.
+                with suppress(OSError, ValueError):
+                    out.write(text)
+                    out.flush()
 
     def follow() -> None:
         while not done.wait(0.25):

@@ -1,11 +1,13 @@
 """The command line: the list of commands, and one line for every error.
 
-Exit status: 0 done, 1 failed, 2 something given cannot be used, 130 stopped with Ctrl-C.
+Exit status: 0 done, 1 failed, 2 something given cannot be used, 128 + N stopped by signal N (130 is Ctrl-C).
 """
 
 import argparse
+import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -75,6 +77,35 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command."""
+    open_streams()
+    try:
+        _run(arguments)
+    except SystemExit as end:
+        # Threads of a Ray that was interrupted may crash the interpreter while it ends, after the last line.
+        if arguments is None and "ray" in sys.modules and isinstance(end.code, int) and end.code:
+            flush_streams()
+            os._exit(end.code)
+        raise
+
+
+def open_streams() -> None:
+    """Make stdout and stderr take any text, also if they are closed or only take ASCII."""
+    for name in ("stdout", "stderr"):
+        # Python sets a stream to None if its descriptor is closed.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_streams() -> None:
+    """Flush stdout and stderr; a stream whose reader is gone does not matter."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     parser = command_line()
     if completing():
         with suppress(ImportError):
@@ -88,16 +119,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("aweigh").setLevel(logging.INFO)
     from cluster.errors import ClusterError, StoppedError, WorkersFailedError
+    from cluster.signals import NAMES, interrupting
     from data_shards.errors import DataError
     from detectors.errors import DetectorError
     from pipelines.errors import ConfigError
 
     mistakes: tuple[type[Exception], ...] = (ConfigError, DataError, DetectorError, ClusterError)
+    interruption = None
     try:
-        known.run(known)
+        with interrupting() as interruption:
+            known.run(known)
     except KeyboardInterrupt:
         then = getattr(known, "when_stopped", "")
-        fail(f"stopped with Ctrl-C{'; ' if then else ''}{then}.", 130)
+        number = signal.Signals((interruption and interruption.number) or signal.SIGINT)
+        fail(f"stopped with {NAMES[number]}{'; ' if then else ''}{then}.", 128 + number)
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Python flushes stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -201,8 +201,9 @@ class _Maker:
 def main() -> None:
     """Make batches; the arguments are the descriptors of the shared memory and of the socket, both inherited."""
     memory_descriptor, trainer_descriptor = map(int, sys.argv[1:])
-    # Ctrl-C reaches every process of a terminal. The trainer decides what it means, and closes the socket.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals may reach every process of a terminal or job. The trainer decides what they mean, and closes the socket.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     _allow_files()
     trainer = socket.socket(fileno=trainer_descriptor)
     order: Order = pickle.load(sys.stdin.buffer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_shards.counting import counted
 from pipelines.commands.arguments import RESUMES, Commands, add_recipe, resolved, takes_fields
-from pipelines.console import say
+from pipelines.console import fail, say
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +84,10 @@ def describe_fields(word: str, columns: int) -> str:
 
 
 def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
-    """Print the AP table on stdout, and the run's files and the next commands on stderr."""
+    """Print the AP table on stdout, and the run's files and the next commands on stderr.
+
+    If an evaluation failed, the command ends here with exit status 1.
+    """
     from pipelines.tracking import tracking_uri
 
     if result.evaluation is not None:
@@ -103,6 +106,20 @@ def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
         evaluate = shlex.join(["aweigh", "evaluate", str(result.folder)])
         say("", f"{evaluate}    AP of the best checkpoint, on any shards with --data")
     say("", f"{shlex.join(['aweigh', 'recipe', 'show', recipe.recipe])}    every setting of the recipe")
+    if result.failed_evaluations:
+        fail(_describe_failures(result), 1)
+
+
+def _describe_failures(result: "TrainingResult") -> str:
+    """Describe the evaluations that failed in one line, with the command that evaluates again."""
+    failed = result.failed_evaluations
+    steps = ", ".join(f"{step:,}" for step in failed)
+    which = f"the evaluation after step {steps}" if len(failed) == 1 else f"the evaluations after steps {steps}"
+    again = shlex.join(["aweigh", "evaluate", str(result.folder)])
+    return (
+        f"training is complete, but {which} failed: {failed[max(failed)]}. Correct the validation shards, then run "
+        f"`{again} --data LOCATION/SPLIT`."
+    )
 
 
 def _reading(result: "TrainingResult", recipe: "Recipe") -> str:
@@ -117,4 +134,6 @@ def _reading(result: "TrainingResult", recipe: "Recipe") -> str:
     if not recipe.detector.weights:
         advice += ", or start from published weights with --detector.weights"
     steps = counted(result.step, "step")
-    return f"AP is {score:.3f} after {steps} from {began}, usually a sign that training was too short; {advice}"
+    highest = result.evaluation.get("highest_score")
+    scores = "" if highest is None else f", and the most confident detection scores {highest:.2f}"
+    return f"AP is {score:.3f} after {steps} from {began}{scores}, usually a sign that training was too short; {advice}"

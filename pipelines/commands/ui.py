@@ -30,6 +30,9 @@ def run(known: argparse.Namespace) -> None:
             f"{known.folder} has no mlflow.db, so no run was tracked there. Give the folder of your runs as --folder, "
             f"or open the MLflow server that tracking.uri names."
         )
+    from pipelines.tracking.sqlite_file import prepare
+
+    prepare(database)
     say("ui", f"http://127.0.0.1:{known.port}  (Ctrl-C ends it)")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # The job runner serves MLflow features that no training uses, with processes of its own.

@@ -2,11 +2,14 @@
 
 import signal
 import time
+from contextlib import suppress
+
+import psutil
 
 from cluster.heartbeat import read_standing
 from pipelines import console
 from pipelines.drill.fault import fault
-from pipelines.drill.runs import Course, running
+from pipelines.drill.runs import Course, DrillError, running
 
 
 @fault("worker-kill", "kill -9 of a worker; Ray replaces it")
@@ -49,6 +52,30 @@ def driver_kill(course: Course, name: str) -> None:
         attempt.finish_resumed()
 
 
+@fault("sigterm-everyone", "SIGTERM of every process at once, as systemd and Slurm do; the same command again")
+def sigterm_everyone(course: Course, name: str) -> None:
+    """Write a checkpoint although Ray's own processes end, and end without waiting for them."""
+    with running(course.start(name)) as attempt:
+        attempt.wait_for_step(course.steps // 2 + 1)
+        command = psutil.Process(attempt.process.pid)
+        for process in [*command.children(recursive=True), command]:
+            # Some end because of the signals to others.
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        attempt.finish(status=128 + signal.SIGTERM)
+    _resume_without_loss(course, name)
+
+
+@fault("sighup", "SIGHUP of the command, as a terminal that is closed; the same command again")
+def sighup(course: Course, name: str) -> None:
+    """Write a checkpoint before the end, so that no step is repeated."""
+    with running(course.start(name)) as attempt:
+        attempt.wait_for_step(course.steps // 2 + 1)
+        attempt.process.send_signal(signal.SIGHUP)
+        attempt.finish(status=128 + signal.SIGHUP)
+    _resume_without_loss(course, name)
+
+
 @fault("sigterm", "SIGTERM of the command, as `ray job stop` and Kubernetes do; the same command again")
 def sigterm(course: Course, name: str) -> None:
     """Write a checkpoint before the end, so that no step is repeated."""
@@ -56,6 +83,25 @@ def sigterm(course: Course, name: str) -> None:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.terminate()
         attempt.finish(status=128 + signal.SIGTERM)
+    _resume_without_loss(course, name)
+
+
+@fault("kill-while-tracking-database-is-made", "kill -9 of the command while MLflow's SQLite file is made; again")
+def kill_while_tracking_database_is_made(course: Course, name: str) -> None:
+    """Leave a half-made database, which must not be in the way of the next attempt."""
+    # A database of its own: that of the other runs exists already.
+    place = ("--tracking.uri", f"sqlite:///{course.folder / name}.db")
+    with running(course.start(name, *place)) as attempt:
+        while not any(course.folder.glob(f".{name}.db.*.part")):
+            if attempt.process.poll() is not None:
+                raise DrillError(f"no database was made; the last lines are: {' | '.join(attempt.lines[-3:])}")
+            time.sleep(0.01)
+        attempt.kill_driver()
+    with running(course.start(name, *place)) as attempt:
+        attempt.finish()
+
+
+def _resume_without_loss(course: Course, name: str) -> None:
     with running(course.start(name)) as attempt:
         attempt.wait_for(r"^lost      nothing")
         attempt.finish()

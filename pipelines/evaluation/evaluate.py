@@ -1,6 +1,8 @@
 """Evaluation: every rank runs the detector on its share of validation shards; pycocotools judges on rank 0."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,13 +12,15 @@ import torch.distributed
 import torch.utils._pytree
 from torch import Tensor
 
+from data_shards.errors import DataError
 from data_shards.format.manifest import Manifest
 from data_shards.loading.batch import Batch
 from data_shards.loading.ground_truth import coco_ground_truth
 from data_shards.order.plan import World
 from data_shards.reading.reading import Reading
 from data_shards.settings import BoxRules
-from detectors import Detections, Detector
+from detectors import Detections, Detector, DetectorError
+from pipelines.errors import ConfigError
 from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints
 from pipelines.evaluation.views import Found, detect, open_views
@@ -38,6 +42,8 @@ class Evaluation:
     milliseconds_per_image: float
     """Network, decoding and merging, on one rank, batch by batch."""
     num_images: int
+    highest_score: float | None = None
+    """Score of the most confident detection; None without any."""
 
     @property
     def score(self) -> float:
@@ -56,6 +62,19 @@ class Evaluation:
         }
 
 
+class EvaluationError(ConfigError):
+    """An evaluation failed; the message names the images and the cause."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+        """Traceback of the rank that failed."""
+
+
+class EvaluationStoppedError(Exception):
+    """Raised by `progress` of any rank to end an evaluation early."""
+
+
 @dataclass
 class _Share:
     """Sums of one rank over its images."""
@@ -65,6 +84,11 @@ class _Share:
     pictures: list[Picture] = field(default_factory=list)
     seconds: float = 0.0
     num_images: int = 0
+    failure: str = ""
+    """Images and cause, if the rank could not finish its images."""
+    trace: str = ""
+    stopped: bool = False
+    """True if `progress` ended the evaluation."""
 
 
 def evaluate(
@@ -77,7 +101,10 @@ def evaluate(
     world: World,
     progress: Callable[[int], None] = lambda num_images: None,
 ) -> Evaluation | None:
-    """Measure a detector on validation shards. Collective: returns the result on rank 0, None elsewhere.
+    """Measure a detector on validation shards. Collective. Returns the result on rank 0, None elsewhere.
+
+    A failure on any rank is raised on rank 0 only, after all ranks have finished or failed: the process group stays
+    usable, and training can continue.
 
     Args:
         detector: with the weights to measure, on `device`.
@@ -86,36 +113,117 @@ def evaluate(
         input_size: height and width of the input, in pixels, for the fixed geometry.
         device: where the network runs.
         world: this rank among all ranks, which share the images.
-        progress: called with the number of images that this rank has finished.
+        progress: called with the number of images that this rank has finished; may raise EvaluationStoppedError.
 
     Raises:
+        EvaluationError: an image or an annotation cannot be evaluated.
+        EvaluationStoppedError: raised by `progress` on some rank.
+        DataError: rank 0 cannot read its shards.
         DetectorError: the detector was not published with the mode of test-time augmentation.
     """
     detector.eval()
-    share = _Share()
-    manifest, boxes = reading.split.manifest, reading.boxes
-    ground_truth = coco_ground_truth(reading.split)
-    pictured = _crowds_of_pictured(ground_truth, settings.pictures, boxes)
-    opened = open_views(detector, reading, settings, input_size=input_size, world=world)
-    with opened as batches, torch.no_grad():
-        for views in batches:
-            found = detect(detector, [view.to(device) for view in views], settings)
-            _add(share, detector, found, manifest, settings, pictured, boxes)
-            progress(share.num_images)
+    share, ground_truth = _Share(), dict[str, Any]()
+    own_error: Exception | None = None
+    try:
+        ground_truth = coco_ground_truth(reading.split)
+        _judge(share, detector, reading, settings, input_size, device, world, ground_truth, progress)
+    except EvaluationStoppedError:
+        share.stopped = True
+    except Exception as error:
+        # Kept until the exchange below, in which the other ranks would wait for this one.
+        own_error, share.failure, share.trace = error, str(_named_error(error)), traceback.format_exc()
     shares = _gathered(share, world)
     if shares is None:
         return None
+    if any(one.stopped for one in shares):
+        raise EvaluationStoppedError
+    if isinstance(own_error, (ConfigError, DataError, DetectorError)):
+        raise own_error
+    if failed := [one for one in shares if one.failure]:
+        raise EvaluationError(failed[0].failure, failed[0].trace) from own_error
     num_images = sum(one.num_images for one in shares)
-    losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in shares[0].losses}
+    # The names of all ranks: with more ranks than images, rank 0 may have none.
+    names = dict.fromkeys(name for one in shares for name in one.losses)
+    losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in names}
     results = [result for one in shares for result in one.results]
+    coco, keypoints = _metrics(ground_truth, results)
     return Evaluation(
-        coco=evaluate_boxes(ground_truth, results),
-        keypoints=evaluate_keypoints(ground_truth, results),
+        coco=coco,
+        keypoints=keypoints,
         losses=losses,
         pictures=_named([picture for one in shares for picture in one.pictures], ground_truth),
         milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
         num_images=num_images,
+        highest_score=max((float(result["score"]) for result in results), default=None),
     )
+
+
+def _judge(
+    share: _Share,
+    detector: Detector,
+    reading: Reading,
+    settings: EvaluationSettings,
+    input_size: tuple[int, int],
+    device: torch.device,
+    world: World,
+    ground_truth: dict[str, Any],
+    progress: Callable[[int], None],
+) -> None:
+    """Run the detector over this rank's images."""
+    pictured = _crowds_of_pictured(ground_truth, settings.pictures, reading.boxes)
+    opened = open_views(detector, reading, settings, input_size=input_size, world=world)
+    with opened as batches, torch.no_grad():
+        for views in batches:
+            with _naming(views[0].image_ids.tolist()):
+                found = detect(detector, [view.to(device) for view in views], settings)
+                _add(share, detector, found, reading.split.manifest, settings, pictured, reading.boxes)
+            progress(share.num_images)
+
+
+@contextmanager
+def _naming(image_ids: Sequence[int]) -> Iterator[None]:
+    """Name the images in an error that the block raises, unless it names some already."""
+    try:
+        yield
+    except (ConfigError, DataError, DetectorError):
+        raise
+    except Exception as error:
+        which = f"image {image_ids[0]}" if len(image_ids) == 1 else f"images {', '.join(map(str, image_ids))}"
+        raise EvaluationError(f"{which}: {_named_error(error)}", traceback.format_exc()) from error
+
+
+def _named_error(error: Exception) -> str:
+    if isinstance(error, (ConfigError, DataError, DetectorError)):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def _metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[CocoMetrics, KeypointMetrics | None]:
+    """Compute the metrics; if that fails, name the image that makes it fail."""
+    try:
+        return evaluate_boxes(ground_truth, results), evaluate_keypoints(ground_truth, results)
+    except Exception as error:
+        images = ground_truth["images"]
+        # By halves: each try takes as long as an evaluation of its images.
+        while len(images) > 1:
+            half = images[: len(images) // 2]
+            images = half if _fails(ground_truth, results, half) else images[len(images) // 2 :]
+        which = f"image {images[0]['id']}: " if images and _fails(ground_truth, results, images) else ""
+        raise EvaluationError(f"{which}{_named_error(error)}", traceback.format_exc()) from error
+
+
+def _fails(ground_truth: dict[str, Any], results: list[dict[str, Any]], images: list[dict[str, Any]]) -> bool:
+    ids = {image["id"] for image in images}
+    kept = [one for one in ground_truth["annotations"] if one["image_id"] in ids]
+    part = {**ground_truth, "images": images, "annotations": kept}
+    found = [one for one in results if one["image_id"] in ids]
+    try:
+        evaluate_boxes(part, found)
+        evaluate_keypoints(part, found)
+    except Exception:
+        return True
+    return False
 
 
 def _add(
@@ -148,7 +256,7 @@ def _add(
 
 
 def _up_to_edges(boxes_in_image: Tensor, rules: BoxRules) -> Tensor:
-    """Boxes that end on edges, as COCO's do, from boxes that end as those the detector was trained on."""
+    """Turn boxes that end as in training into boxes that end on edges, as COCO's do."""
     last_pixel = 1.0 if rules.box_ends == "last_pixel" else 0.0
     return boxes_in_image + boxes_in_image.new_tensor([0, 0, last_pixel, last_pixel])
 
@@ -163,11 +271,12 @@ def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -
         return
     for row in range(len(batch.images)):
         own = slice(row, row + 1)
-        extra = {name: values[own] for name, values in batch.extra.items()}
-        targets = detector.encode(batch.boxes[own], batch.labels[own], batch.input_size, **extra)
-        one = torch.utils._pytree.tree_map(lambda maps, own=own: maps[own], outputs)
-        for name, value in detector.losses(one, targets).items():
-            share.losses[name] = share.losses.get(name, 0.0) + float(value)
+        with _naming([int(batch.image_ids[row])]):
+            extra = {name: values[own] for name, values in batch.extra.items()}
+            targets = detector.encode(batch.boxes[own], batch.labels[own], batch.input_size, **extra)
+            one = torch.utils._pytree.tree_map(lambda maps, own=own: maps[own], outputs)
+            for name, value in detector.losses(one, targets).items():
+                share.losses[name] = share.losses.get(name, 0.0) + float(value)
 
 
 def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Picture:

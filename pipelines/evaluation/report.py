@@ -62,6 +62,7 @@ def figures(evaluation: Evaluation, step: int) -> dict[str, Any]:
             else {}
         ),
         "losses": evaluation.losses,
+        "highest_score": evaluation.highest_score,
         "milliseconds_per_image": evaluation.milliseconds_per_image,
     }
 

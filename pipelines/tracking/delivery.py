@@ -34,6 +34,10 @@ class _Point(NamedTuple):
     since_ms: int
 
 
+class ArtifactStoreError(RuntimeError):
+    """The place of the artifacts cannot be written, although the tracking server answers."""
+
+
 class Delivery:
     """Delivers a folder's spool; one pass at a time, from any process, each point once.
 
@@ -211,13 +215,28 @@ class Delivery:
         record, end = next(self._artifacts.read(self.artifacts_offset), (None, self.artifacts_offset))
         if end == self.artifacts_offset:
             return False
-        if record and self._refused(lambda: self._send_artifact(client, record), client):
+        if record and self._refused(lambda: self._send_artifact_or_blame(client, record), client):
             logger.warning("tracking: %s refuses artifact %s, which is skipped", shown(self.uri), record)
         self.artifacts_offset = end
         self._record()
         if record:
             shutil.rmtree(self.folder / "artifacts" / f"{record['number']:06d}", ignore_errors=True)
         return True
+
+    def _send_artifact_or_blame(self, client: "MlflowClient", record: dict[str, Any]) -> None:
+        """Send an artifact; if that fails while the server answers, say that its artifact store is at fault."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._send_artifact(client, record)
+        except MlflowException:
+            raise
+        except Exception as error:
+            uri = client.get_run(self.run_id).info.artifact_uri
+            raise ArtifactStoreError(
+                f"the artifact store {shown(uri)} cannot be written from this machine ({brief(error)}): make it "
+                f"reachable, or start `mlflow server` with --artifacts-destination, which passes artifacts on"
+            ) from error
 
     def _send_artifact(self, client: "MlflowClient", record: dict[str, Any]) -> None:
         if record["kind"] == "tags":
@@ -272,6 +291,8 @@ def deliver_spool(folder: Path, timeout_seconds: float = 60.0) -> bool:
             if delivery.deliver(lambda: time.monotonic() < deadline) and not any(delivery.count_left()):
                 delivery.deliver_status()
                 return True
+        except ArtifactStoreError as error:
+            reason = str(error)
         except Exception as error:
             reason = brief(error)
         if time.monotonic() + pause > deadline:

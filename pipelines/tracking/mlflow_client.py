@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pipelines.addresses import shown as shown
 from pipelines.errors import ConfigError
+from pipelines.tracking.sqlite_file import database_of, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,12 +37,17 @@ _MLFLOW_SETTINGS = {
 
 
 def open_client(uri: str) -> "MlflowClient":
-    """Open MLflow's client with short timeouts and no telemetry; the import of MLflow takes 3 s."""
+    """Open MLflow's client with short timeouts and no telemetry; the import of MLflow takes 3 s.
+
+    An SQLite file is made first if it is missing.
+    """
     for key, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    if database := database_of(uri):
+        prepare(database)
     return MlflowClient(uri)
 
 

@@ -3,7 +3,6 @@
 import getpass
 import logging
 import os
-import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,7 +10,6 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import unquote
 
 from pipelines.errors import ConfigError
 from pipelines.files import read_json, write_json
@@ -28,6 +26,7 @@ from pipelines.tracking.mlflow_client import (
     shown,
 )
 from pipelines.tracking.spool import now_ms
+from pipelines.tracking.sqlite_file import artifact_folder, database_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -273,10 +272,8 @@ def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
 
 def _artifact_location(record: RunRecord) -> str | None:
     """Return the artifact folder beside an SQLite file; None lets a server decide."""
-    if not record.uri.startswith("sqlite"):
-        return None
-    database = Path(unquote(record.uri.partition("://")[2].removeprefix("/").partition("?")[0]))
-    return (database.parent / "mlartifacts" / re.sub(r"[^\w.\-]", "_", record.experiment)).as_uri()
+    database = database_of(record.uri)
+    return artifact_folder(database, record.experiment).as_uri() if database else None
 
 
 def _user() -> str:

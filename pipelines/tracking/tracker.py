@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from pipelines.files import read_json
-from pipelines.tracking.delivery import Delivery, warn_of_rest
+from pipelines.tracking.delivery import ArtifactStoreError, Delivery, warn_of_rest
 from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, brief, metric_name, open_client, shown
 from pipelines.tracking.run import RunRecord
 from pipelines.tracking.spool import SpoolWriter
@@ -153,8 +153,15 @@ class Tracker:
                     self._reason = "another process is delivering it"
                 pause = 0.0 if mine else 1.0
             except Exception as error:  # whatever the server, its client or the disk raise: training continues
-                self._reason = brief(error)
-                if not failing:
+                at_store = isinstance(error, ArtifactStoreError)
+                self._reason = str(error) if at_store else brief(error)
+                if not failing and at_store:
+                    logger.warning(
+                        "tracking: %s; training continues, metrics are delivered, and artifacts are kept in %s",
+                        self._reason,
+                        self.folder,
+                    )
+                elif not failing:
                     logger.warning(
                         "tracking: %s cannot be reached (%s); training continues, and metrics are kept in %s",
                         shown(self.uri),

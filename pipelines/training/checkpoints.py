@@ -28,6 +28,7 @@ from pipelines.recipes.recipe import to_dict
 from pipelines.recipes.settings import Recipe
 from pipelines.training.checkpoint_facts import CheckpointFacts, facts_of, unknown_facts
 from pipelines.training.loss_watch import CALMER
+from pipelines.training.sample_ledger import next_life
 
 logger = logging.getLogger("aweigh")
 
@@ -184,7 +185,7 @@ class Saver:
         Raises:
             ConfigError: it belongs to another detector, class list or data set.
         """
-        chosen: list[Any] = [None, time.time_ns()]
+        chosen: list[Any] = [None, next_life(self._context.folder, time.time_ns())]
         if self._context.rank == 0:
             newest = newest_checkpoint(self._folder, self._remote)
             chosen[0] = newest.path.name if newest else None

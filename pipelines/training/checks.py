@@ -1,5 +1,6 @@
 """Everything that is refused before a worker starts: settings, data, detector, and the run's folder."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from pipelines.recipes.recipe import differences, from_dict, to_dict
 from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
 from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.from_recipe import build_detector
+
+_LONGEST_NAME = 200  # of the 255 bytes that file systems allow; other names are derived from it
 
 
 def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]:
@@ -62,6 +65,7 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]
 
 def _check_settings(recipe: Recipe) -> None:
     """Check what needs neither data nor a network."""
+    check_run_name(recipe.run.name)
     if not recipe.data.train:
         raise ConfigError(
             "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` wrote."
@@ -74,6 +78,34 @@ def _check_settings(recipe: Recipe) -> None:
         )
     split_on_most_workers(recipe)
     check_deepspeed(recipe.engine)
+
+
+def check_run_name(name: str) -> None:
+    """Refuse a name that is not a path inside `run.folder`, or that breaks the lines it is printed on.
+
+    Any alphabet is fine, and so are slashes, which make folders in folders.
+
+    Raises:
+        ConfigError: names the part that cannot be used.
+    """
+    if not name:
+        return
+    # Control characters, line and paragraph separators, halves of surrogate pairs.
+    if broken := [sign for sign in name if unicodedata.category(sign) in ("Cc", "Zl", "Zp", "Cs")]:
+        raise ConfigError(
+            f"run.name {name!r} contains {broken[0]!r}, a line break or control character. Choose a name without it."
+        )
+    parts = name.split("/")
+    if any(part.strip() in ("", ".", "..") for part in parts):
+        raise ConfigError(
+            f"run.name {name!r} is not a path inside run.folder: it must not start or end with a slash, nor contain "
+            f"empty parts, . or .. between slashes. Choose another name, and set the place with run.folder."
+        )
+    if long := [part for part in parts if len(part.encode()) > _LONGEST_NAME]:
+        raise ConfigError(
+            f"run.name contains {len(long[0].encode())} bytes between slashes; a folder's name may have "
+            f"{_LONGEST_NAME}. Choose a shorter one."
+        )
 
 
 def split_on_most_workers(recipe: Recipe) -> BatchSplit:

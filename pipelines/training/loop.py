@@ -33,7 +33,7 @@ from data_shards.order.plan import Plan, World, make_plan
 from detectors import DetectorError
 from pipelines import console
 from pipelines.errors import ConfigError
-from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.evaluate import Evaluation, EvaluationError, EvaluationStoppedError, evaluate
 from pipelines.evaluation.report import write_report
 from pipelines.files import write_json
 from pipelines.recipes.recipe import to_yaml
@@ -42,6 +42,7 @@ from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_me
 from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.checkpoints import Saver, lost_line
 from pipelines.training.due import Milestones
+from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, training_loader
 from pipelines.training.recorder import Recorder
 from pipelines.training.sample_ledger import Ledger
@@ -123,26 +124,27 @@ class Training:
             skipped_steps=self.resumed_from.skipped_steps if self.resumed_from else 0,
         )
         self.ledger: Ledger | None = None
+        self.evaluations = EvaluationLog(context.folder)
+        self.stopped = False
+        """True if the attempt ends on request, before the schedule does or before its last evaluation."""
 
     def run(self) -> None:
         """Train to the end of the schedule, or until asked to stop; returns when the last checkpoint is written."""
-        stop = False
         with self._tracked():
             with self._system_metrics(), self._ledger(), self.loader() as batches:
                 source = iter(batches)
                 if self.resumed_from and self.resumed_from.evaluation_due:
-                    # The last attempt was stopped at an evaluation, and a grace period is too short for one.
-                    self.save(self._evaluate())
-                while self.step < self.last_step and not stop:
-                    stop = self._train_step(source)
+                    self._evaluate_again()
+                while self.step < self.last_step and not self.stopped:
+                    self._train_step(source)
             self.milestones.close()
             self._begin_phase("checkpoint")
             self.saver.writer.wait()
             # Last: the run counts as complete only when its checkpoint is on disk and uploaded.
             self._finish()
 
-    def _train_step(self, source: Iterator[Batch]) -> bool:
-        """Train one step and do what is due after it; return True if the attempt ends here."""
+    def _train_step(self, source: Iterator[Batch]) -> None:
+        """Train one step and do what is due after it."""
         rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.factor(self.step, self.plan.steps_per_epoch)
         parts = self.optimizer_step(source, rate)
         self.recorder.add(self.step, parts, skipped=self.engine.skipped)
@@ -152,11 +154,13 @@ class Training:
         elif due.wished:
             # As record does: no checkpoint is taken before the losses up to it are known to be finite.
             self.recorder.check_losses()
-        # Evaluated first, so that the checkpoint has its score; a stop has no time, and notes that one is due.
-        evaluation = self._evaluate() if due.evaluation and not due.stop else None
         if due.checkpoint or due.wished:
-            self.save(evaluation, evaluation_due=due.evaluation and due.stop)
-        return due.stop
+            # Before the evaluation, which may fail, or be ended with the process.
+            self.save(evaluation_due=due.evaluation)
+        self.stopped = due.stop
+        # A grace period is too short for an evaluation; the next attempt does it.
+        if due.evaluation and not due.stop:
+            self._evaluate_and_score()
 
     def optimizer_step(self, source: Iterator[Batch], rate: float) -> list[dict[str, Tensor]]:
         """Train one optimizer step.
@@ -200,9 +204,56 @@ class Training:
         # Detached, not read: .item() would wait for the whole backward pass.
         return {name: value.detach() for name, value in losses.items()}
 
+    def _evaluate_again(self) -> None:
+        """Do the evaluation at which the last attempt ended, unless it is known to fail. Collective."""
+        worth = [self.context.rank != 0 or self.evaluations.worth_another_try(self.step)]
+        torch.distributed.broadcast_object_list(worth)
+        if worth[0]:
+            self._evaluate_and_score()
+
+    def _evaluate_and_score(self) -> None:
+        """Evaluate the weights of the newest checkpoint, and save it again with its score. Collective.
+
+        A failure is reported, and training continues: the checkpoint stays, without a score.
+        """
+        self._begin_phase("evaluate")
+        evaluation: Evaluation | None = None
+        outcome = ["measured"]
+        if self.context.rank == 0:
+            self.evaluations.begin(self.step)
+        try:
+            evaluation = self._evaluate()
+        except EvaluationStoppedError:
+            outcome = ["stopped"]
+        except (ConfigError, DataError, DetectorError) as error:
+            outcome = ["failed"]
+            self._report_failure(error)
+        # Only rank 0 knows the outcome, and saving is collective.
+        self._begin_phase("checkpoint")
+        torch.distributed.broadcast_object_list(outcome)
+        self.recorder.pause()
+        if outcome[0] == "measured":
+            self.save(evaluation)
+            if self.context.rank == 0:
+                self.evaluations.succeeded(self.step)
+        elif outcome[0] == "stopped":
+            self.stopped = True
+
+    def _report_failure(self, error: Exception) -> None:
+        self.evaluations.failed(self.step, str(error))
+        logger.error("the evaluation after step %s failed: %s; training continues", f"{self.step:,}", error)
+        trace = error.trace if isinstance(error, EvaluationError) else ""
+        with (self.context.folder / "logs" / f"rank-{self.context.rank}-errors.log").open("a") as errors:
+            errors.write(trace or f"{error}\n")
+
+    def _progress(self) -> None:
+        """Report progress of an evaluation, and end it early if the attempt has to stop: its checkpoint is taken."""
+        self.context.heartbeat.progress()
+        if self.context.control.stop_is_asked():
+            raise EvaluationStoppedError
+
     def _evaluate(self) -> Evaluation | None:
         """Evaluate the current weights. Collective. Returns the result on rank 0 and None elsewhere."""
-        self._begin_phase("evaluate")
         began = time.perf_counter()
         # A second network: under ZeRO 3 a rank holds only its part of the weights, and the evaluation mode and averaged
         # buffers of this one must not reach training.
@@ -217,16 +268,27 @@ class Training:
             input_size=settings.input_size or data.input_size,
             device=self.context.device,
             world=self.world,
-            progress=lambda num_images: self.context.heartbeat.progress(),
+            progress=lambda num_images: self._progress(),
         )
         tracker = self.recorder.tracker
         if evaluation is not None and tracker is not None:
             tracker.log_metrics(self.step, evaluation.metrics())
             epoch = self.step // self.plan.steps_per_epoch
             logger.info("%s", console.evaluation_line(epoch, evaluation, time.perf_counter() - began))
-            write_report(evaluation, self.manifest.class_names, self.job.run, self.step, tracker, self.context.folder)
-        self.recorder.pause()
+            self._write_report(evaluation)
         return evaluation
+
+    def _write_report(self, evaluation: Evaluation) -> None:
+        folder, names = self.context.folder, self.manifest.class_names
+        try:
+            write_report(evaluation, names, self.job.run, self.step, self.recorder.tracker, folder)
+        except Exception as error:  # of the disk or of a drawing library: the metrics and the weights are kept
+            logger.warning(
+                "warning   the tables and pictures of step %s could not be written to %s: %s",
+                f"{self.step:,}",
+                folder / "evaluation",
+                error,
+            )
 
     def save(self, evaluation: Evaluation | None = None, *, evaluation_due: bool = False) -> None:
         """Take a checkpoint of the current state, with the score of its evaluation if there was one. Collective."""
@@ -249,7 +311,7 @@ class Training:
         """Mark the run as complete, or as stopped on request; everything is on disk and uploaded."""
         if self.context.rank != 0:
             return
-        if self.step < self.last_step:
+        if self.stopped:
             mark_stopped(self.context.folder, self.step)
             logger.info("stopped   at step %s; the checkpoint is written", f"{self.step:,}")
             return

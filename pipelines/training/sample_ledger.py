@@ -66,10 +66,22 @@ class Seen:
     """Steps done at their last start."""
 
 
+def next_life(folder: Path, now_ns: int) -> int:
+    """Return a number for a new start of the workers: the time, or more if the clock was set back since the last one.
+
+    Args:
+        folder: the run's folder.
+        now_ns: nanoseconds since 1970.
+    """
+    earlier = (int(path.stem.split("-rank-")[0]) for path in (folder / "ledger").glob("*-rank-*.jsonl"))
+    return max(now_ns, 1 + max(earlier, default=0))
+
+
 def read_ledger(folder: Path) -> Seen:
     """Read the ledgers of a run; a line that a killed worker left unfinished is dropped."""
     lives: dict[int, dict[int, list[tuple[int, list[int]]]]] = {}
     starts: dict[int, int] = {}
+    attempts: dict[int, int] = {}
     for path in sorted((folder / "ledger").glob("*-rank-*.jsonl")):
         life, rank = map(int, path.stem.split("-rank-"))
         lines: list[Any] = []
@@ -79,11 +91,13 @@ def read_ledger(folder: Path) -> Seen:
             except ValueError:
                 break
         if lines:
-            starts[life] = lines[0]["start"]
+            starts[life], attempts[life] = lines[0]["start"], lines[0]["attempt"]
             lives.setdefault(life, {})[rank] = [(step, ids) for step, ids in lines[1:]]
     steps: dict[int, list[int]] = {}
     trained = 0
-    for life in sorted(lives):
+    # By attempt first: the number of a start is a time, and the clock may have been set back between two attempts.
+    in_order = sorted(lives, key=lambda life: (attempts[life], life))
+    for life in in_order:
         # This start resumed from a checkpoint: later steps of earlier starts are not in the weights.
         for gone in [step for step in steps if step > starts[life]]:
             del steps[gone]
@@ -93,7 +107,7 @@ def read_ledger(folder: Path) -> Seen:
                 mine.setdefault(step, []).extend(ids)
         trained += len(mine)
         steps |= mine
-    last_start = starts[max(lives)] if lives else 0
+    last_start = starts[in_order[-1]] if in_order else 0
     return Seen(dict(sorted(steps.items())), trained - len(steps), len(lives), last_start)
 
 

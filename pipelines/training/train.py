@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from data_shards.format.manifest import Manifest
 from data_shards.order.plan import Plan
 from data_shards.reading.split import DataSplit
 from pipelines import console, tracking
-from pipelines.files import write_json, write_text
+from pipelines.files import read_json, write_json, write_text
 from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.training.checkpoint_facts import facts_of
@@ -30,6 +30,7 @@ from pipelines.training.checks import (
     check_same_settings,
     split_on_most_workers,
 )
+from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.loop import Job, train_worker
 from pipelines.training.preflight import before_training
 
@@ -43,6 +44,8 @@ class TrainingResult:
     step: int
     evaluation: dict[str, Any] | None
     """`evaluation/metrics.json` of the run; None without validation shards."""
+    failed_evaluations: dict[int, str] = field(default_factory=dict)
+    """Causes of the evaluations that failed, by step."""
 
 
 def train(recipe: Recipe) -> TrainingResult:
@@ -77,8 +80,8 @@ def train(recipe: Recipe) -> TrainingResult:
 
 def read_result(folder: Path, name: str, step: int) -> TrainingResult:
     """Read the result from a run's folder."""
-    metrics = folder / "evaluation" / "metrics.json"
-    return TrainingResult(name, folder, step, json.loads(metrics.read_text()) if metrics.exists() else None)
+    evaluation = read_json(folder / "evaluation" / "metrics.json") or None
+    return TrainingResult(name, folder, step, evaluation, EvaluationLog(folder).failures())
 
 
 def _checkpoint_to_resume(recipe: Recipe, name: str, folder: Path, manifest: Manifest) -> Checkpoint | None:
@@ -163,7 +166,14 @@ def _on_cluster(recipe: Recipe, logs: Path, splits: Sequence[DataSplit]) -> Iter
 
 def _next_attempt(folder: Path) -> int:
     counter = folder / "attempt.json"
-    attempt = 1 + (json.loads(counter.read_text()) if counter.exists() else 0)
+    try:
+        attempt = 1 + int(json.loads(counter.read_text()))
+    except FileNotFoundError:
+        attempt = 1
+    except (OSError, ValueError, TypeError):
+        # Damaged by the disk. MLflow counts, too.
+        attempt = 1 + tracking.RunRecord.load(folder / "tracking").attempt
+        console.say("warning", f"{counter} is damaged; this attempt is counted as number {attempt}")
     write_json(counter, attempt)
     return attempt
 

@@ -13,7 +13,7 @@ from cluster.stopping import Control, Stopping, ask_checkpoint, mark_stopped
 
 def test_a_first_signal_asks_and_a_second_one_kills(tmp_path: Path) -> None:
     control, aborted = Control(tmp_path, interval_seconds=0), threading.Event()
-    with Stopping(tmp_path, grace_seconds=600) as stopping:
+    with Stopping(tmp_path, grace_seconds=600, again_seconds=0) as stopping:
         stopping.workers_run(aborted.set)
         assert control.wishes() == []
         assert stopping.error() is None
@@ -43,10 +43,14 @@ def test_the_end_of_the_grace_period_kills(tmp_path: Path) -> None:
 
 def test_a_signal_before_there_are_workers_ends_at_once_and_old_requests_are_forgotten(tmp_path: Path) -> None:
     ask_checkpoint(tmp_path)
-    with Stopping(tmp_path, grace_seconds=600):
-        assert Control(tmp_path).wishes() == []
-        with pytest.raises(StoppedError, match="Ctrl-C"):
+
+    def interrupted() -> None:
+        with Stopping(tmp_path, grace_seconds=600):
+            assert Control(tmp_path).wishes() == []
             os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StoppedError, match="Ctrl-C"):
+        interrupted()
 
 
 def test_a_checkpoint_is_asked_for_once(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def test_the_next_commands_can_be_pasted_into_a_shell(
             "train longer with --schedule.epochs, or start from published weights with --detector.weights",
         ),
         (
+            {"AP": 0.0, "highest_score": 0.1234},
+            ["--detector.weights", "imagenet"],
+            "note      AP is 0.000 after 30 steps from weights imagenet, and the most confident detection scores 0.12, "
+            "usually a sign that training was too short; train longer with --schedule.epochs",
+        ),
+        (
             {"AP": 0.3, "keypoints": {"AP": 0.002}},
             ["--detector.weights", "imagenet"],
             "note      AP is 0.002 after 30 steps from weights imagenet, usually a sign that training was too short; "
@@ -64,3 +70,17 @@ def test_an_ap_near_zero_is_explained_in_one_line(
 ) -> None:
     notes = [line for line in _shown(tmp_path, capsys, figures, *flags) if line.startswith("note")]
     assert notes == ([note] if note else [])
+
+
+def test_an_evaluation_that_failed_is_the_last_line_and_the_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = with_flags(recipes.get("demo"), ["--run.folder", str(tmp_path)])
+    failed = {10: "image 7: TypeError: no number", 1020: "image 9: TypeError: no number"}
+    with pytest.raises(SystemExit) as ended:
+        show_result(TrainingResult("first", tmp_path / "first", 1020, None, failed), recipe)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "aweigh: training is complete, but the evaluations after steps 10, 1,020 failed: image 9: TypeError: no "
+        f"number. Correct the validation shards, then run `aweigh evaluate {tmp_path}/first --data LOCATION/SPLIT`."
+    )

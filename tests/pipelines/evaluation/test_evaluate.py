@@ -17,9 +17,10 @@ from data_shards.reading.split import open_split
 from data_shards.settings import BoxRules
 from detectors import Detections, Detector, Preprocessing
 from detectors.sizes import Multiples
-from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.evaluate import Evaluation, EvaluationError, EvaluationStoppedError, evaluate
 from pipelines.evaluation.report import figures, tables
 from pipelines.recipes.settings import EvaluationSettings
+from tests.cluster.processes import run_processes
 from tests.data_shards.loaders import evaluation_loader
 from tests.data_shards.samples import document, write_coco
 
@@ -159,3 +160,99 @@ def test_joints_come_back_to_the_image_and_are_judged(tmp_path: Path) -> None:
     assert found.metrics()["val/keypoints/AP50"] == pytest.approx(1.0)
     assert figures(found, 5)["keypoints"]["AP50"] == pytest.approx(1.0)
     assert tables(found).startswith("keypoints\nAP        ")
+
+
+class Clumsy(Oracle):
+    """Fails at the images that contain this many objects."""
+
+    fails_at = 3.0
+
+    def losses(self, outputs: list[dict[str, Tensor]], targets: Tensor) -> dict[str, Tensor]:
+        losses = super().losses(outputs, targets)
+        if losses["loss"] == self.fails_at:
+            raise ValueError("three is\ntoo much")
+        return losses
+
+
+def _evaluate_on(detector: Detector, location: str, world: World) -> Evaluation | None:
+    return evaluate(
+        detector,
+        Reading(split=open_split(location), max_objects=8, threads=1),
+        replace(EvaluationSettings(), geometry="keep", batch_size=4, pictures=0),
+        input_size=(64, 96),
+        device=torch.device("cpu"),
+        world=world,
+    )
+
+
+def test_an_image_that_cannot_be_evaluated_is_named(small_shards: Path) -> None:
+    location = str(small_shards / "train")
+    # Images 121, 149 and 177 have three objects; the first of them in the order of the shards is named.
+    with pytest.raises(EvaluationError, match=r"^image (121|149|177): ValueError: too much$") as error:
+        _evaluate_on(Clumsy(location, "keep", (64, 96), EDGES), location, World(1, 0))
+    assert "three is" in error.value.trace
+
+
+def _fail_on_one_rank(rank: int, location: str) -> None:
+    detector = (Clumsy if rank == 1 else Oracle)(location, "keep", (64, 96), EDGES)
+    if rank == 0:
+        with pytest.raises(EvaluationError, match=r"^image \d+: ValueError: too much$"):
+            _evaluate_on(detector, location, World(2, rank))
+    else:
+        assert _evaluate_on(detector, location, World(2, rank)) is None
+    # Nobody waits for anybody: the same group evaluates again.
+    Clumsy.fails_at = -1.0
+    found = _evaluate_on(detector, location, World(2, rank))
+    assert (found is not None) == (rank == 0)
+
+
+def test_a_failure_on_another_rank_leaves_the_ranks_together(small_shards: Path) -> None:
+    run_processes(_fail_on_one_rank, 2, str(small_shards / "train"))
+
+
+def _evaluate_more_ranks_than_images(rank: int, location: str) -> None:
+    found = _evaluate_on(Oracle(location, "keep", (64, 96), EDGES), location, World(3, rank))
+    if rank == 0:
+        assert found is not None
+        assert found.num_images == 2
+        assert found.losses == {"loss": 0.5}  # images with 0 and 1 objects
+
+
+def test_ranks_without_images_change_no_metric(tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path, document(2))
+    location = build_shards(annotations, images, str(tmp_path / "out"), split="val").location
+    run_processes(_evaluate_more_ranks_than_images, 3, location)
+
+
+def test_the_annotation_that_breaks_the_metrics_is_found(small_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.evaluation import evaluate as module
+
+    real = module.coco_ground_truth
+
+    def damaged(*arguments: Any) -> dict[str, Any]:
+        truth = real(*arguments)
+        next(one for one in truth["annotations"] if one["image_id"] == 142)["area"] = None
+        return truth
+
+    monkeypatch.setattr(module, "coco_ground_truth", damaged)
+    location = str(small_shards / "train")
+    with pytest.raises(EvaluationError, match=r"^image 142: TypeError: "):
+        _evaluate_on(Oracle(location, "keep", (64, 96), EDGES), location, World(1, 0))
+
+
+def test_an_evaluation_can_be_ended_early(small_shards: Path) -> None:
+    location = str(small_shards / "train")
+
+    def end(num_images: int) -> None:
+        raise EvaluationStoppedError
+
+    with pytest.raises(EvaluationStoppedError):
+        evaluate(
+            Oracle(location, "keep", (64, 96), EDGES),
+            Reading(split=open_split(location), max_objects=8, threads=1),
+            replace(EvaluationSettings(), geometry="keep", batch_size=4, pictures=0),
+            input_size=(64, 96),
+            device=torch.device("cpu"),
+            world=World(1, 0),
+            progress=end,
+        )

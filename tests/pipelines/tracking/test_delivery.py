@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.cli import main
-from pipelines.tracking import RunRecord, deliver_spool
+from pipelines.tracking import RunRecord, Tracker, deliver_spool
 from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.spool import SpoolWriter, sole_delivery
 from tests.pipelines.tracking.runs import PATIENCE_SECONDS, ROOT, log, start, steps, tracked
@@ -195,3 +195,23 @@ with sole_delivery(Path({str(folder)!r})) as free:
     with sole_delivery(folder) as free:
         assert free
     assert deliver_spool(folder, PATIENCE_SECONDS)
+
+
+def test_an_artifact_store_that_cannot_be_written_is_told_apart_from_the_server(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = start(uri, tmp_path / "run")
+    store = tmp_path / "mlflow" / "mlartifacts"
+    store.parent.mkdir(exist_ok=True)
+    store.write_text("a file where the folder should be, as on a machine that does not mount it")
+    tracker = Tracker(tmp_path / "run", uri, run_id, interval_seconds=0.05)
+    tracker.log_metrics(1, {"train/loss": 0.5})
+    tracker.log_text("table", "ap.txt")
+    assert not tracker.close(5.0)
+    assert steps(uri, run_id, "train/loss") == [1]
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith(f"tracking: the artifact store {store.as_uri()}") for line in lines)
+    assert any("metrics are delivered, and artifacts are kept in" in line for line in lines)
+    assert not any("cannot be reached" in line for line in lines)
+    store.unlink()
+    assert deliver_spool(tmp_path / "run", PATIENCE_SECONDS)

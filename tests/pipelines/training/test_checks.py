@@ -12,7 +12,7 @@ from detectors import DetectorError
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import with_flags
 from pipelines.recipes.settings import DataSettings, DetectorSettings, Recipe
-from pipelines.training.checks import check
+from pipelines.training.checks import check, check_run_name
 from tests.data_shards.building.test_labels import IGNORE, PERSON, kitti_document, pose_document
 from tests.data_shards.samples import write_coco
 
@@ -81,3 +81,34 @@ def test_geometries_and_box_rules_are_flags() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             with_flags(Recipe(recipe=""), flag.split())
+
+
+@pytest.mark.parametrize(
+    "name", ["", "first", "größe", "実験1", "🐱", "exp/lr1e-3", "a b'c\"+;&()=#%", "..a", "a..", "v1.0"]
+)
+def test_a_run_may_have_any_name_inside_its_folder(name: str) -> None:
+    check_run_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("..", "is not a path inside run.folder"),
+        ("../../escape", "is not a path inside run.folder"),
+        ("a/../../b", "is not a path inside run.folder"),
+        ("a/ .. /b", "is not a path inside run.folder"),
+        ("/tmp/elsewhere", "must not start or end with a slash"),
+        ("a/", "must not start or end with a slash"),
+        (".", "is not a path inside run.folder"),
+        (" ", "is not a path inside run.folder"),
+        ("two\nlines", "contains '\\\\n', a line break or control character"),
+        ("a\u2028b", "a line break or control character"),
+        ("bell\x07", "a line break or control character"),
+        ("nul\x00", "a line break or control character"),
+        ("half\ud83d", "a line break or control character"),
+        ("ä" * 101, "contains 202 bytes between slashes"),
+    ],
+)
+def test_a_name_that_leaves_the_folder_or_breaks_a_line_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_run_name(name)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_shards.order.plan import Plan
-from pipelines.training.sample_ledger import Ledger, departures, read_ledger
+from pipelines.training.sample_ledger import Ledger, departures, next_life, read_ledger
 
 PLAN = Plan(shard_samples=(16,), seed=1, global_batch_size=4, streams=1, window_shards=1)  # 4 steps an epoch
 
@@ -53,3 +53,21 @@ def test_departures_are_named(tmp_path: Path) -> None:
         f"step 1, place 2: sample {first[0]}, but the plan has {first[2]}",
         "epoch 0: 1 sample seen more than once",
     ]
+
+
+def test_a_clock_that_is_set_back_does_not_change_the_order_of_attempts(tmp_path: Path) -> None:
+    for life, attempt, start, end in ((900, 1, 0, 5), (100, 2, 3, 8)):
+        with Ledger(tmp_path, life, 0, start=start, world_size=1, attempt=attempt) as ledger:
+            for step in range(start + 1, end + 1):
+                epoch, index = divmod(step - 1, PLAN.steps_per_epoch)
+                ledger.add(step, PLAN.batch(epoch, index).tolist())
+    seen = read_ledger(tmp_path)
+    assert departures(seen, PLAN, 8) == []
+    assert (seen.last_start, seen.repeated_steps) == (3, 2)
+
+
+def test_starts_have_growing_numbers_whatever_the_clock_says(tmp_path: Path) -> None:
+    assert next_life(tmp_path, 500) == 500
+    Ledger(tmp_path, 900, 0, start=0, world_size=1, attempt=1)
+    assert next_life(tmp_path, 500) == 901
+    assert next_life(tmp_path, 1000) == 1000

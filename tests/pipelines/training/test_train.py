@@ -13,7 +13,7 @@ from data_shards.order.plan import make_plan
 from pipelines import recipes
 from pipelines.console import say, waiting_line
 from pipelines.recipes.recipe import with_flags
-from pipelines.training.train import RankLog, _say_what_will_happen
+from pipelines.training.train import RankLog, _next_attempt, _say_what_will_happen
 
 
 class Output(io.StringIO):
@@ -90,3 +90,17 @@ def test_before_training_numbers_agree_with_their_nouns(small_shards: Path, caps
     # Nothing is said about samples that are not dropped.
     assert "drops" not in _said(small_shards, capsys, "--batch.global_size", str(samples), "--cluster.workers", "1")[1]
     assert one[-1] == "engine    ZeRO 1, precision auto"
+
+
+def test_attempts_are_counted_on_after_their_file_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [_next_attempt(tmp_path) for _ in range(3)] == [1, 2, 3]
+    (tmp_path / "tracking").mkdir()
+    (tmp_path / "tracking" / "run.json").write_text('{"attempt": 3}')
+    for damaged in ("", "[", "[3]", '"x"'):
+        (tmp_path / "attempt.json").write_text(damaged)
+        assert _next_attempt(tmp_path) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"warning   {tmp_path}/attempt.json is damaged; this attempt is counted as number 4"
+    assert len(lines) == 4

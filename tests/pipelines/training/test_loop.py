@@ -1,0 +1,130 @@
+"""The end of a step, in real worker processes without Ray: the checkpoint first, then the evaluation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster import workers
+from cluster.checkpoints.checkpoint import CheckpointFolder
+from cluster.heartbeat import Heartbeat
+from cluster.stopping import Control
+from cluster.workers import WorkerContext
+from pipelines import recipes
+from pipelines.evaluation.evaluate import EvaluationError
+from pipelines.recipes.recipe import with_flags
+from pipelines.training import loop
+from pipelines.training.checkpoint_facts import facts_of
+from pipelines.training.evaluation_log import EvaluationLog
+from pipelines.training.loop import Job, Training
+from tests.cluster.processes import run_processes
+
+# 12 images in batches of 4: 3 steps an epoch, an evaluation after each.
+_FLAGS = (
+    "--detector.settings.width 8 --detector.settings.deconv_channels 16 16 16 --detector.settings.head_channels 16 "
+    "--data.input_size 64 64 --batch.global_size 4 --schedule.epochs 2 --schedule.drops_at [] --engine.precision fp32 "
+    "--schedule.warmup_steps 1 --tracking.system_seconds 0 --evaluation.every_epochs 1 --evaluation.pictures 0 "
+    "--checkpoint.keep 5 --cluster.workers 1"
+)
+
+
+class _NoTracker:
+    """Takes everything and delivers nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: None
+
+
+def _training(rank: int, world_size: int, folder: Path, shards: Path) -> Training:
+    flags = [*_FLAGS.split(), "--data.train", str(shards / "train"), "--data.validation", str(shards / "val")]
+    recipe = with_flags(recipes.get("demo"), flags)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    context = WorkerContext(
+        rank=rank,
+        world_size=world_size,
+        node=0,
+        nodes=1,
+        device=torch.device("cpu"),
+        folder=folder,
+        heartbeat=Heartbeat(folder, rank, world_size, hang_seconds=0),
+        control=Control(folder, interval_seconds=0),
+    )
+    loop.Tracker = _NoTracker  # type: ignore[assignment, misc]
+    workers.preemption_notice = lambda: ""  # only Ray has notices
+    return Training(context, Job(recipe=recipe, run="first", attempt=1, tracking_uri="", tracking_run=""))
+
+
+def _steps_and_scores(folder: Path) -> dict[int, tuple[bool, bool]]:
+    """For each checkpoint, whether it has a score, and whether its evaluation is due."""
+    found = CheckpointFolder(folder / "checkpoints").complete()
+    states = [json.loads((path / "state.json").read_text()) for path in found]
+    return {state["step"]: (state["score"] is not None, state["evaluation_due"]) for state in states}
+
+
+def _fail_first_then_resume(rank: int, folder: Path, shards: Path) -> None:
+    real, calls = loop.evaluate, [0]
+
+    def evaluate(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 1:
+            # Taken before the evaluation began, and written by a thread.
+            training.saver.writer.wait()
+            assert _steps_and_scores(folder) == {3: (False, True)}
+            raise EvaluationError("image 7: ValueError: no number")
+        return real(*arguments, **named)
+
+    loop.evaluate = evaluate  # type: ignore[assignment]
+    training = _training(rank, 1, folder, shards)
+    training.run()
+    assert _steps_and_scores(folder) == {3: (False, True), 6: (True, False)}
+    assert EvaluationLog(folder).failures() == {3: "image 7: ValueError: no number"}
+    assert (folder / "result.json").exists()
+
+    # An attempt that resumes where the evaluation failed does not repeat it.
+    CheckpointFolder(folder / "checkpoints").complete()[-1].rename(folder / "later")
+    evaluated = calls[0]
+    training = _training(rank, 1, folder, shards)
+    assert training.resumed_from is not None
+    assert training.resumed_from.evaluation_due
+    training.run()
+    assert calls[0] == evaluated + 1  # of step 6 only
+    for file in ("weights.safetensors", "optimizer.safetensors"):
+        again = CheckpointFolder(folder / "checkpoints").complete()[-1] / file
+        assert again.read_bytes() == (folder / "later" / file).read_bytes()
+
+
+def test_a_failing_evaluation_costs_nothing_and_is_not_repeated(tmp_path: Path, small_shards: Path) -> None:
+    run_processes(_fail_first_then_resume, 1, tmp_path / "first", small_shards)
+
+
+def _stop_in_the_last_evaluation(rank: int, folder: Path, shards: Path) -> None:
+    real = loop.evaluate
+
+    def evaluate(*arguments: Any, **named: Any) -> Any:
+        if training.step == training.last_step:
+            (folder / "control.json").write_text('{"stop": true}')
+        return real(*arguments, **named)
+
+    loop.evaluate = evaluate  # type: ignore[assignment]
+    training = _training(rank, 1, folder, shards)
+    training.run()
+    assert json.loads((folder / "stopped.json").read_text()) == {"step": 6}
+    assert not (folder / "result.json").exists()
+    assert _steps_and_scores(folder) == {3: (True, False), 6: (False, True)}
+    (folder / "control.json").unlink()
+    loop.evaluate = real
+    training = _training(rank, 1, folder, shards)
+    training.run()
+    assert _steps_and_scores(folder) == {3: (True, False), 6: (True, False)}
+    newest = CheckpointFolder(folder / "checkpoints").latest()
+    assert newest is not None
+    assert not facts_of(newest).evaluation_due
+    assert (folder / "result.json").exists()
+
+
+def test_a_stop_during_the_last_evaluation_leaves_it_to_the_next_attempt(tmp_path: Path, small_shards: Path) -> None:
+    run_processes(_stop_in_the_last_evaluation, 1, tmp_path / "first", small_shards)
