@@ -67,6 +67,8 @@ class BuildReport:
     """Shards that an interrupted build had finished."""
     unnamed_joints: int = 0
     """Annotations whose keypoints no category names; see `CocoDataset`."""
+    resolved_names: str = ""
+    """A line about file names that were written otherwise; empty if there are none."""
 
     def describe(self) -> str:
         """Summarise in a few lines what was built and what was left out."""
@@ -93,6 +95,8 @@ class BuildReport:
         if manifest.labels:
             extra = {"keypoints": f"{counted(manifest.joints, 'joint')}", "3d": "depth, dimensions and orientation"}
             yield f"with {' and '.join(extra[name] for name in manifest.labels)}"
+        if self.resolved_names:
+            yield self.resolved_names
         if self.unnamed_joints:
             yield (
                 f"keypoints of {counted(self.unnamed_joints, 'object')} are not used: their categories do not name "
@@ -352,4 +356,5 @@ def _report(store: Store, dataset: CocoDataset, manifest: Manifest, unchanged: b
         unchanged=unchanged,
         kept_shards=kept_shards,
         unnamed_joints=dataset.unnamed_joints,
+        resolved_names=dataset.resolved_names,
     )

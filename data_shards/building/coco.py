@@ -5,9 +5,11 @@ COCO's `x, y, width, height` boxes and its category ids with gaps appear only he
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
+
+import numpy as np
 
 from data_shards.building.coco_checks import (
     Json,
@@ -63,6 +65,8 @@ class CocoDataset:
     """Categories that are not classes; their boxes mark regions to ignore."""
     unnamed_joints: int = 0
     """Annotations with keypoints whose category does not name its joints; these keypoints stay in the JSON only."""
+    resolved_names: str = ""
+    """A line about file names that were written otherwise; empty if there are none."""
 
     @property
     def num_boxes(self) -> int:
@@ -103,7 +107,7 @@ def read_coco(
     categories = _read_categories(path, document["categories"])
     classes, ignored = _roles(path, categories, ignore or {}, leave_out)
     # In this order: the checks of annotations rely on ids and sizes that those of images have checked.
-    check_images(path, document["images"], None if images is None else Path(images))
+    resolved = check_images(path, document["images"], None if images is None else Path(images))
     check_annotations(path, document, {item.id for item in categories})
 
     left_out = {item.id for item in categories if item.name in leave_out}
@@ -119,7 +123,8 @@ def read_coco(
             f"{path} has no image with an object of a learnt class, so --empty-images drop leaves nothing to train on. "
             "Check --ignore and --leave-out, or keep empty images."
         )
-    return _summarise(path, classes, ignored, kept, len(all_images) - len(kept), degenerate)
+    dropped_images = len(all_images) - len(kept)
+    return replace(_summarise(path, classes, ignored, kept, dropped_images, degenerate), resolved_names=resolved)
 
 
 def _check_choices(degenerate_boxes: str, empty_images: str) -> None:
@@ -158,7 +163,9 @@ def _read_categories(path: Path, categories: list[Json]) -> tuple[CocoClass, ...
 
 def _is_line(line: Any, joints: int) -> bool:
     return (
-        isinstance(line, list) and len(line) == 2 and all(isinstance(end, int) and 1 <= end <= joints for end in line)
+        isinstance(line, list)
+        and len(line) == 2
+        and all(isinstance(end, int) and not isinstance(end, bool) and 1 <= end <= joints for end in line)
     )
 
 
@@ -209,8 +216,9 @@ def _find_degenerate(annotations: Iterable[Json], images: Iterable[Json]) -> lis
 
 def _problem(box: list[float], image_width: int, image_height: int) -> str | None:
     x, y, width, height = box
-    # Zero size first: an empty box outside its image is counted once, as empty.
-    if width <= 0 or height <= 0:
+    # Zero size first: an empty box outside its image is counted once, as empty. Corners are stored in 32 bits, where a
+    # box of a billionth of a pixel has no size either.
+    if not (np.float32(x + width) > np.float32(x) and np.float32(y + height) > np.float32(y)):
         return _ZERO_SIZE
     if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
         return _OUTSIDE
@@ -277,7 +285,9 @@ def _summarise(
         labels=find_labels(path, annotations, class_of),
         ignored=ignored,
         unnamed_joints=sum(
-            "keypoints" in item and item["category_id"] in class_of and not class_of[item["category_id"]].keypoints
+            bool(item.get("keypoints"))
+            and item["category_id"] in class_of
+            and not class_of[item["category_id"]].keypoints
             for item in annotations
         ),
     )

@@ -5,13 +5,15 @@ annotations.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_shards.building.coco_fields import fits_float32, normalise
+from data_shards.building.file_names import resolve_file_names
 from data_shards.building.labels import is_calibration
+from data_shards.building.text_files import decode_text
 from data_shards.errors import DataError
 from data_shards.reading.decode import image_size
 
@@ -19,12 +21,13 @@ Json = dict[str, Any]
 
 
 def read_document(path: Path) -> Json:
-    """Parse a COCO file and check that its three lists are there.
+    """Parse a COCO file, check that its three lists are there, and normalise its fields.
 
     Raises:
-        DataError: the file cannot be read, is not JSON, or lacks a list.
+        DataError: the file cannot be read, is not JSON, lacks a list, or has a field that contradicts itself.
     """
-    document = _parse_json(path, _read_text(path))
+    text = _read_text(path)
+    document = _parse_json(path, text)
     if not isinstance(document, dict):
         raise DataError(
             f"{path} holds a {type(document).__name__}, not COCO's dictionary. Give an instances file; "
@@ -36,12 +39,13 @@ def read_document(path: Path) -> Json:
                 f"{path} has no list {name!r}, so it is not a COCO instances file. Give the JSON with images, "
                 "annotations and categories."
             )
+    normalise(path, document, text)
     return document
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return decode_text(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"there is no annotation file {path}; check the path.") from error
     except UnicodeDecodeError as error:
@@ -75,19 +79,29 @@ def _parse_json(path: Path, text: str) -> Any:
         raise DataError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Correct it there."
         ) from error
+    except RecursionError:
+        raise DataError(f"{path} is nested too deeply for a COCO file. Export it again.") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise DataError(f"{path} has a number that cannot be read: {error}. Correct it there.") from error
 
 
-def check_images(path: Path, images: list[Json], folder: Path | None) -> None:
+def check_images(path: Path, images: list[Json], folder: Path | None) -> str:
     """Check ids, sizes, cameras and, below a folder, the files of all images.
 
     Images without width and height get those of their file.
 
+    Returns:
+        A line about file names that were resolved; empty if there are none.
+
     Raises:
         DataError: an image cannot be used.
     """
-    if folder is not None:
-        _complete_sizes(images, folder)
-    check_fields(path, "image", images, {"id": int, "file_name": str, "width": int, "height": int})
+    check_fields(path, "image", images, {"id": int, "file_name": str})
+    note = ""
+    if folder is not None and not all(image.keys() >= {"width", "height"} for image in images):
+        note = resolve_file_names(path, images, folder)
+        _complete_sizes(path, images, folder)
+    check_fields(path, "image", images, {"width": int, "height": int})
     check_unique(path, "image", images)
     if not images:
         raise DataError(f"{path} has no images; there is nothing to train on. List them under 'images'.")
@@ -101,33 +115,24 @@ def check_images(path: Path, images: list[Json], folder: Path | None) -> None:
             "numbers, the projection matrix of the camera."
         )
     if folder is not None:
-        _check_files(path, images, folder)
+        note = note or resolve_file_names(path, images, folder)
+    return note
 
 
-def _complete_sizes(images: list[Json], folder: Path) -> None:
+def _complete_sizes(path: Path, images: list[Json], folder: Path) -> None:
     """Read sizes that the file leaves out from the images, as in KITTI's converted files."""
     for image in images:
-        if isinstance(image, dict) and not image.keys() & {"width", "height"} and "file_name" in image:
-            try:
-                image["width"], image["height"] = image_size((folder / str(image["file_name"])).read_bytes())
-            except (OSError, ValueError):
-                continue  # the following checks report what is wrong
-
-
-def _check_files(path: Path, images: list[Json], folder: Path) -> None:
-    if not folder.is_dir():
-        raise DataError(f"there is no folder of images {folder}; check the path.")
-    try:
-        missing = [image for image in images if not (folder / image["file_name"]).is_file()]
-    except OSError as error:
-        raise DataError(
-            f"cannot read {error.filename}: {error.strerror}. Check the path and its permissions."
-        ) from error
-    if missing:
-        raise DataError(
-            f"{len(missing):,} of the {len(images):,} images of {path} are not in {folder}; the first is image "
-            f"{missing[0]['id']}, file {missing[0]['file_name']}. Check the folder, or fetch them again."
-        )
+        if image.keys() >= {"width", "height"}:
+            continue
+        try:
+            width, height = image_size((folder / image["file_name"]).read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: image {image['id']} has no width or no height, and {folder / image['file_name']} does not "
+                f"tell: {error}. Replace the file, or remove the image."
+            ) from error
+        image.setdefault("width", width)
+        image.setdefault("height", height)
 
 
 def check_annotations(path: Path, document: Json, category_ids: set[int]) -> None:
@@ -160,10 +165,7 @@ def check_annotations(path: Path, document: Json, category_ids: set[int]) -> Non
 
 
 def _is_box(box: list[Any]) -> bool:
-    # bool is a kind of int in Python, but true is not a coordinate.
-    return len(box) == 4 and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in box
-    )
+    return len(box) == 4 and all(map(fits_float32, box))
 
 
 def check_fields(path: Path, kind: str, items: list[Any], fields: Mapping[str, type]) -> None:

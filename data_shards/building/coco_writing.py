@@ -5,8 +5,8 @@ same data twice writes the same bytes.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +58,41 @@ class ImportReport:
     outside_boxes: int
     left_out: str
     """Readable summary of the files and objects that were not imported; empty if there are none."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Images that were not imported, each with the reason."""
 
     def describe(self) -> str:
-        """Summarise the import in one line."""
+        """Summarise the import in one line, followed by a line for each reason to skip images, with their names."""
         shown = ", ".join(self.class_names[:8]) + (", …" if len(self.class_names) > 8 else "")
         bad = self.zero_size_boxes + self.outside_boxes
-        return (
+        summary = (
             f"{self.annotations}: {counted(self.num_images, 'image')}, {counted(self.num_boxes, 'box')} of "
             f"{counted(len(self.class_names), 'class')} ({shown}); "
             f"{counted(self.images_without_boxes, 'image')} without boxes"
             + (f"; {counted(bad, 'box')} without area or outside the image, dropped when building" if bad else "")
             + (f"; {self.left_out}" if self.left_out else "")
         )
+        names_of: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            names_of.setdefault(reason, []).append(name)
+        return "\n".join(
+            [
+                summary,
+                *(
+                    f"skipped {counted(len(names), 'image')}, {reason}: {', '.join(names)}"
+                    for reason, names in names_of.items()
+                ),
+            ]
+        )
 
 
 def write_coco(
-    target: Path, image_folder: Path, class_names: Sequence[str], images: Iterable[ImportedImage], left_out: str
+    target: Path,
+    image_folder: Path,
+    class_names: Sequence[str],
+    images: Iterable[ImportedImage],
+    left_out: str,
+    skipped: Mapping[str, str],
 ) -> ImportReport:
     """Write a COCO file, check it as `build_shards` will, and only then put it in place.
 
@@ -83,6 +102,7 @@ def write_coco(
         class_names: in the order of their ids.
         images: in any order.
         left_out: readable summary of what was not imported.
+        skipped: images that were not imported, each with the reason.
 
     Raises:
         DataError: the file cannot be written, or `read_coco` refuses it.
@@ -100,6 +120,7 @@ def write_coco(
         zero_size_boxes=checked.zero_size_boxes,
         outside_boxes=checked.outside_boxes,
         left_out=left_out,
+        skipped=dict(skipped),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
+from data_shards.building.coco_fields import fits_float32
 from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import CocoClass
@@ -101,7 +102,7 @@ def label_arrays(
     if "keypoints" in labels:
         arrays["keypoints"] = np.zeros((len(annotations), joints, 3), dtype=np.float32)
         for row, item in enumerate(annotations):
-            if "keypoints" in item and classes.get(item["category_id"], _NONE).keypoints:
+            if item.get("keypoints") and classes.get(item["category_id"], _NONE).keypoints:
                 values = np.array(item["keypoints"], dtype=np.float32).reshape(-1, 3)
                 arrays["keypoints"][row, : len(values)] = values
     if "3d" in labels:
@@ -126,13 +127,9 @@ def is_calibration(value: Any) -> bool:
 
 
 def _numbers(value: Any, count: int) -> bool:
-    """Return True for a list of `count` finite numbers, or for one number if `count` is 1."""
+    """Return True for a list of `count` numbers that fit 32-bit floats, or for one number if `count` is 1."""
     values = [value] if count == 1 else value
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in values)
-    )
+    return isinstance(values, list) and len(values) == count and all(map(fits_float32, values))
 
 
 def _shown(value: Any) -> str:

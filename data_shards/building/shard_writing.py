@@ -30,7 +30,7 @@ from data_shards.reading.decode import decode_jpeg, exif_orientation, image_exte
 from data_shards.storage.store import Store
 
 # Raise it whenever the same input would give other bytes: builds begun by an older version are then not resumed.
-_RECORD_VERSION = 1
+_RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _write_samples(job: ShardJob, buffer: io.BytesIO) -> tuple[list[CocoImage], 
                     {
                         "__key__": sample_key(image.id),
                         str(image_extension(data)): data,
-                        "json": json.dumps(_as_json(image), separators=(",", ":")).encode(),
+                        "json": json.dumps(_as_json(image), separators=(",", ":"), allow_nan=False).encode(),
                     }
                 )
     return written, problems

@@ -1,12 +1,14 @@
 """Smaller images for smaller shards: an image is decoded, resized and encoded again, and its labels are scaled."""
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import simplejpeg
 
 from data_shards.building.coco import CocoImage
 from data_shards.building.coco_checks import Json
+from data_shards.building.coco_fields import fits_float32
 from data_shards.reading.decode import decode_jpeg
 
 
@@ -22,8 +24,8 @@ def shrink(image: CocoImage, data: bytes, max_size: int, quality: int) -> tuple[
     """Shrink an image and its annotations to a longer side of at most `max_size` pixels.
 
     Pixels are averaged (OpenCV's INTER_AREA) and stored upright, as a JPEG without metadata. Boxes, areas, joints,
-    polygons and the camera's matrix are scaled by the exact ratio of the sides. A segmentation in run lengths cannot be
-    scaled and is left out.
+    polygons and the camera's matrix are scaled by the exact ratio of the sides. A segmentation in run lengths, or in
+    a form of its own, cannot be scaled and is left out.
 
     Args:
         image: the annotations.
@@ -57,15 +59,26 @@ def shrink(image: CocoImage, data: bytes, max_size: int, quality: int) -> tuple[
 def _scaled(annotation: Json, x: float, y: float) -> Json:
     left, upper, width, height = annotation["bbox"]
     scaled = annotation | {"bbox": [left * x, upper * y, width * x, height * y]}
-    if isinstance(area := annotation.get("area"), int | float):
+    if (area := annotation.get("area")) is not None:
         scaled["area"] = area * x * y
-    if isinstance(joints := annotation.get("keypoints"), list) and len(joints) % 3 == 0:
-        scaled["keypoints"] = [value * (x, y, 1)[place % 3] for place, value in enumerate(joints)]
-    polygons = annotation.get("segmentation")
-    if isinstance(polygons, list):
-        scaled["segmentation"] = [
-            [value * (x, y)[place % 2] for place, value in enumerate(polygon)] for polygon in polygons
-        ]
-    elif polygons is not None:
-        del scaled["segmentation"]
+    if joints := annotation.get("keypoints"):
+        if len(joints) % 3 == 0:
+            scaled["keypoints"] = [value * (x, y, 1)[place % 3] for place, value in enumerate(joints)]
+        else:
+            del scaled["keypoints"]
+    if (segmentation := annotation.get("segmentation")) is not None:
+        if _is_polygon(segmentation):  # written flat, without the list around it
+            scaled["segmentation"] = _scaled_polygon(segmentation, x, y)
+        elif isinstance(segmentation, list) and all(map(_is_polygon, segmentation)):
+            scaled["segmentation"] = [_scaled_polygon(polygon, x, y) for polygon in segmentation]
+        else:
+            del scaled["segmentation"]
     return scaled
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and len(value) % 2 == 0 and all(map(fits_float32, value))
+
+
+def _scaled_polygon(polygon: list[float], x: float, y: float) -> list[float]:
+    return [value * (x, y)[place % 2] for place, value in enumerate(polygon)]

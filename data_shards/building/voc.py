@@ -8,23 +8,29 @@ Source:
     Everingham et al., The PASCAL VOC Challenge 2012 Development Kit, section 4.4.
 """
 
+import codecs
 import math
 import os
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.building.coco_writing import ImportedImage, ImportedObject, ImportReport, write_coco
+from data_shards.building.file_names import ImageFiles, leaves_folder
 from data_shards.building.source_files import (
     IMAGE_ENDINGS,
     Progress,
     check_class_names,
     check_folders,
+    is_image,
     read_bytes,
     read_image_size,
     read_lines,
+    skipped_pictures,
 )
+from data_shards.building.text_files import marked_encoding, visible
 from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.suggestions import did_you_mean
@@ -69,8 +75,9 @@ def import_voc(
     names = _class_names(folder, files, classes)
     found: list[ImportedImage] = []
     annotation_of: dict[str, Path] = {}
+    image_files = ImageFiles(image_folder)
     for done, file in enumerate(files, start=1):
-        image = _read_image(file, image_folder, names, one_based, drop_difficult=difficult == "drop")
+        image = _read_image(file, image_files, names, one_based, drop_difficult=difficult == "drop")
         if (other := annotation_of.setdefault(image.file_name, file.path)) is not file.path:
             raise DataError(
                 f"{other} and {file.path} both annotate {image_folder / image.file_name}. Remove one of them."
@@ -79,7 +86,17 @@ def import_voc(
         progress(done, len(files))
     dropped = sum(len(file.objects) for file in files) - sum(len(image.objects) for image in found)
     left_out = f"{counted(dropped, 'difficult object')} left out" if dropped else ""
-    return write_coco(target, image_folder, names, found, left_out)
+    return write_coco(target, image_folder, names, found, left_out, _skipped(image_folder, annotation_of, image_set))
+
+
+def _skipped(folder: Path, imported: Collection[str], image_set: str | Path | None) -> dict[str, str]:
+    """Return the images below a folder that were not imported, each with the reason."""
+    skipped = dict.fromkeys(skipped_pictures(folder), "neither JPEG nor PNG")
+    if image_set is None:  # otherwise the set leaves out the others on purpose
+        known = {os.path.normpath(name) for name in imported}
+        paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_image(path))
+        skipped |= {path: "no annotation names them" for path in paths if path not in known}
+    return skipped
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ def _of_image_set(folder: Path, image_set: Path) -> list[Path]:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        root = ElementTree.fromstring(read_bytes(path))
+        root = ElementTree.fromstring(_decoded(path, read_bytes(path)))
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is not valid XML: {error}. Correct it there, or export it again.") from error
     if root.tag != "annotation":
@@ -123,6 +140,27 @@ def _parse(path: Path) -> ElementTree.Element:
             f"{path} is not a VOC annotation: it begins with <{root.tag}>, not <annotation>. Remove it from the folder."
         )
     return root
+
+
+# Python's parser reads none of these; the first names are subsets that tools declare for the second ones.
+_WIDER_ENCODINGS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
+
+
+def _decoded(path: Path, data: bytes) -> str | bytes:
+    """Decode XML by its mark or by the encoding that it declares; bytes without either are the parser's to decode."""
+    encoding = marked_encoding(data)
+    if encoding is None:
+        declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']", data[:200])
+        if declared is None:
+            return data
+        encoding = declared[1].decode("ascii")
+    try:
+        known = codecs.lookup(encoding).name
+        return data.decode(_WIDER_ENCODINGS.get(known, known))
+    except (LookupError, ValueError) as error:
+        raise DataError(
+            f"{path} declares the encoding {encoding}, but is not text in it: {error}. Save it as UTF-8."
+        ) from error
 
 
 def _class_names(folder: Path, files: Sequence[_VocFile], classes: Sequence[str]) -> list[str]:
@@ -134,9 +172,10 @@ def _class_names(folder: Path, files: Sequence[_VocFile], classes: Sequence[str]
 
 
 def _read_image(
-    file: _VocFile, folder: Path, names: Sequence[str], one_based: bool, *, drop_difficult: bool
+    file: _VocFile, images: ImageFiles, names: Sequence[str], one_based: bool, *, drop_difficult: bool
 ) -> ImportedImage:
-    file_name = _find_image(file, folder)
+    folder = images.folder
+    file_name = _find_image(file, images)
     width, height = read_image_size(folder / file_name)
     stated = (_number(file.path, file.root, "size/width", 0), _number(file.path, file.root, "size/height", 0))
     # Many tools leave the size out or write zeros; then the image's own size counts.
@@ -149,16 +188,18 @@ def _read_image(
     return ImportedImage(file_name, width, height, [_read_object(file.path, item, names, one_based) for item in used])
 
 
-def _find_image(file: _VocFile, folder: Path) -> str:
+def _find_image(file: _VocFile, images: ImageFiles) -> str:
     stated = (file.root.findtext("filename") or "").strip()
     # Renamed files keep their old name inside, so the annotation's own name is tried as well.
     for name in [stated, *(f"{file.path.stem}{ending}" for ending in IMAGE_ENDINGS)]:
-        # os.path.isfile answers False for a name that no file can have; Path.is_file would raise.
-        if name and os.path.isfile(folder / name):
+        # os.path.isfile returns False for a name that no file can have; Path.is_file would raise.
+        if name and not leaves_folder(name) and os.path.isfile(images.folder / name):
             return name
+    if stated and (meant := images.meant_by(stated)) is not None:
+        return meant
     raise DataError(
-        f"{file.path} names image {stated or file.path.stem}, which is not in {folder}. Add it, or remove the "
-        "annotation."
+        f"{file.path} names image {stated or file.path.stem}, which is not in {images.folder}"
+        f"{images.hint(stated or file.path.stem) or '.'} Add it, or remove the annotation."
     )
 
 
@@ -186,7 +227,7 @@ def _label(names: Sequence[str], name: str, path: Path) -> int:
 
 
 def _text(path: Path, item: ElementTree.Element, name: str) -> str:
-    text = (item.findtext(name) or "").strip()
+    text = visible(item.findtext(name) or "")
     if not text:
         raise DataError(f"{path}: an object has no <{name}>. Correct it there.")
     return text

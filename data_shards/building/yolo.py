@@ -9,14 +9,17 @@ from pathlib import Path
 
 from data_shards.building.coco_writing import ImportedImage, ImportedObject, ImportReport, write_coco
 from data_shards.building.source_files import (
-    IMAGE_ENDINGS,
     Progress,
     check_class_names,
     check_folders,
+    is_image,
     read_bytes,
     read_image_size,
-    read_lines,
+    read_names,
+    read_text,
+    skipped_pictures,
 )
+from data_shards.building.text_files import marked_encoding, visible
 from data_shards.counting import counted
 from data_shards.errors import DataError
 
@@ -52,7 +55,7 @@ def import_yolo(
     folder = _label_folder(image_folder) if labels is None else Path(labels)
     check_folders(folder, image_folder, target, overwrite)
     class_names = _class_names(Path(names))
-    paths = sorted(path for path in image_folder.rglob("*") if path.suffix in IMAGE_ENDINGS and path.is_file())
+    paths = sorted(path for path in image_folder.rglob("*") if is_image(path) and path.is_file())
     if not paths:
         raise DataError(f"there are no images in {image_folder}. Give the folder of the JPEG or PNG files.")
     found: list[ImportedImage] = []
@@ -73,7 +76,8 @@ def import_yolo(
             f"none of the {counted(len(paths), 'image')} in {image_folder} has a text file in {folder}; the first "
             f"would be {(folder / found[0].file_name).with_suffix('.txt')}. Give the folder with --labels."
         )
-    return write_coco(target, image_folder, class_names, found, _left_out(folder, used, len(paths)))
+    skipped = dict.fromkeys(skipped_pictures(image_folder), "neither JPEG nor PNG")
+    return write_coco(target, image_folder, class_names, found, _left_out(folder, used, len(paths)), skipped)
 
 
 def _left_out(folder: Path, used: set[Path], num_images: int) -> str:
@@ -97,7 +101,7 @@ def _label_folder(images: Path) -> Path:
 
 
 def _class_names(path: Path) -> list[str]:
-    names = _names_of_yaml(path) if path.suffix in (".yaml", ".yml") else read_lines(path)
+    names = _names_of_yaml(path) if path.suffix in (".yaml", ".yml") else read_names(path)
     check_class_names(names, str(path))
     return names
 
@@ -105,28 +109,33 @@ def _class_names(path: Path) -> list[str]:
 def _names_of_yaml(path: Path) -> list[str]:
     import yaml  # only data.yaml needs it
 
+    text = read_text(path, "the data.yaml, or a text file of names")
     try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise DataError(f"cannot read {path}: {cause}. Give the data.yaml, or a text file of names.") from error
-    except yaml.YAMLError as error:
+        # Names are words as they are written: YAML itself would read yes, no, on and off as true and false.
+        document = yaml.load(text, yaml.BaseLoader)
+    except RecursionError:
+        raise DataError(f"{path} is nested too deeply. Give YOLO's data.yaml, or a text file of names.") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct it there.") from error
     listed = document.get("names") if isinstance(document, dict) else None
     if isinstance(listed, dict):
-        if set(listed) != set(range(len(listed))):
+        if set(listed) != {str(number) for number in range(len(listed))}:
             raise DataError(
-                f"{path}: the keys of 'names' are {list(listed)[:8]}; they must count the classes from 0. "
-                "Renumber them."
+                f"{path}: the keys of 'names' are {', '.join(map(str, list(listed)[:8]))}; they must count the classes "
+                "from 0. Renumber them."
             )
-        listed = [listed[index] for index in range(len(listed))]
+        listed = [listed[str(index)] for index in range(len(listed))]
     if not isinstance(listed, list) or not listed:
         raise DataError(f"{path} has no list 'names' of classes. Give YOLO's data.yaml, or a text file of names.")
-    return [str(name) for name in listed]
+    for number, name in enumerate(listed):
+        if not isinstance(name, str) or not visible(name):
+            raise DataError(f"{path}: class {number} of 'names' is not a word. Write the name of the class.")
+    return [visible(name) for name in listed]
 
 
 def _read_objects(path: Path, width: int, height: int, names: Sequence[str]) -> list[ImportedObject]:
-    lines = read_bytes(path).decode(errors="replace").splitlines()
+    data = read_bytes(path)
+    lines = data.decode(marked_encoding(data) or "utf-8", errors="replace").splitlines()
     return [
         _read_object(f"{path}, line {number}", line, width, height, names)
         for number, line in enumerate(lines, start=1)
@@ -143,8 +152,12 @@ def _read_object(where: str, line: str, width: int, height: int, names: Sequence
             f"{polygon or ' Correct it there.'}"
         )
     try:
-        label, (x, y, across, down) = int(words[0]), (float(word) for word in words[1:])
-    except ValueError:
+        # Tools that write all values alike write class 1 as 1.0 or 1.000000000000000000e+00.
+        number, x, y, across, down = map(float, words)
+        label = int(number)
+        if label != number:
+            raise ValueError(words[0])
+    except (ValueError, OverflowError):
         raise DataError(
             f"{where} is {line.strip()!r}, but a box is a class number and four numbers. Correct it there."
         ) from None

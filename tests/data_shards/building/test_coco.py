@@ -183,7 +183,7 @@ def test_a_file_name_that_cannot_be_looked_up_is_one_line(tmp_path: Path) -> Non
 
 
 # The image is 64 wide and 48 high.
-ZERO_SIZE = [[5, 5, 0, 4], [5, 5, 4, 0], [5, 5, -1, 4]]
+ZERO_SIZE = [[5, 5, 0, 4], [5, 5, 4, 0], [5, 5, -1, 4], [5, 5, 4, 1e-9]]
 OUTSIDE = [[64, 5, 4, 4], [5, 48, 4, 4], [-4, 5, 4, 4], [5, -9, 4, 4]]
 PARTLY = [[63.5, 5, 40, 4], [-3.9, 5, 4, 4], [-5, -5, 100, 100]]
 
@@ -198,7 +198,7 @@ def with_boxes(boxes: list[list[float]]) -> dict[str, Any]:
 
 def test_degenerate_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
     dataset = read(tmp_path, with_boxes([*ZERO_SIZE, *OUTSIDE, *PARTLY]))
-    assert (dataset.zero_size_boxes, dataset.outside_boxes) == (3, 4)
+    assert (dataset.zero_size_boxes, dataset.outside_boxes) == (4, 4)
     assert [item["bbox"] for item in dataset.images[0].annotations] == PARTLY
 
 

@@ -119,3 +119,82 @@ def test_voc_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "xml" / "a.xml").mkdir(parents=True)
     with pytest.raises(DataError, match=r"cannot read .*a\.xml: Is a directory\. Check the path and its permissions"):
         import_voc(tmp_path / "xml", images, tmp_path / "voc.json", classes=["dog"])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared", "name"),
+    [
+        ("gbk", "GBK", "细胞"),
+        ("gbk", "gb2312", "細胞"),  # beyond the declared subset, as tools write it
+        ("shift_jis", "shift_jis", "細胞"),
+        ("cp949", "euc-kr", "세포"),
+        ("big5", "Big5", "細胞"),
+        ("latin-1", "ISO-8859-1", "Zähler"),
+        ("utf-8-sig", "utf-8", "细胞"),
+        ("utf-16", "utf-16", "细胞"),
+        ("utf-8", "", "细胞"),
+        ("utf-8", "", "\u200b细胞\u00a0"),
+    ],
+)
+def test_xml_is_read_in_the_encoding_that_it_declares(tmp_path: Path, encoding: str, declared: str, name: str) -> None:
+    images = write_images(tmp_path / "images", ["a.jpg"])
+    write_voc(tmp_path / "xml", "a.jpg", [(name, 8.0, 8.0, 32.0, 24.0)])
+    text = (tmp_path / "xml" / "a.xml").read_text()
+    declaration = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else ""
+    (tmp_path / "xml" / "a.xml").write_bytes((declaration + text).encode(encoding))
+    report = import_voc(tmp_path / "xml", images, tmp_path / "voc.json")
+    assert report.class_names == (name.strip("\u200b\u00a0"),)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            '<?xml version="1.0" encoding="utf-8"?><annotation>细胞</annotation>'.encode("gbk"),
+            "a.xml declares the encoding utf",
+        ),
+        (
+            b'<?xml version="1.0" encoding="klingon"?><annotation/>',
+            "a.xml declares the encoding klingon, but is not text",
+        ),
+        ("<annotation>细胞</annotation>".encode("gbk"), "a.xml is not valid XML"),
+        (
+            b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "&a;">]><annotation>&a;</annotation>',
+            "a.xml is not valid XML",
+        ),
+    ],
+)
+def test_xml_in_no_known_encoding_is_refused_in_one_line(tmp_path: Path, data: bytes, message: str) -> None:
+    images = write_images(tmp_path / "images", ["a.jpg"])
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml" / "a.xml").write_bytes(data)
+    with pytest.raises(DataError, match=message) as refused:
+        import_voc(tmp_path / "xml", images, tmp_path / "voc.json")
+    assert "\n" not in str(refused.value)
+
+
+def test_nested_xml_is_read_as_far_as_it_matters(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", ["a.jpg"])
+    (tmp_path / "xml").mkdir()
+    deep = 50_000
+    (tmp_path / "xml" / "a.xml").write_text(f"<annotation>{deep * '<a>'}{deep * '</a>'}</annotation>")
+    assert import_voc(tmp_path / "xml", images, tmp_path / "voc.json", classes=["dog"]).num_boxes == 0
+
+
+def test_a_voc_file_finds_its_image_under_another_spelling_but_not_outside(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", ["sub/A 1.jpg", "other.jpg", "left.JPEG", "page.gif"])
+    write_voc(tmp_path / "xml", "x.jpg", [("dog", 1.0, 1.0, 8.0, 9.0)])
+    voc = (tmp_path / "xml" / "x.xml").read_text()
+    (tmp_path / "xml" / "x.xml").write_text(voc.replace("x.jpg", "C:\\data\\sub\\a 1.JPG"))
+    (tmp_path / "set.txt").write_text("\ufeffx\n", "utf-8")
+    report = import_voc(tmp_path / "xml", images, tmp_path / "1.json", image_set=tmp_path / "set.txt")
+    assert boxes_of(report.annotations) == {"sub/A 1.jpg": [("dog", 1, 1, 8, 9)]}
+    report = import_voc(tmp_path / "xml", images, tmp_path / "2.json")
+    assert report.describe().splitlines()[1:] == [
+        "skipped 1 image, neither JPEG nor PNG: page.gif",
+        "skipped 2 images, no annotation names them: left.JPEG, other.jpg",
+    ]
+    write_images(tmp_path, ["secret.jpg"])
+    (tmp_path / "xml" / "x.xml").write_text(voc.replace("x.jpg", "../secret.jpg"))
+    with pytest.raises(DataError, match=r"x\.xml names image \.\./secret\.jpg, which is not in .*images\. Add it"):
+        import_voc(tmp_path / "xml", images, tmp_path / "3.json")
