@@ -13,6 +13,7 @@ A folder is written under another name, flushed to disk, and made current in one
 `checkpoint.json`, or one that does not fit, and is never chosen.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,14 +28,19 @@ from torch import Tensor
 
 from cluster.checkpoints import retention
 from cluster.checkpoints.envelope import FACTS_VERSION, Envelope, aweigh_version
+from cluster.checkpoints.seal import (
+    FORMAT_VERSION,
+    SEAL,
+    DamagedCheckpointError,
+    Fingerprint,
+    is_step_name,
+    read_seal,
+)
 from cluster.engine.engine import TrainingState
 from cluster.errors import ClusterError
 
-FORMAT_VERSION = 1
 _TENSOR_FILES = ("weights", "optimizer", "per_rank")
 _AVERAGE = "ema"
-SEAL = "checkpoint.json"
-"""The seal, a file that is written last: with it a checkpoint is complete."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,16 @@ class Checkpoint:
         return self._tensors(_AVERAGE if self.has_average else "weights")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.path / f"{name}.safetensors")
-
-
-class DamagedCheckpointError(ClusterError):
-    """A checkpoint is incomplete, or differs from what was written; the one before it may be whole."""
+        try:
+            return load_file(self.path / f"{name}.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise DamagedCheckpointError(
+                f"{self.path / name}.safetensors cannot be read: {error}. Delete {self.path.name} and use an earlier "
+                "checkpoint."
+            ) from error
 
 
 class CheckpointFolder:
@@ -92,6 +101,8 @@ class CheckpointFolder:
         self.folder = folder
         self.keep = keep
         self._warn = warn
+        self._damaged: set[str] = set()
+        """Names of checkpoints that were opened and are damaged."""
 
     def save(self, state: TrainingState, facts: Mapping[str, Any], score: float | None = None) -> Checkpoint:
         """Write one checkpoint, make it current in one rename, then delete those no longer kept.
@@ -104,6 +115,8 @@ class CheckpointFolder:
         Raises:
             ClusterError: the folder cannot be written; earlier checkpoints are untouched.
         """
+        from safetensors import SafetensorError
+
         own = {key: value for key, value in facts.items() if key != "step"}
         envelope = Envelope(
             step=int(facts["step"]), score=score, version=FACTS_VERSION, written_by=aweigh_version(), facts=own
@@ -116,21 +129,38 @@ class CheckpointFolder:
             partial.mkdir()
             _write_files(partial, state, envelope)
             final = self.folder / name
-            for later in self.complete():
-                # Training resumed from before these, so they were damaged and skipped. They must not count as newest.
-                if later.name >= name:
-                    later.rename(self.folder / f".{later.name}.damaged")
+            later = [path.name for path in self.complete() if path.name > name]
+            for other in later:
+                # Training resumed from before it. A damaged one must not count as newest.
+                if self._is_damaged(other):
+                    self._warn(f"{self.folder / other} is damaged and newer than step {envelope.step:,}: deleted")
+                    self.set_aside(other)
+            if final.exists():
+                self.set_aside(name)
             partial.rename(final)
             _flush(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            # safetensors reports a full disk as an error of its own.
+            cause = getattr(error, "strerror", None) or error
             raise ClusterError(
-                f"checkpoint {name} could not be written to {self.folder}: {error.strerror or error}. "
+                f"checkpoint {name} could not be written to {self.folder}: {cause}. "
                 f"Earlier checkpoints are untouched; free some space, or set run.folder or checkpoint.location to "
                 f"another disk."
             ) from error
         # Only now: an older one is never deleted before the new one is safe.
-        self.collect()
+        self.collect(newest=name)
         return Checkpoint(final, envelope)
+
+    def set_aside(self, name: str) -> None:
+        """Rename a damaged or replaced checkpoint, so that it is never chosen; `collect` deletes it."""
+        aside = self.folder / f".{name}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.folder / name).rename(aside)
+
+    def _is_damaged(self, name: str) -> bool:
+        if name not in self._damaged:
+            self._first_whole([self.folder / name])
+        return name in self._damaged
 
     def latest(self) -> Checkpoint | None:
         """Open the newest whole checkpoint, or return None if there is no checkpoint at all.
@@ -155,6 +185,7 @@ class CheckpointFolder:
             try:
                 return open_checkpoint(path)
             except DamagedCheckpointError as error:
+                self._damaged.add(path.name)
                 self._warn(f"skipped: {error}")
         return None
 
@@ -175,10 +206,14 @@ class CheckpointFolder:
         """List folders that a killed process left half-written, or that were set aside as damaged."""
         return sorted(self.folder.glob(".step-*")) if self.folder.is_dir() else []
 
-    def collect(self) -> list[Path]:
-        """Delete orphans and checkpoints that are no longer kept; returns what was deleted."""
+    def collect(self, newest: str = "") -> list[Path]:
+        """Delete orphans and checkpoints that are no longer kept; returns what was deleted.
+
+        Args:
+            newest: the checkpoint that was just written. Whole ones that are newer stay too, and do not push it out.
+        """
         complete = self.complete()
-        staying = retention.kept([path.name for path in complete], self._scores(), self.keep)
+        staying = retention.kept([path.name for path in complete], self._scores(), self.keep, newest)
         removed = [path for path in complete if path.name not in staying] + self.orphans()
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)
@@ -196,33 +231,6 @@ def none_is_whole(count: int, place: str) -> ClusterError:
     return ClusterError(f"{which} in {place} is damaged. Restore one from a copy, or delete them to start at step 0.")
 
 
-def read_seal(path: Path, shown: str) -> dict[str, Any]:
-    """Read a seal: `format`, and size and sha256 of each of the checkpoint's files.
-
-    Args:
-        path: the file.
-        shown: its location, for messages.
-
-    Raises:
-        DamagedCheckpointError: it is missing or damaged, or names a file outside of the checkpoint.
-    """
-    try:
-        seal = dict(json.loads(path.read_text()))
-        files = dict(seal.get("files", {}))
-    except FileNotFoundError:
-        raise DamagedCheckpointError(
-            f"{shown} is missing, so this checkpoint is not complete. Choose another, or delete it."
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise DamagedCheckpointError(f"{shown} cannot be read: {error}. Choose another checkpoint.") from error
-    # A seal may come from a bucket that others can write to.
-    if outside := [name for name in files if Path(name).name != name or name in ("", ".", "..")]:
-        raise DamagedCheckpointError(
-            f"{shown} lists {outside[0]!r}, which is not a plain file name. Choose another checkpoint."
-        )
-    return seal
-
-
 def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     """Open one checkpoint folder after comparing every file with its sealed size and sha256.
 
@@ -234,30 +242,38 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         DamagedCheckpointError: it is not a checkpoint, incomplete or damaged.
         ClusterError: it is of a later format.
     """
-    seal = read_seal(path / SEAL, str(path / SEAL))
-    if seal.get("format") != FORMAT_VERSION:
-        raise ClusterError(
-            f"{path} has checkpoint format {seal.get('format')}, this aweigh reads {FORMAT_VERSION}; update aweigh."
-        )
-
-    for name, expected in seal["files"].items() if verify else ():
-        found = _fingerprint(path / name) if (path / name).is_file() else None
-        if found != expected:
-            state = "missing" if found is None else f"damaged ({found['bytes']:,} bytes)"
-            raise DamagedCheckpointError(
-                f"{path / name} is {state}; expected {expected['bytes']:,} bytes with sha256 "
-                f"{expected['sha256'][:12]}…. Delete {path.name} and use an earlier checkpoint."
-            )
+    files = read_seal(path / SEAL, str(path / SEAL))
+    for name, expected in files.items() if verify else ():
+        compare(path / name, expected, str(path / name), path.name)
     try:
         envelope = Envelope.from_json((path / "state.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path / 'state.json'} cannot be read: {error!r}. Choose another.") from error
+    if is_step_name(path.name) and path.name != step_name(envelope.step):
+        raise DamagedCheckpointError(
+            f"{path / 'state.json'} is of step {envelope.step:,}, not of {path.name}. Choose another checkpoint."
+        )
     if envelope.version > FACTS_VERSION:
         raise ClusterError(
             f"{path} was written by {envelope.writer} with facts of version {envelope.version}; this aweigh reads "
             f"versions up to {FACTS_VERSION}. Update aweigh."
         )
     return Checkpoint(path, envelope)
+
+
+def compare(path: Path, expected: Fingerprint, shown: str, name: str) -> None:
+    """Compare a file of checkpoint `name` with its size and sha256.
+
+    Raises:
+        DamagedCheckpointError: names the file as `shown`.
+    """
+    found = _fingerprint(path) if path.is_file() else None
+    if found != expected:
+        state = "missing" if found is None else f"damaged ({found.bytes:,} bytes)"
+        raise DamagedCheckpointError(
+            f"{shown} is {state}; expected {expected.bytes:,} bytes with sha256 {expected.sha256[:12]}…. Delete {name} "
+            "and use an earlier checkpoint."
+        )
 
 
 def _write_files(folder: Path, state: TrainingState, envelope: Envelope) -> None:
@@ -272,7 +288,7 @@ def _write_files(folder: Path, state: TrainingState, envelope: Envelope) -> None
         save_file(contiguous, folder / f"{name}.safetensors")
         _compare(folder / f"{name}.safetensors", contiguous)
     (folder / "state.json").write_text(envelope.to_json())
-    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    files = {path.name: dataclasses.asdict(_fingerprint(path)) for path in sorted(folder.iterdir())}
     (folder / SEAL).write_text(json.dumps({"format": FORMAT_VERSION, "files": files}, indent=1))
     for path in (*folder.iterdir(), folder):
         _flush(path)
@@ -288,10 +304,10 @@ def _compare(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 raise OSError(f"{path.name} does not hold what was written to it ({name})")
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> Fingerprint:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return Fingerprint(path.stat().st_size, digest)
 
 
 def _flush(path: Path) -> None:

@@ -9,7 +9,7 @@ def read_score(state: str | bytes) -> float | None:
     try:
         score = json.loads(state)["score"]
         return None if score is None else float(score)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # whoever opens this checkpoint reports the damage
 
 
@@ -19,12 +19,15 @@ def best_first(scores: Mapping[str, float | None]) -> list[str]:
     return [name for _, name in sorted(scored, reverse=True)]
 
 
-def kept(names: Sequence[str], scores: Mapping[str, float | None], keep: int) -> set[str]:
+def kept(names: Sequence[str], scores: Mapping[str, float | None], keep: int, newest: str = "") -> set[str]:
     """Choose the checkpoints that stay.
 
     Args:
         names: of all complete ones, the oldest first.
         scores: by name.
         keep: number of the newest that stay; the best one stays as well.
+        newest: the one that was just written, if any. Those after it were written by another attempt and stay.
     """
-    return {*names[-keep:], *best_first(scores)[:1]}
+    later = [name for name in names if newest and name > newest]
+    earlier = names[: len(names) - len(later)]
+    return {*earlier[-keep:], *later, *best_first(scores)[:1]}

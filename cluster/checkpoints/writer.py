@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cluster.checkpoints.checkpoint import CheckpointFolder
+from cluster.checkpoints.checkpoint import Checkpoint, CheckpointFolder
 from cluster.checkpoints.remote import RemoteCheckpoints
 from cluster.engine.engine import TrainingState
 from cluster.errors import ClusterError
@@ -18,7 +18,8 @@ class CheckpointWriter:
     """Writes checkpoints in the background, in order.
 
     If a checkpoint cannot be written, this is logged and the next one is tried. If that fails too, or if it was the
-    last one, an exception ends training, whose work would be lost otherwise.
+    last one, an exception ends training, whose work would be lost otherwise. An upload that fails is logged and never
+    ends training: the checkpoint is in the folder, and the next upload may succeed.
 
     Args:
         folder: the folder in which checkpoints become current.
@@ -39,6 +40,8 @@ class CheckpointWriter:
         """Seconds that training has waited for the previous checkpoint."""
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._not_uploaded: Checkpoint | None = None
+        """The newest checkpoint, if its upload failed."""
 
     def save(self, state: TrainingState, facts: Mapping[str, Any], score: float | None = None) -> None:
         """Start to write a checkpoint, after waiting for the previous one.
@@ -64,12 +67,16 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written and uploaded.
+        """Wait until the last checkpoint is written, and uploaded if the bucket takes it now.
 
         Raises:
-            ClusterError: it could not be written or uploaded.
+            ClusterError: it could not be written.
         """
         self._join()
+        if self._not_uploaded is not None:
+            self._thread = threading.Thread(target=self._upload, args=(self._not_uploaded,), name="aweigh-checkpoint")
+            self._thread.start()
+            self._join()
         self._raise_failure()
 
     def close(self) -> None:
@@ -79,11 +86,22 @@ class CheckpointWriter:
     def _write(self, state: TrainingState, facts: Mapping[str, Any], score: float | None) -> None:
         try:
             checkpoint = self.folder.save(state, facts, score)
-            if self.remote is not None:
-                self.remote.upload(checkpoint)
-        except Exception as error:  # the disk failed, or the store raised: `save` or `wait` decides what follows
+        except Exception as error:  # the disk failed: `save` or `wait` decides what follows
             self._failure = error
             logger.warning("%s", error)
+        else:
+            self._upload(checkpoint)
+
+    def _upload(self, checkpoint: Checkpoint) -> None:
+        if self.remote is None:
+            return
+        self._not_uploaded = checkpoint
+        try:
+            self.remote.upload(checkpoint)
+        except Exception as error:  # the store raised
+            logger.warning("checkpoint of step %s is only in %s: %s", f"{checkpoint.step:,}", checkpoint.path, error)
+        else:
+            self._not_uploaded = None
 
     def _join(self) -> None:
         if self._thread is None:

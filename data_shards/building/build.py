@@ -7,7 +7,6 @@ set. This order does not depend on the order of the annotation file, and new ima
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from data_shards.building.shard_writing import BuiltShard, ShardJob, build_shard
 from data_shards.building.shrink import shrunk_size
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import MANIFEST_NAME, Manifest, Source, load_manifest
+from data_shards.format.manifest import MANIFEST_NAME, Manifest, Source, load_manifest, manifest_text
 from data_shards.order.keyed_random import key, keys
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.storage.open import open_store
@@ -328,8 +327,7 @@ def _clean_up_and_refuse(
 def _publish(store: Store, manifest: Manifest, unchanged: bool) -> None:
     """Write the manifest, which makes the shards a data set, and then remove the records and older shards."""
     if not unchanged:
-        text = json.dumps(manifest.as_json(), indent=1, sort_keys=True)
-        store.write_bytes(MANIFEST_NAME, f"{text}\n".encode())
+        store.write_bytes(MANIFEST_NAME, f"{manifest_text(manifest)}\n".encode())
     _delete_all_but(store, manifest.split, {name for shard in manifest.shards for name in (shard.name, shard.index)})
 
 

@@ -16,7 +16,7 @@ import filelock
 
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import MANIFEST_NAME, Manifest, Shard, parse_manifest
+from data_shards.format.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, read_manifest
 from data_shards.storage.atomic import replacing
 from data_shards.storage.open import open_store
 from data_shards.storage.store import Sink, Store
@@ -85,9 +85,9 @@ def pull_shards(
     if destination.local_path("") is None:
         raise DataError(f"cannot pull into {destination.location}: give a folder. `aweigh shards push` writes to S3.")
     source = open_store(location)
-    text = _manifest_text(source)
+    text, manifest = read_manifest(source)
     with _only_writer(Path(folder).expanduser()):
-        return _transfer(source, text, destination, threads, progress, overwrite)
+        return _transfer(source, text, manifest, destination, threads, progress, overwrite)
 
 
 def push_shards(
@@ -117,7 +117,7 @@ def push_shards(
     source = open_store(folder)
     if source.local_path("") is None:
         raise DataError(f"cannot push from {source.location}: give a folder. `aweigh shards pull` reads from S3.")
-    return _transfer(source, _manifest_text(source), open_store(location), threads, progress, overwrite)
+    return _transfer(source, *read_manifest(source), open_store(location), threads, progress, overwrite)
 
 
 def stored_sha256(store: Store, name: str) -> str:
@@ -144,15 +144,10 @@ class _Digest:
         return self._digest.hexdigest()
 
 
-def _manifest_text(source: Store) -> bytes:
-    if not source.exists(MANIFEST_NAME):
-        raise DataError(f"there are no shards at {source.location}: it has no {MANIFEST_NAME}. Give LOCATION/SPLIT.")
-    return source.read_bytes(MANIFEST_NAME)
-
-
 def _transfer(
     source: Store,
     text: bytes,
+    manifest: Manifest,
     destination: Store,
     threads: int,
     progress: Callable[[TransferProgress], None],
@@ -160,7 +155,6 @@ def _transfer(
 ) -> TransferReport:
     if threads < 1:
         raise DataError(f"threads is {threads}; set it to 1 or more.")
-    manifest = parse_manifest(text, f"{source.location}/{MANIFEST_NAME}")
     destination.check_writable()
     replaced = _withdraw_other(destination, manifest, overwrite)
     copied = _bring_shards(source, destination, manifest, threads, progress)
@@ -204,7 +198,7 @@ def _withdraw_other(destination: Store, manifest: Manifest, overwrite: bool) -> 
     if not destination.exists(MANIFEST_NAME):
         return ()
     try:
-        there = parse_manifest(destination.read_bytes(MANIFEST_NAME), f"{destination.location}/{MANIFEST_NAME}")
+        there = load_manifest(destination)
     except DataError:
         if not overwrite:
             raise

@@ -11,11 +11,13 @@ The manifest is written last, so a folder without one is not a data set, only th
 
 import hashlib
 import json
+import re
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.format.plain_name import is_plain_name
 from data_shards.storage.open import open_store
 from data_shards.storage.store import Store
 
@@ -23,8 +25,15 @@ FORMAT = "aweigh-shards"
 VERSIONS = (1, 2)
 """Versions that can be read. A manifest is written as version 1, or as 2 if it uses a field that 1 does not have."""
 MANIFEST_NAME = "manifest.json"
+# Field of the file with the manifest's digest. Files of earlier versions have none.
+_CHECKSUM = "sha256"
 # Shards that are turned into JSON at a time.
 _SHARDS_AT_ONCE = 1000
+# Attempts to fetch the right bytes.
+_FETCHES = 3
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# An image and its JSON each take a header and a body of at least 512 bytes in a tar file.
+_LEAST_SAMPLE_BYTES = 2 * (512 + 512)
 
 
 @dataclass(frozen=True)
@@ -158,47 +167,72 @@ def load_manifest(location: str | Store) -> Manifest:
     To read samples too, use `open_split`, which returns the manifest with the store.
 
     Raises:
-        DataError: there is no manifest, or this version cannot read it.
+        DataError: there is no manifest, it is damaged, or this version cannot read it.
     """
-    store = location if isinstance(location, Store) else open_store(location)
+    return read_manifest(location if isinstance(location, Store) else open_store(location))[1]
+
+
+def read_manifest(store: Store) -> tuple[bytes, Manifest]:
+    """Read the manifest of a location; returns its bytes too, for a copy.
+
+    Raises:
+        DataError: as for `load_manifest`.
+    """
     if not store.exists(MANIFEST_NAME):
         raise DataError(
             f"there are no shards at {store.location}: it has no {MANIFEST_NAME}. "
             "Build them with `aweigh shards build`, and give LOCATION/SPLIT."
         )
-    return parse_manifest(store.read_bytes(MANIFEST_NAME), f"{store.location}/{MANIFEST_NAME}")
+    where = f"{store.location}/{MANIFEST_NAME}"
+    attempts = 1 if store.local_path(MANIFEST_NAME) else _FETCHES
+    for attempt in range(1, attempts + 1):
+        text = store.read_bytes(MANIFEST_NAME)
+        try:
+            return text, parse_manifest(text, where)
+        except DataError as error:
+            # Bytes can be damaged on the way without any S3 client noticing.
+            if attempt == attempts:
+                fetched = f" It was fetched {attempts} times." if attempts > 1 else ""
+                raise DataError(f"{error}{fetched}") from error
+    raise AssertionError("unreachable")
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
-    """Read a manifest from its JSON.
+    """Read a manifest from its JSON, and check every value: it may come from a location that others can write to.
 
     Args:
         text: the bytes of `manifest.json`.
         where: its location, for error messages.
 
     Raises:
-        DataError: the text is not a manifest, or is one of another version.
+        DataError: the text is not a manifest, is one of another version, does not match its own checksum, or has a
+            value that no build writes.
     """
     try:
         # Turn each shard into an object as it is read: 100,000 dictionaries at once take more memory than all else.
         document = json.loads(text, object_hook=_shard_or_dictionary)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise DataError(f"{where} is not a manifest of shards; give the folder that `aweigh shards build` made.")
-        if document["version"] not in VERSIONS:
+        if type(document["version"]) is not int or document["version"] not in VERSIONS:
             raise DataError(
-                f"{where} has version {document['version']}, but this aweigh reads versions up to {VERSIONS[-1]}: "
-                "install a newer aweigh, or build the shards again."
+                f"{where} has version {str(document['version'])[:50]}, but this aweigh reads versions up to "
+                f"{VERSIONS[-1]}: install a newer aweigh, or build the shards again."
             )
-        return Manifest(
-            split=document["split"],
-            classes=tuple(CocoClass(**_tuples(item)) for item in document["classes"]),
-            shards=_all_shards(document["shards"]),
-            source=Source(**_tuples(document["source"])),
-            labels=tuple(document.get("labels", ())),
-            ignored=tuple(IgnoredCategory(**item) for item in document.get("ignored", ())),
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{where} is damaged ({error}): build the shards again.") from error
+        manifest = _manifest(document)
+        if document.get(_CHECKSUM, manifest.digest) != manifest.digest:
+            raise _WrongValueError("its contents do not match its own sha256")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        # Of one line and bounded: the text is someone else's.
+        cause = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise DataError(f"{where} is damaged ({cause}): build the shards again, or copy the file again.") from error
+    return manifest
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return the text of `manifest.json`, with a checksum that every reader compares."""
+    return json.dumps({**manifest.as_json(), _CHECKSUM: manifest.digest}, indent=1, sort_keys=True)
 
 
 def sample_key(image_id: int) -> str:
@@ -206,14 +240,113 @@ def sample_key(image_id: int) -> str:
     return f"{image_id:012d}"
 
 
+class _WrongValueError(ValueError):
+    """A value that no build writes."""
+
+
 def _shard_or_dictionary(item: dict[str, Any]) -> Any:
     return Shard(**item) if "index_sha256" in item else item
 
 
-def _all_shards(items: list[Any]) -> "tuple[Shard, ...]":
-    if other := [item for item in items if not isinstance(item, Shard)]:
-        raise TypeError(f"{other[0]} is not a shard")
+def _manifest(document: dict[str, Any]) -> Manifest:
+    split = _text(document["split"], "split")
+    classes = tuple(_class(item, f"class {number}") for number, item in enumerate(document["classes"]))
+    if len({item.id for item in classes}) != len(classes):
+        raise _WrongValueError("two classes have the same id")
+    labels = tuple(_text(item, "a label") for item in _list(document.get("labels", []), "labels"))
+    if len({*labels} & {"keypoints", "3d"}) != len(labels):
+        raise _WrongValueError(f"labels are {', '.join(labels)}; only keypoints and 3d are known, each once")
+    return Manifest(
+        split=split,
+        classes=classes,
+        shards=_shards(_list(document["shards"], "shards")),
+        source=_source(document["source"]),
+        labels=labels,
+        ignored=tuple(
+            _ignored(item, len(classes)) for item in _list(document.get("ignored", []), "ignored categories")
+        ),
+    )
+
+
+def _class(item: dict[str, Any], what: str) -> CocoClass:
+    found = CocoClass(**_tuples(item))
+    _integer(found.id, f"the id of {what}", least=-(2**63))
+    _text(found.name, f"the name of {what}")
+    if not isinstance(found.keypoints, tuple) or not isinstance(found.skeleton, tuple):
+        raise _WrongValueError(f"the joints of {what} are not lists")
+    for joint in found.keypoints:
+        _text(joint, f"a joint of {what}")
+    for pair in found.skeleton:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise _WrongValueError(f"the skeleton of {what} is not pairs of joints")
+        for place in pair:
+            _integer(place, f"a joint in the skeleton of {what}", least=-(2**63))
+    return found
+
+
+def _ignored(item: dict[str, Any], num_classes: int) -> IgnoredCategory:
+    found = IgnoredCategory(**item)
+    _integer(found.id, "the id of an ignored category", least=-(2**63))
+    _text(found.name, "the name of an ignored category")
+    _integer(found.label, "the label of an ignored category", least=-1, most=num_classes - 1)
+    return found
+
+
+def _source(item: dict[str, Any]) -> Source:
+    found = Source(**_tuples(item))
+    for name in ("annotations_sha256", "degenerate_boxes", "empty_images"):
+        _text(getattr(found, name), f"source.{name}")
+    for name in ("shard_bytes", "boxes", "dropped_boxes", "dropped_images", "max_size", "jpeg_quality"):
+        _integer(getattr(found, name), f"source.{name}")
+    if not isinstance(found.left_out, tuple):
+        raise _WrongValueError("source.left_out is not a list")
+    for category in found.left_out:
+        _text(category, "a category of source.left_out")
+    return found
+
+
+def _shards(items: list[Any]) -> "tuple[Shard, ...]":
+    names: set[str] = {MANIFEST_NAME}
+    for number, item in enumerate(items):
+        what = f"shard {number}"
+        if not isinstance(item, Shard):
+            raise _WrongValueError(f"{what} is not a shard")
+        for name in (item.name, item.index):
+            # Whoever pulls the shards writes files of these names.
+            if not is_plain_name(name):
+                raise _WrongValueError(f"{what} names {str(name)[:100]!r}, which is not a plain file name")
+            # Some file systems take names that differ in case alone for one file.
+            if name.lower() in names:
+                raise _WrongValueError(f"{what} names {name!r}, which is listed twice")
+            names.add(name.lower())
+        for digest in (item.sha256, item.index_sha256):
+            # Files of the cache are named by it.
+            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                raise _WrongValueError(f"{what} has sha256 {str(digest)[:100]!r}, which is not 64 hexadecimal digits")
+        _integer(item.bytes, f"bytes of {what}", least=1)
+        _integer(item.samples, f"samples of {what}", least=1, most=item.bytes // _LEAST_SAMPLE_BYTES)
     return tuple(items)
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _WrongValueError(f"{what} are not a list")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise _WrongValueError(f"{what} is {str(value)[:50]!r}, which is not a text")
+    # Half of a surrogate pair, which JSON can spell, cannot be printed or written to a file.
+    value.encode()
+    return value
+
+
+def _integer(value: Any, what: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    # `type` and not `isinstance`: True is an int too.
+    if type(value) is not int or not least <= value <= most:
+        raise _WrongValueError(f"{what} is {str(value)[:50]}, which is not a whole number from {least:,} to {most:,}")
+    return value
 
 
 def _canonical(value: Any) -> str:

@@ -8,9 +8,11 @@ its own.
 
 import hashlib
 import json
+import math
 import os
 import threading
 import zlib
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,7 @@ class Shards:
         self.store = store
         self.manifest = manifest
         self.cache = NodeCache(cache_folder if cache_folder is not None else default_cache_folder(), cache_bytes)
+        self._category_ids = {item.id for item in manifest.classes} | {item.id for item in manifest.ignored}
         self._ahead: FetchAhead | None = None
         self._stop = threading.Event()
         self._indexes: dict[int, ShardIndex] = {}
@@ -153,9 +156,27 @@ class Shards:
         return data
 
     def read_json(self, shard: int, row: int) -> dict[str, Any]:
-        """Return the JSON of one sample, as `build_shards` wrote it."""
+        """Return the JSON of one sample, as `build_shards` wrote it.
+
+        Raises:
+            DataError: it is not JSON, or is of another image than the index says.
+        """
         index = self.index(shard)
-        return json.loads(self._read(shard, int(index.json_offsets[row]), int(index.json_sizes[row])))
+        data = self._read(shard, int(index.json_offsets[row]), int(index.json_sizes[row]))
+        image_id = int(index.image_ids[row])
+        try:
+            sample = json.loads(data)
+            problem = _problem_of_sample(sample, index, row, self._category_ids)
+        except RecursionError:
+            problem = "it is nested too deeply"
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise DataError(
+                f"{self._where(shard)}, image {image_id}: its JSON does not match the index: {problem}. Build the "
+                "shards again."
+            )
+        return sample
 
     def verify(self) -> None:
         """Compare every shard and index with the manifest, byte for byte. Shards in S3 are fetched for it.
@@ -294,11 +315,10 @@ class Shards:
 
     def _read_index(self, shard: int) -> ShardIndex:
         record = self.manifest.shards[shard]
-        where = f"{self.store.location}/{record.index}"
         if self.store.local_path(record.index) is not None:
             data = self.store.read_bytes(record.index)
             self._check_index(record, data)
-            return ShardIndex.from_bytes(data, where)
+            return self._parse_index(record, data)
         path = self.cache.index_path(record.index_sha256)
         self.cache.obtain(path, 0, lambda file: self._fetch_index(record, file))
         with self.cache.explained():
@@ -307,9 +327,16 @@ class Shards:
             self._check_index(record, data)
         except DataError:
             self.cache.obtain(path, 0, lambda file: self._fetch_index(record, file), damaged=inode)
-            data = path.read_bytes()
+            with self.cache.explained():
+                data = path.read_bytes()
             self._check_index(record, data)
-        return ShardIndex.from_bytes(data, where)
+        return self._parse_index(record, data)
+
+    def _parse_index(self, record: Shard, data: bytes) -> ShardIndex:
+        where = f"{self.store.location}/{record.index}"
+        index = ShardIndex.from_bytes(data, where)
+        index.check(record, self.manifest, where)
+        return index
 
     def _fetch_index(self, record: Shard, file: int) -> None:
         for attempt in range(1, _FETCHES + 1):
@@ -332,6 +359,33 @@ class Shards:
 
     def _where(self, shard: int) -> str:
         return f"shard {self.store.location}/{self.manifest.shards[shard].name}"
+
+
+def _problem_of_sample(sample: Any, index: ShardIndex, row: int, category_ids: Container[int]) -> str | None:
+    """Describe what evaluation could not use in the JSON of a sample, or what contradicts the index."""
+    if not isinstance(sample, dict) or not isinstance(sample.get("annotations"), list):
+        return "it has no list of annotations"
+    found = (sample.get("width"), sample.get("height"), sample.get("image_id"), len(sample["annotations"]))
+    count = int(index.row_splits[row + 1] - index.row_splits[row])
+    expected = (int(index.widths[row]), int(index.heights[row]), int(index.image_ids[row]), count)
+    if found != expected or not isinstance(sample.get("file_name"), str):
+        return f"width, height, id and number of annotations are {found}, but the index says {expected}"
+    for item in sample["annotations"]:
+        if not isinstance(item, dict) or not isinstance(item.get("id"), int):
+            return "an annotation has no id"
+        box, category = item.get("bbox"), item.get("category_id")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+            return f"annotation {item['id']} has a bbox that is not four finite numbers"
+        if not isinstance(category, int) or category not in category_ids:
+            return f"annotation {item['id']} has category {str(category)[:50]}, which the manifest does not list"
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _identity(file: int) -> _Identity:

@@ -132,7 +132,7 @@ def show_checkpoint(place: str, step: int | None, *, as_json: bool) -> None:
 
 def verify_checkpoints(place: str, *, as_json: bool) -> bool:
     """Compare every file with the size and sha256 sealed with it; return True if all are whole."""
-    from cluster.checkpoints.checkpoint import DamagedCheckpointError
+    from cluster.checkpoints.seal import DamagedCheckpointError
     from data_shards.errors import DataError
 
     found = _open(place)
@@ -184,7 +184,7 @@ class _Found:
         return dict(json.loads(self._read(name, "state.json")))
 
     def size(self, name: str) -> int:
-        from cluster.checkpoints.checkpoint import SEAL
+        from cluster.checkpoints.seal import SEAL
 
         files = json.loads(self._read(name, SEAL))["files"]
         return sum(file["bytes"] for file in files.values())

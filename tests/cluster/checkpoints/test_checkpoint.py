@@ -1,5 +1,6 @@
 """Checkpoints on disk: complete or not there, verified when opened, the newest whole one chosen."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from cluster.checkpoints.checkpoint import CheckpointFolder, open_checkpoint
+from cluster.checkpoints.seal import DamagedCheckpointError
 from cluster.engine.engine import TrainingState
 from cluster.errors import ClusterError
 
@@ -146,3 +148,69 @@ def test_a_seal_that_names_a_file_elsewhere_is_refused(name: str, tmp_path: Path
     (path / "checkpoint.json").write_text(json.dumps(seal))
     with pytest.raises(ClusterError, match=r"checkpoint\.json lists .* which is not a plain file name"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "lists no files"),
+        ("{}", "lists no files"),
+        ('{"format": 1}', "lists no files"),
+        ('{"format": 1, "files": []}', "lists no files"),
+        ('{"format": 1, "files": {}}', r"does not list weights\.safetensors"),
+        ('{"format": "one", "files": {}}', "its format is 'one'"),
+        ('{"format": true, "files": {}}', "its format is 'True'"),
+        ('{"format": 1, "files": {"weights.safetensors": 7}}', r"weights\.safetensors has no size and sha256"),
+        (
+            '{"format": 1, "files": {"weights.safetensors": {"bytes": -1, "sha256": "' + "0" * 64 + '"}}}',
+            "no size and sha256",
+        ),
+        ("[" * 100_000, "cannot be read"),
+        ("", "cannot be read"),
+        ("\x00", "cannot be read"),
+    ],
+)
+def test_a_seal_that_is_none_is_a_damaged_checkpoint(text: str, message: str, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(_state(1.0), {"step": 1})
+    path = folder.save(_state(2.0), {"step": 2}).path
+    (path / "checkpoint.json").write_text(text)
+    with pytest.raises(DamagedCheckpointError, match=message):
+        open_checkpoint(path)
+    found = folder.latest()
+    assert found is not None
+    assert found.step == 1
+
+
+def test_facts_of_another_step_or_nested_too_deeply_are_damage(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(_state(1.0), {"step": 1})
+    path = folder.save(_state(2.0), {"step": 2}).path
+    for text in ((tmp_path / "step-00000001" / "state.json").read_text(), "[" * 100_000, '{"step": 1e999}'):
+        (path / "state.json").write_text(text)
+        seal = json.loads((path / "checkpoint.json").read_text())
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        seal["files"]["state.json"] = {"bytes": len(text.encode()), "sha256": digest}
+        (path / "checkpoint.json").write_text(json.dumps(seal))
+        with pytest.raises(DamagedCheckpointError, match=r"state\.json (is of step 1, not of|cannot be read)"):
+            open_checkpoint(path)
+        found = folder.latest()
+        assert found is not None
+        assert found.step == 1
+
+
+def test_a_file_that_safetensors_cannot_read_is_one_line(tmp_path: Path) -> None:
+    found = CheckpointFolder(tmp_path).save(_state(1.0), {"step": 1})
+    (found.path / "weights.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(DamagedCheckpointError, match=r"weights\.safetensors cannot be read"):
+        found.weights()
+
+
+def test_a_newer_checkpoint_is_kept_if_whole_and_deleted_with_a_line_if_not(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path, keep=9).save(_state(5.0), {"step": 5})
+    damaged = CheckpointFolder(tmp_path, keep=9).save(_state(6.0), {"step": 6}).path
+    (damaged / "weights.safetensors").write_bytes(b"")
+    warnings: list[str] = []
+    CheckpointFolder(tmp_path, keep=1, warn=warnings.append).save(_state(2.0), {"step": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000005"]
+    assert "step-00000006 is damaged and newer than step 2: deleted" in warnings[-1]
