@@ -147,7 +147,8 @@ def _choose(
     chosen = next((one for one in sets if one.averaged), None) if averaged else sets[0]
     if chosen is None:
         raise DetectorError(
-            f"{receipt.path} holds one set of weights, {sets[0].label}, and no average of them. Leave averaged out."
+            f"{receipt.path} holds no moving average of the weights, only {', '.join(one.label for one in sets)}. "
+            f"Leave averaged (--averaged) out."
         )
     receipt.prefix = chosen.prefix
     others = [one for one in sets if one is not chosen]
@@ -158,7 +159,10 @@ def _choose(
     if chosen.averaged and not others:
         receipt.notes.append("the file holds a moving average of the weights, which was loaded")
     _account_for_wrappers(content, chosen, others, receipt)
-    return chosen, others
+    whole = weight_sets.completed(chosen, sets) if averaged else chosen
+    if added := [name for key, name in whole.names.items() if key not in chosen.names]:
+        receipt.notes.append(f"{_some(added)}: not in the average, so of the last step's weights")
+    return whole, others
 
 
 _OTHER_WEIGHTS = "of the other weights in the file"

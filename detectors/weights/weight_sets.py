@@ -10,7 +10,7 @@ A file may hold the weights twice: those of the last step, and their moving aver
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -65,9 +65,13 @@ def find(content: Mapping[Any, Any], detector: Detector, own: Mapping[str, Tenso
     sets: list[WeightSet] = []
     for path, entries in dictionaries(content):
         sets += _sets_of(path, entries, detector, own)
-    if not sets:
-        return []
-    best = max(one.fit for one in sets)
+    best = max((one.fit for one in sets), default=0)
+    # Some save each part of a network in a dictionary of its own. Two sets of weights side by side look alike, so the
+    # parts are joined only where no dictionary has all of the detector.
+    if best < len(own):
+        joined = [one for path, entries in _joined(content) for one in _sets_of(path, entries, detector, own)]
+        if (better := max((one.fit for one in joined), default=0)) > best:
+            best, sets = better, joined
     sets = [one for one in sets if 2 * one.fit > best]
     if _swaps_averages(content):
         for one in sets:
@@ -91,6 +95,15 @@ def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], 
                 waiting.append(((*path, key), value))
 
 
+def _joined(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield the dictionaries of dictionaries with tensors, as if their content was theirs."""
+    inner: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path, entries in dictionaries(content):
+        if path:
+            inner.setdefault(path[:-1], {}).update({f"{path[-1]}.{key}": value for key, value in entries.items()})
+    yield from inner.items()
+
+
 def refused_layout(content: Mapping[Any, Any], detector: Detector) -> FileLayout | None:
     """Return the layout of a file that this detector refuses, even if no key of it fits."""
     for _, entries in dictionaries(content):
@@ -99,6 +112,24 @@ def refused_layout(content: Mapping[Any, Any], detector: Detector) -> FileLayout
             if layout is not None and layout.refusal is not None:
                 return layout
     return None
+
+
+def completed(one: WeightSet, sets: list[WeightSet]) -> WeightSet:
+    """Add what an average lacks, such as the statistics of batch norm, from the set that it is the average of."""
+    source = next((other for other in sets if not other.averaged), None)
+    missing = (
+        {}
+        if source is None
+        else {key: name for key, name in source.names.items() if name not in set(one.names.values())}
+    )
+    if source is None or not missing or source.layout is not one.layout:
+        return one
+    places = {key: ".".join((*source.path, key)) for key in missing}
+    return replace(
+        one,
+        entries={**one.entries, **{places[key]: source.entries[key] for key in missing}},
+        names={**one.names, **{places[key]: name for key, name in missing.items()}},
+    )
 
 
 def own_name(key: str, own: Mapping[str, Tensor], backbone_prefix: str, layout: FileLayout | None) -> str | None:
