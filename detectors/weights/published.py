@@ -42,6 +42,8 @@ class Receipt:
     """Warnings about the file, which loads nevertheless."""
     prefix: str = ""
     """Prefix of the file's keys, which was removed."""
+    inner_wrappers: list[str] = field(default_factory=list)
+    """Parts that wrappers of single layers put inside the file's keys, and which were removed."""
     other_weights: dict[str, str] = field(default_factory=dict)
     """Place of each other set of weights in the file, to what it is."""
     loaded_weights: str = ""
@@ -65,6 +67,8 @@ class Receipt:
         ]
         if self.prefix:
             lines.append(f"prefix  {printable(self.prefix)} removed from the keys")
+        if self.inner_wrappers:
+            lines.append(f"prefix  {', '.join(self.inner_wrappers)} removed inside the keys")
         for place, kind in self.other_weights.items():
             lines.append(f"weights  {self.loaded_weights} loaded; the file also has {place} {kind}")
         for what, keys in (("adjusted", self.adjusted), ("skipped", self.skipped), ("missing", self.missing)):
@@ -150,7 +154,7 @@ def _choose(
             f"{receipt.path} holds no moving average of the weights, only {', '.join(one.label for one in sets)}. "
             f"Leave averaged (--averaged) out."
         )
-    receipt.prefix = chosen.prefix
+    receipt.prefix, receipt.inner_wrappers = chosen.prefix, weight_sets.inner_wrappers(chosen)
     others = [one for one in sets if one is not chosen]
     receipt.other_weights = {
         one.label: f"{_kind_of_set(one)}{'; --averaged chooses it' if one.averaged else ''}" for one in others

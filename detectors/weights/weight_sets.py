@@ -28,6 +28,10 @@ _MOST_PREFIXES = 8
 _AVERAGE = re.compile(r"(?:^|[^a-z])(?:ema|swa|avg|averages?|averaged|polyak|shadow|teacher)(?![a-z])")
 
 
+_INNER_WRAPPER = re.compile(r"(?<=\.)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\.")
+"""Parts that torch's wrappers of a single layer put inside its keys. No network has a part of such a name."""
+
+
 @dataclass
 class WeightSet:
     """One set of weights in a file."""
@@ -104,6 +108,11 @@ def _joined(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[
     yield from inner.items()
 
 
+def inner_wrappers(one: WeightSet) -> list[str]:
+    """Return the wrappers inside the keys of a set, without its prefix."""
+    return sorted({found for key in one.names for found in _INNER_WRAPPER.findall(key[len(one.prefix) :])})
+
+
 def refused_layout(content: Mapping[Any, Any], detector: Detector) -> FileLayout | None:
     """Return the layout of a file that this detector refuses, even if no key of it fits."""
     for _, entries in dictionaries(content):
@@ -134,6 +143,7 @@ def completed(one: WeightSet, sets: list[WeightSet]) -> WeightSet:
 
 def own_name(key: str, own: Mapping[str, Tensor], backbone_prefix: str, layout: FileLayout | None) -> str | None:
     """Return the detector's name for a key without prefix; None if the detector has no such parameter."""
+    key = _INNER_WRAPPER.sub("", key)
     translated = key if layout is None else layout.own_name(key)
     return next((name for name in (key, translated, backbone_prefix + key) if name in own), None)
 
@@ -173,7 +183,7 @@ def _prefixes(entries: Mapping[str, Any], detector: Detector, own: Mapping[str, 
     for key in entries:
         start = 0
         for _ in range(_DEEPEST):
-            prefix, rest = key[:start], key[start:]
+            prefix, rest = key[:start], _INNER_WRAPPER.sub("", key[start:])
             keys[prefix] += 1
             known[prefix] += rest in own or trunk + rest in own
             if markers and rest.startswith(markers):

@@ -53,6 +53,20 @@ def test_any_prefix_is_found_removed_and_named(prefix: str, tmp_path: Path) -> N
     assert receipt.skipped["loss.weight"] == "the detector has no such parameter"
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_wrappers_of_single_layers_are_removed_inside_the_keys(wrapper: str, tmp_path: Path) -> None:
+    weights = other_weights()
+    file = {
+        "module." + key.replace("layer1.0.", f"layer1.{wrapper}0.{wrapper}"): value for key, value in weights.items()
+    }
+    ours = detector()
+    receipt = published.load(ours, saved(file, tmp_path / "w.pth"))
+    assert_loaded(ours, weights)
+    assert_accounted(receipt, ours, set(file))
+    assert receipt.prefix == "module."
+    assert f"prefix  {wrapper} removed inside the keys" in receipt.summary().splitlines()
+
+
 @pytest.mark.parametrize("path", KEYS, ids=".".join)
 def test_any_key_leads_to_the_weights_that_fit(path: tuple[str, ...], tmp_path: Path) -> None:
     weights = other_weights()
