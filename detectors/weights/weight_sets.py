@@ -71,7 +71,7 @@ def find(content: Mapping[Any, Any], detector: Detector, own: Mapping[str, Tenso
         sets += _sets_of(path, entries, detector, own)
     best = max((one.fit for one in sets), default=0)
     # Some save each part of a network in a dictionary of its own. Two sets of weights side by side look alike, so the
-    # parts are joined only where no dictionary has all of the detector.
+    # parts are joined only where no dictionary has most of the detector.
     if best < len(own):
         joined = [one for path, entries in _joined(content) for one in _sets_of(path, entries, detector, own)]
         if (better := max((one.fit for one in joined), default=0)) > best:
@@ -94,7 +94,7 @@ def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], 
         for key, value in entries.items():
             inner = isinstance(value, Mapping) and id(value) not in seen and len(path) < _DEEPEST
             # The state of an optimizer has a dictionary for each parameter, and none of them is a weight.
-            if inner and len(waiting) < _MOST_DICTIONARIES and not key.startswith("optim"):
+            if inner and len(waiting) < _MOST_DICTIONARIES and not key.startswith("optimizer"):
                 seen.add(id(value))
                 waiting.append(((*path, key), value))
 
@@ -126,13 +126,10 @@ def refused_layout(content: Mapping[Any, Any], detector: Detector) -> FileLayout
 def completed(one: WeightSet, sets: list[WeightSet]) -> WeightSet:
     """Add what an average lacks, such as the statistics of batch norm, from the set that it is the average of."""
     source = next((other for other in sets if not other.averaged), None)
-    missing = (
-        {}
-        if source is None
-        else {key: name for key, name in source.names.items() if name not in set(one.names.values())}
-    )
-    if source is None or not missing or source.layout is not one.layout:
+    if source is None or source.layout is not one.layout:
         return one
+    present = set(one.names.values())
+    missing = {key: name for key, name in source.names.items() if name not in present}
     places = {key: ".".join((*source.path, key)) for key in missing}
     return replace(
         one,
