@@ -23,6 +23,11 @@ _NUMBERS = "fiub"
 """Kinds of dtype that are read: floating, signed and unsigned integers, bool."""
 
 
+_MOST_CONTAINERS = 5_000_000
+"""Lists, tuples and dictionaries of a pickle. Each takes 60 bytes of memory or more for one byte of the file; a large
+detector with its optimizer has some hundred thousand."""
+
+
 class ForbiddenGlobalError(pickle.UnpicklingError):
     """The pickle names something that is neither a tensor nor plain data; `args[0]` is its name."""
 
@@ -75,6 +80,7 @@ class DataUnpickler(pickle._Unpickler):
     def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="latin1")
         self.objects: dict[str, int] = {}
+        self.containers = 0
 
     def load(self) -> Any:
         """Read one pickle, with every array as a tensor."""
@@ -200,6 +206,23 @@ class DataUnpickler(pickle._Unpickler):
             pickle.EXT4[0]: _extension,
         }
     )
+
+
+def _counting(operation: Callable[..., None]) -> Callable[..., None]:
+    def counted(self: DataUnpickler) -> None:
+        self.containers += 1
+        if self.containers > _MOST_CONTAINERS:
+            raise DamagedError(f"a pickle of more than {_MOST_CONTAINERS:,} containers is not a detector's")
+        operation(self)
+
+    return counted
+
+
+for _operation in (
+    *(pickle.MARK, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.LIST, pickle.DICT, pickle.FROZENSET),
+    *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+):
+    DataUnpickler.dispatch[_operation[0]] = _counting(DataUnpickler.dispatch[_operation[0]])
 
 
 def printable(name: object) -> str:

@@ -42,6 +42,8 @@ class Receipt:
     """Warnings about the file, which loads nevertheless."""
     prefix: str = ""
     """Prefix of the file's keys, which was removed."""
+    inner_wrappers: list[str] = field(default_factory=list)
+    """Parts that wrappers of single layers put inside the file's keys, and which were removed."""
     other_weights: dict[str, str] = field(default_factory=dict)
     """Place of each other set of weights in the file, to what it is."""
     loaded_weights: str = ""
@@ -65,6 +67,8 @@ class Receipt:
         ]
         if self.prefix:
             lines.append(f"prefix  {printable(self.prefix)} removed from the keys")
+        if self.inner_wrappers:
+            lines.append(f"prefix  {', '.join(self.inner_wrappers)} removed inside the keys")
         for place, kind in self.other_weights.items():
             lines.append(f"weights  {self.loaded_weights} loaded; the file also has {place} {kind}")
         for what, keys in (("adjusted", self.adjusted), ("skipped", self.skipped), ("missing", self.missing)):
@@ -147,9 +151,10 @@ def _choose(
     chosen = next((one for one in sets if one.averaged), None) if averaged else sets[0]
     if chosen is None:
         raise DetectorError(
-            f"{receipt.path} holds one set of weights, {sets[0].label}, and no average of them. Leave averaged out."
+            f"{receipt.path} holds no moving average of the weights, only {', '.join(one.label for one in sets)}. "
+            f"Leave averaged (--averaged) out."
         )
-    receipt.prefix = chosen.prefix
+    receipt.prefix, receipt.inner_wrappers = chosen.prefix, weight_sets.inner_wrappers(chosen)
     others = [one for one in sets if one is not chosen]
     receipt.other_weights = {
         one.label: f"{_kind_of_set(one)}{'; --averaged chooses it' if one.averaged else ''}" for one in others
@@ -158,7 +163,10 @@ def _choose(
     if chosen.averaged and not others:
         receipt.notes.append("the file holds a moving average of the weights, which was loaded")
     _account_for_wrappers(content, chosen, others, receipt)
-    return chosen, others
+    whole = weight_sets.completed(chosen, sets) if averaged else chosen
+    if added := [name for key, name in whole.names.items() if key not in chosen.names]:
+        receipt.notes.append(f"{_some(added)}: not in the average, so of the last step's weights")
+    return whole, others
 
 
 _OTHER_WEIGHTS = "of the other weights in the file"

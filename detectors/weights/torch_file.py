@@ -22,9 +22,6 @@ OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of torch.save before PyTorch 1.6: its magic number as a pickle."""
 
 _BLOCK = 1 << 20
-_LONGEST_PICKLE = 64 << 20
-"""Bytes; the pickle of a large detector with its optimizer has less than a hundredth of it. The objects in memory take
-60 times as much."""
 _HIGHEST_COMPRESSION = 100
 """Weights hardly compress, so an archive that expands more than this is made to fill the memory."""
 
@@ -45,8 +42,6 @@ def read_zip(path: Path) -> tuple[Any, dict[str, int]]:
         root = roots[0]
         if f"{root}constants.pkl" in members:
             raise ForbiddenGlobalError("TorchScript")
-        if members[f"{root}data.pkl"].file_size > _LONGEST_PICKLE:
-            raise DamagedError("its data.pkl is too long for weights")
         storages: dict[str, Tensor] = {}
 
         def storage(key: str, num_bytes: int) -> Tensor:

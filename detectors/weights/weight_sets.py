@@ -10,7 +10,7 @@ A file may hold the weights twice: those of the last step, and their moving aver
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +26,10 @@ _MOST_PREFIXES = 8
 """Prefixes of one dictionary that are tried as a whole, the most promising first."""
 
 _AVERAGE = re.compile(r"(?:^|[^a-z])(?:ema|swa|avg|averages?|averaged|polyak|shadow|teacher)(?![a-z])")
+
+
+_INNER_WRAPPER = re.compile(r"(?<=\.)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\.")
+"""Parts that torch's wrappers of a single layer put inside its keys. No network has a part of such a name."""
 
 
 @dataclass
@@ -65,9 +69,13 @@ def find(content: Mapping[Any, Any], detector: Detector, own: Mapping[str, Tenso
     sets: list[WeightSet] = []
     for path, entries in dictionaries(content):
         sets += _sets_of(path, entries, detector, own)
-    if not sets:
-        return []
-    best = max(one.fit for one in sets)
+    best = max((one.fit for one in sets), default=0)
+    # Some save each part of a network in a dictionary of its own. Two sets of weights side by side look alike, so the
+    # parts are joined only where no dictionary has most of the detector.
+    if best < len(own):
+        joined = [one for path, entries in _joined(content) for one in _sets_of(path, entries, detector, own)]
+        if (better := max((one.fit for one in joined), default=0)) > best:
+            best, sets = better, joined
     sets = [one for one in sets if 2 * one.fit > best]
     if _swaps_averages(content):
         for one in sets:
@@ -86,9 +94,23 @@ def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], 
         for key, value in entries.items():
             inner = isinstance(value, Mapping) and id(value) not in seen and len(path) < _DEEPEST
             # The state of an optimizer has a dictionary for each parameter, and none of them is a weight.
-            if inner and len(waiting) < _MOST_DICTIONARIES and not key.startswith("optim"):
+            if inner and len(waiting) < _MOST_DICTIONARIES and not key.startswith("optimizer"):
                 seen.add(id(value))
                 waiting.append(((*path, key), value))
+
+
+def _joined(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield the dictionaries of dictionaries with tensors, as if their content was theirs."""
+    inner: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path, entries in dictionaries(content):
+        if path:
+            inner.setdefault(path[:-1], {}).update({f"{path[-1]}.{key}": value for key, value in entries.items()})
+    yield from inner.items()
+
+
+def inner_wrappers(one: WeightSet) -> list[str]:
+    """Return the wrappers inside the keys of a set, without its prefix."""
+    return sorted({found for key in one.names for found in _INNER_WRAPPER.findall(key[len(one.prefix) :])})
 
 
 def refused_layout(content: Mapping[Any, Any], detector: Detector) -> FileLayout | None:
@@ -101,8 +123,24 @@ def refused_layout(content: Mapping[Any, Any], detector: Detector) -> FileLayout
     return None
 
 
+def completed(one: WeightSet, sets: list[WeightSet]) -> WeightSet:
+    """Add what an average lacks, such as the statistics of batch norm, from the set that it is the average of."""
+    source = next((other for other in sets if not other.averaged), None)
+    if source is None or source.layout is not one.layout:
+        return one
+    present = set(one.names.values())
+    missing = {key: name for key, name in source.names.items() if name not in present}
+    places = {key: ".".join((*source.path, key)) for key in missing}
+    return replace(
+        one,
+        entries={**one.entries, **{places[key]: source.entries[key] for key in missing}},
+        names={**one.names, **{places[key]: name for key, name in missing.items()}},
+    )
+
+
 def own_name(key: str, own: Mapping[str, Tensor], backbone_prefix: str, layout: FileLayout | None) -> str | None:
     """Return the detector's name for a key without prefix; None if the detector has no such parameter."""
+    key = _INNER_WRAPPER.sub("", key)
     translated = key if layout is None else layout.own_name(key)
     return next((name for name in (key, translated, backbone_prefix + key) if name in own), None)
 
@@ -142,7 +180,7 @@ def _prefixes(entries: Mapping[str, Any], detector: Detector, own: Mapping[str, 
     for key in entries:
         start = 0
         for _ in range(_DEEPEST):
-            prefix, rest = key[:start], key[start:]
+            prefix, rest = key[:start], _INNER_WRAPPER.sub("", key[start:])
             keys[prefix] += 1
             known[prefix] += rest in own or trunk + rest in own
             if markers and rest.startswith(markers):

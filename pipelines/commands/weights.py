@@ -138,12 +138,14 @@ def _settings(name: str, flags: list[str]) -> Any:
 
 
 def _print_keys(receipt: "Receipt") -> None:
+    from detectors.weights.plain_pickle import printable
+
     for key in receipt.loaded:
-        print(f"loaded   {key}")
+        print(f"loaded   {printable(key)}")
     for key, name in receipt.renamed.items():
-        print(f"renamed  {key} → {name}")
+        print(f"renamed  {printable(key)} → {name}")
     for key, reason in receipt.skipped.items():
-        print(f"skipped  {key}: {reason}")
+        print(f"skipped  {printable(key)}: {reason}")
     for key, reason in receipt.missing.items():
         print(f"missing  {key}: {reason}")
 

@@ -125,6 +125,8 @@ def _is_good(path: Path, expected: str, location: str) -> bool:
         console.say("weights", f"{path} is damaged and is fetched again")
         return False
     if not location.startswith("s3://"):
+        if not record:
+            _write_record(path, found, None)
         return True
     try:
         version = _version(location)

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from detectors import DetectorError
+from detectors.weights import plain_pickle
 from detectors.weights.reading import read
 
 WEIGHTS = {"conv.weight": torch.arange(24.0).reshape(2, 3, 4), "conv.bias": torch.ones(2)}
@@ -157,6 +158,14 @@ def test_a_bomb_is_one_line_or_nothing_and_is_fast(bomb: str, kind: str, tmp_pat
     start = time.process_time()
     assert "\n" not in message_of(path)
     assert time.process_time() - start < 20
+
+
+def test_containers_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_pickle, "_MOST_CONTAINERS", 1000)
+    for operation in (b"]", b"}", b"(", b")\x85", b"\x8f"):
+        path = written(b"\x80\x04" + operation * 2000 + b".", tmp_path / "w.pkl")
+        refused(path, "a pickle of more than 1,000 containers is not a detector's")
+        refused(torch_zip(tmp_path / "w.pth", path.read_bytes()), "more than 1,000 containers")
 
 
 class Call:

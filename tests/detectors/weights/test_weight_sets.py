@@ -53,6 +53,20 @@ def test_any_prefix_is_found_removed_and_named(prefix: str, tmp_path: Path) -> N
     assert receipt.skipped["loss.weight"] == "the detector has no such parameter"
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_wrappers_of_single_layers_are_removed_inside_the_keys(wrapper: str, tmp_path: Path) -> None:
+    weights = other_weights()
+    file = {
+        "module." + key.replace("layer1.0.", f"layer1.{wrapper}0.{wrapper}"): value for key, value in weights.items()
+    }
+    ours = detector()
+    receipt = published.load(ours, saved(file, tmp_path / "w.pth"))
+    assert_loaded(ours, weights)
+    assert_accounted(receipt, ours, set(file))
+    assert receipt.prefix == "module."
+    assert f"prefix  {wrapper} removed inside the keys" in receipt.summary().splitlines()
+
+
 @pytest.mark.parametrize("path", KEYS, ids=".".join)
 def test_any_key_leads_to_the_weights_that_fit(path: tuple[str, ...], tmp_path: Path) -> None:
     weights = other_weights()
@@ -180,9 +194,37 @@ def test_an_average_in_buffers_without_dots(style: str, tmp_path: Path) -> None:
     assert_loaded(ours, {key: value + 1000 if key in learning else value for key, value in weights.items()})
 
 
+def test_statistics_that_an_average_lacks_are_the_last_steps(tmp_path: Path) -> None:
+    weights = other_weights()
+    learning = dict(detector().named_parameters())
+    averaged = {key: value for key, value in average(weights).items() if key in learning}
+    path = saved({"model": weights, "ema": averaged}, tmp_path / "w.pth")
+    ours = detector()
+    receipt = published.load(ours, path, averaged=True)
+    assert_loaded(ours, {**weights, **averaged})
+    assert not receipt.missing
+    assert receipt.renamed["model.bn1.running_mean"] == "bn1.running_mean"
+    (note,) = receipt.notes
+    assert note.startswith("bn1.running_mean, bn1.running_var, bn1.num_batches_tracked and ")
+    assert note.endswith(": not in the average, so of the last step's weights")
+
+
+def test_parts_of_a_network_in_dictionaries_of_their_own_are_joined(tmp_path: Path) -> None:
+    weights = other_weights()
+    content: dict[str, Any] = {"epoch": 3}
+    for key, value in weights.items():
+        part, _, rest = key.partition(".")
+        content.setdefault(part, {})[rest] = value
+    ours = detector()
+    receipt = published.load(ours, saved({"model": content}, tmp_path / "w.pth"))
+    assert_loaded(ours, weights)
+    assert not receipt.missing
+    assert not receipt.other_weights
+
+
 def test_a_file_without_an_average_is_refused_when_one_is_asked_for(tmp_path: Path) -> None:
     path = saved({"state_dict": other_weights()}, tmp_path / "w.pth")
-    with pytest.raises(DetectorError, match=r"holds one set of weights, 'state_dict', and no average of them") as e:
+    with pytest.raises(DetectorError, match=r"holds no moving average of the weights, only 'state_dict'. Leave") as e:
         published.load(detector(), path, averaged=True)
     assert "\n" not in str(e.value)
 

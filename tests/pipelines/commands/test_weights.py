@@ -98,7 +98,7 @@ def test_the_average_of_a_file_is_brought_in_on_request(
     ) in out.splitlines()
     assert torch.equal(load_file(ours)["base.fc.bias"], weights["module.base.fc.bias"] + 1)
     # Without an average the flag is a mistake.
-    assert "holds one set of weights" in _refused(
+    assert "holds no moving average of the weights" in _refused(
         capsys, *[str(published_file) if word == str(both) else word for word in brought], "--averaged"
     )
 
