@@ -41,11 +41,12 @@ def interrupting() -> Iterator[Interruption]:
 
 
 def handled() -> tuple[signal.Signals, ...]:
-    """Return the signals to handle: all but those that the starter of this process ignores, as nohup ignores SIGHUP."""
+    """Return the signals to handle here: SIGHUP stays ignored under nohup."""
     # Python allows handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         return ()
-    return tuple(number for number in NAMES if signal.getsignal(number) is not signal.SIG_IGN)
+    # Not so for SIGINT, which shells ignore in background jobs without a word.
+    return tuple(one for one in NAMES if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN)
 
 
 def install_again() -> None:

@@ -5,10 +5,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.cli import command_line, main
@@ -366,3 +368,70 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     assert "evaluation.scales contains 0; every scale must be from 0.1 to 10" in _refused(
         capsys, "evaluate", run, "--evaluation.scales", "0", "1"
     )
+
+
+# A command that waits for the end of its input, run as the installed script runs it.
+_WAITING = """
+import sys
+from pipelines import cli
+from pipelines.commands import recipes
+def wait(known):
+    print("ready", flush=True)
+    sys.stdin.read()
+recipes.run = wait
+sys.argv = ["aweigh", "recipes"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
+def test_a_signal_ends_any_command_in_one_line(number: signal.Signals, name: str) -> None:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", _WAITING], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert errors == f"aweigh: stopped with {name}.\n"
+    assert process.returncode == 128 + number
+
+
+def test_process_1_of_a_container_answers_signals() -> None:
+    alone = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this user may not make PID namespaces")
+    pipe = subprocess.PIPE
+    command = [*alone, sys.executable, "-c", _WAITING]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    # The kernel drops signals from outside for which process 1 has no handler.
+    psutil.Process(process.pid).children()[0].terminate()
+    _, errors = process.communicate()
+    assert errors == "aweigh: stopped with SIGTERM.\n"
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_closed_and_full_streams_change_no_exit_status(redirection: str) -> None:
+    program = "import sys; from pipelines.cli import main; sys.argv = ['aweigh', *sys.argv[1:]]; main()"
+    for words, status in ((["recipes"], 0), (["train"], 2)):
+        command = shlex.join([sys.executable, "-c", program, *words])
+        ended = subprocess.run(["sh", "-c", f"{command} {redirection}"], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (status, "" if "2>" in redirection else ended.stderr)
+        assert "Traceback" not in ended.stderr
+
+
+def test_output_that_takes_only_ascii_shows_the_rest_as_escapes(tmp_path: Path) -> None:
+    program = "import sys; from pipelines.cli import main; sys.argv = ['aweigh', *sys.argv[1:]]; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "evaluate", str(tmp_path / "größe")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert ended.returncode == 2
+    assert r"gr\xf6\xdfe has no checkpoint" in ended.stderr
