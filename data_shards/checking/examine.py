@@ -297,14 +297,21 @@ def _differing_classes(ours: Sequence[CocoClass], theirs: Sequence[CocoClass], a
     if ours == theirs:
         return []
     parts = [
-        f"{what} {', '.join(f'{item.id} {item.name!r}' for item in items[:6])}" + (", …" if len(items) > 6 else "")
-        for what, items in (
-            ("it lacks", [item for item in ours if item not in theirs]),
-            ("it adds", [item for item in theirs if item not in ours]),
+        f"{what} {', '.join(_class_title(item, others) for item in items[:6])}" + (", …" if len(items) > 6 else "")
+        for what, items, others in (
+            ("it lacks", [item for item in ours if item not in theirs], theirs),
+            ("it adds", [item for item in theirs if item not in ours], ours),
         )
         if items
     ]
     return [Finding("classes_differ", against, (), "; ".join(parts))]
+
+
+def _class_title(item: CocoClass, others: Sequence[CocoClass]) -> str:
+    title = f"{item.id} {item.name!r}"
+    # Otherwise a class that differs in its joints only would look the same on both sides.
+    alike = any((item.id, item.name) == (other.id, other.name) for other in others)
+    return f"{title} with joints {', '.join(item.keypoints) or 'none'}" if alike else title
 
 
 def _duplicates(prints: Sequence[tuple[SampleName, Fingerprint]]) -> list[Finding]:

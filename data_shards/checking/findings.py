@@ -73,7 +73,7 @@ KINDS = {
             "classes_differ",
             "wrong",
             "classes that differ between the splits",
-            "export both splits with the same list of classes; training refuses them as they are",
+            "build one of them again with `--classes-from` the other; training refuses them as they are",
         ),
         Kind(
             "no_area",

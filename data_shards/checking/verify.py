@@ -261,18 +261,19 @@ def _count_verified(shards: Shards, shard: int, decode: bool) -> int:
 
 def _check_sample(shards: Shards, shard: int, index: ShardIndex, row: int, where: str) -> None:
     image_id = int(index.image_ids[row])
+    sample = shards.read_json(shard, row)
+    where = f"{where}, image {image_id}, {sample['file_name']}"
     try:
         height, width = decode_jpeg(shards.read_image(shard, row)).shape[:2]
     except DataError:
         raise  # a ValueError, but complete already
     except ValueError as error:
-        raise DataError(f"{where}, image {image_id}: does not decode ({error}). Build the shards again.") from error
-    sample = shards.read_json(shard, row)
+        raise DataError(f"{where}: does not decode ({error}). Build the shards again.") from error
     count = int(index.row_splits[row + 1] - index.row_splits[row])
     found = (width, height, sample["image_id"], len(sample["annotations"]))
     expected = (int(index.widths[row]), int(index.heights[row]), image_id, count)
     if found != expected:
         raise DataError(
-            f"{where}, image {image_id}: width, height, id and number of annotations are {found}, but its index says "
+            f"{where}: width, height, id and number of annotations are {found}, but its index says "
             f"{expected}. Build the shards again."
         )
