@@ -17,12 +17,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from data_shards.building.coco import CocoDataset, CocoImage, DegenerateBoxes, EmptyImages, read_coco
+from data_shards.building.coco import CocoDataset, CocoImage, DegenerateBoxes, EmptyImages, read_categories, read_coco
+from data_shards.building.coco_checks import read_document
 from data_shards.building.shard_writing import BuiltShard, ShardJob, build_shard
 from data_shards.building.shrink import shrunk_size
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import MANIFEST_NAME, Manifest, Source, load_manifest, manifest_text
+from data_shards.format.manifest import MANIFEST_NAME, CocoClass, Manifest, Source, load_manifest, manifest_text
 from data_shards.order.keyed_random import key, keys
 from data_shards.processes import BYTES_WORTH_A_PROCESS, run_in_processes
 from data_shards.storage.open import open_store
@@ -132,6 +133,7 @@ def build_shards(
     leave_out: Sequence[str] = (),
     max_size: int = 0,
     jpeg_quality: int = 95,
+    classes_from: str = "",
 ) -> BuildReport:
     """Turn a COCO file into shards at `output/split`, a folder or `s3://bucket/prefix`.
 
@@ -155,6 +157,7 @@ def build_shards(
         max_size: images whose longer side has more pixels are shrunk to this and encoded again, and their labels
             scaled; 0 keeps every byte.
         jpeg_quality: quality of the images that are encoded again.
+        classes_from: `LOCATION/SPLIT` or a COCO file whose classes this split takes over by name; see `read_coco`.
 
     Raises:
         DataError: the annotations are bad (see `read_coco`); images do not decode, or their sizes differ from the
@@ -168,6 +171,7 @@ def build_shards(
         empty_images=empty_images,
         ignore=ignore,
         leave_out=leave_out,
+        classes_from=_classes_of(classes_from) if classes_from else (),
     )
     store = open_store(f"{output.rstrip('/') or '/'}/{split}")
     store.check_writable()
@@ -213,13 +217,24 @@ def _check_settings(shard_bytes: int, processes: int, split: str, max_size: int,
         )
 
 
+def _classes_of(where: str) -> tuple[CocoClass, ...]:
+    path = Path(where)
+    if path.is_file() and path.name != MANIFEST_NAME:
+        return read_categories(path, read_document(path)["categories"])
+    return load_manifest(where.removesuffix(f"/{MANIFEST_NAME}")).classes
+
+
 def _existing(store: Store, described: Manifest, overwrite: bool) -> Manifest | None:
     """Return the manifest of an earlier build from the same source; delete another one if `overwrite` allows it."""
     if not store.exists(MANIFEST_NAME):
         return None
     try:
         existing = load_manifest(store)
-        same = (existing.source, existing.ignored) == (described.source, described.ignored)
+        same = (existing.source, existing.classes, existing.ignored) == (
+            described.source,
+            described.classes,
+            described.ignored,
+        )
         if same and not overwrite:
             return existing
         if not overwrite:

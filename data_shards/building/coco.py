@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 
+from data_shards.building.class_list import take_over
 from data_shards.building.coco_checks import (
     Json,
     check_annotations,
@@ -82,6 +83,7 @@ def read_coco(
     empty_images: EmptyImages = "keep",
     ignore: Mapping[str, str] | None = None,
     leave_out: Sequence[str] = (),
+    classes_from: Sequence[CocoClass] = (),
 ) -> CocoDataset:
     """Read and check a COCO instances file.
 
@@ -95,6 +97,8 @@ def read_coco(
         ignore: categories that are not learnt, by name, and the class that each may be mistaken for, or "*" for any:
             {"Van": "Car"} for KITTI. Their boxes are kept, with the labels that `detectors` ignores.
         leave_out: categories whose annotations are left out.
+        classes_from: classes of another split, whose ids, joints and order this file takes over by name. Empty keeps
+            those of the file.
 
     Raises:
         DataError: the file is missing, cut short or not a COCO file; an id is used twice; an annotation names an
@@ -104,11 +108,13 @@ def read_coco(
     _check_choices(degenerate_boxes, empty_images)
     path = Path(annotations)
     document = read_document(path)
-    categories = _read_categories(path, document["categories"])
-    classes, ignored = _roles(path, categories, ignore or {}, leave_out)
+    categories = read_categories(path, document["categories"])
     # In this order: the checks of annotations rely on ids and sizes that those of images have checked.
     resolved = check_images(path, document["images"], None if images is None else Path(images))
     check_annotations(path, document, {item.id for item in categories})
+    if classes_from:
+        categories = take_over(path, document, categories, classes_from, {*(ignore or {}), *leave_out})
+    classes, ignored = _roles(path, categories, ignore or {}, leave_out)
 
     left_out = {item.id for item in categories if item.name in leave_out}
     wanted = [item for item in document["annotations"] if item["category_id"] not in left_out]
@@ -134,7 +140,12 @@ def _check_choices(degenerate_boxes: str, empty_images: str) -> None:
         raise DataError(f"empty_images is {empty_images!r}; set it to 'keep' or 'drop'.")
 
 
-def _read_categories(path: Path, categories: list[Json]) -> tuple[CocoClass, ...]:
+def read_categories(path: Path, categories: list[Json]) -> tuple[CocoClass, ...]:
+    """Check the categories of a COCO file and return them in the order of their ids.
+
+    Raises:
+        DataError: a category cannot be used, or there is none.
+    """
     check_fields(path, "category", categories, {"id": int, "name": str})
     check_unique(path, "category", categories)
     if not categories:

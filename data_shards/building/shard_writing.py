@@ -26,7 +26,7 @@ from data_shards.building.transfer import stored_sha256
 from data_shards.errors import DataError
 from data_shards.format.manifest import CocoClass, Manifest, Shard, sample_key
 from data_shards.format.shard_index import ShardIndex
-from data_shards.reading.decode import decode_jpeg, exif_orientation, image_extension
+from data_shards.reading.decode import decode_jpeg, exif_orientation, image_extension, other_content
 from data_shards.storage.store import Store
 
 # Raise it whenever the same input would give other bytes: builds begun by an older version are then not resumed.
@@ -176,7 +176,7 @@ def _unreadable(error: OSError) -> str:
 
 def _problem(image: CocoImage, data: bytes) -> str | None:
     if image_extension(data) is None:
-        return f"neither a JPEG nor a PNG (it begins with {data[:8].hex(' ') or 'nothing'})"
+        return other_content(data)
     try:
         height, width = decode_jpeg(data).shape[:2]
     except ValueError as error:

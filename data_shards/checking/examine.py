@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
+
 from data_shards.checking.box_checks import box_findings, boxes_in_input, groups_in_one_cell, joint_findings
 from data_shards.checking.duplicates import Fingerprint, fingerprint, same_bytes, same_picture
 from data_shards.checking.findings import Finding, SampleName
@@ -18,12 +21,15 @@ from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import CocoClass, Manifest, load_manifest, sample_key
 from data_shards.format.shard_index import ShardIndex
-from data_shards.reading.decode import colour_space, decode_jpeg, exif_orientation
+from data_shards.reading.decode import colour_space, decode_jpeg, exif_orientation, png_depth
 from data_shards.reading.shards import Shards
 from data_shards.storage.open import open_store
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 """Strides at which shared cells are counted, whichever detector is trained."""
+
+# The brightest value of a 16-bit image, after decoding to 8 bits, below which it is black or nearly so.
+_LEAST_BRIGHTNESS = 64
 
 # EXIF orientations, by what a reader has to do to the stored pixels.
 _TURNED = {
@@ -195,6 +201,27 @@ def _image_findings(data: bytes) -> list[tuple[str, str]]:
         return found  # reported as undecodable
     if space != "RGB":
         found.append((space.lower(), f"stored as {space}"))
+    return found + _hidden_findings(data)
+
+
+def _hidden_findings(data: bytes) -> list[tuple[str, str]]:
+    """Find what a viewer does not show: colours under transparency, and 16 bits of which 8 are used."""
+    bits, has_alpha = png_depth(data)
+    if bits != 16 and not has_alpha:
+        return []
+    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        return []  # reported as undecodable
+    found: list[tuple[str, str]] = []
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        pixels, alpha = pixels[..., :3], pixels[..., 3]
+        if share := float((alpha < np.iinfo(alpha.dtype).max).mean()):
+            found.append(("transparent", f"{share:.0%} of its pixels are transparent"))
+    if pixels.dtype == np.uint16:
+        # Decoding keeps the upper 8 of 16 bits.
+        most = int(pixels.max())
+        text = f"16-bit values up to {most:,} of 65,535, which training sees as 0 to {most >> 8} of 255"
+        found.append(("dark_16_bit" if most >> 8 < _LEAST_BRIGHTNESS else "sixteen_bit", text))
     return found
 
 
@@ -270,14 +297,21 @@ def _differing_classes(ours: Sequence[CocoClass], theirs: Sequence[CocoClass], a
     if ours == theirs:
         return []
     parts = [
-        f"{what} {', '.join(f'{item.id} {item.name!r}' for item in items[:6])}" + (", …" if len(items) > 6 else "")
-        for what, items in (
-            ("it lacks", [item for item in ours if item not in theirs]),
-            ("it adds", [item for item in theirs if item not in ours]),
+        f"{what} {', '.join(_class_title(item, others) for item in items[:6])}" + (", …" if len(items) > 6 else "")
+        for what, items, others in (
+            ("it lacks", [item for item in ours if item not in theirs], theirs),
+            ("it adds", [item for item in theirs if item not in ours], ours),
         )
         if items
     ]
     return [Finding("classes_differ", against, (), "; ".join(parts))]
+
+
+def _class_title(item: CocoClass, others: Sequence[CocoClass]) -> str:
+    title = f"{item.id} {item.name!r}"
+    # Otherwise a class that differs in its joints only would look the same on both sides.
+    alike = any((item.id, item.name) == (other.id, other.name) for other in others)
+    return f"{title} with joints {', '.join(item.keypoints) or 'none'}" if alike else title
 
 
 def _duplicates(prints: Sequence[tuple[SampleName, Fingerprint]]) -> list[Finding]:

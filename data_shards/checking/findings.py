@@ -73,7 +73,7 @@ KINDS = {
             "classes_differ",
             "wrong",
             "classes that differ between the splits",
-            "export both splits with the same list of classes; training refuses them as they are",
+            "build one of them again with `--classes-from` the other; training refuses them as they are",
         ),
         Kind(
             "no_area",
@@ -123,6 +123,24 @@ KINDS = {
             "images that their EXIF tag turns or mirrors",
             "look with `aweigh shards show --key`; if the boxes do not fit the upright image, store it upright "
             "without the tag",
+        ),
+        Kind(
+            "dark_16_bit",
+            "wrong",
+            "16-bit images that decode to black or nearly so",
+            "scale their values to the full range and store them with 8 bits, all images alike",
+        ),
+        Kind(
+            "sixteen_bit",
+            "note",
+            "16-bit images, of which training uses the upper 8 bits",
+            "nothing to do if they look right; otherwise scale their values and store them with 8 bits",
+        ),
+        Kind(
+            "transparent",
+            "check",
+            "images with transparent pixels, whose hidden colours training sees",
+            "look with `aweigh shards show --key`; if hidden colours appear, draw the images on a plain background",
         ),
         Kind("gray", "note", "gray images", "nothing to do: they are read as three equal channels"),
         Kind("cmyk", "check", "CMYK images", "look at their colours; if they are wrong, convert the files to RGB"),

@@ -256,16 +256,17 @@ def _count_verified(shards: Shards, shard: int, decode: bool) -> int:
 
 def _check_sample(shards: Shards, shard: int, index: ShardIndex, row: int, where: str) -> None:
     image_id = int(index.image_ids[row])
+    sample = shards.read_json(shard, row)  # which compares it with the index
+    where = f"{where}, image {image_id}, {sample['file_name']}"
     try:
         height, width = decode_jpeg(shards.read_image(shard, row)).shape[:2]
     except DataError:
         raise  # a ValueError, but complete already
     except ValueError as error:
-        raise DataError(f"{where}, image {image_id}: does not decode ({error}). Build the shards again.") from error
-    shards.read_json(shard, row)  # which compares it with the index
+        raise DataError(f"{where}: does not decode ({error}). Build the shards again.") from error
     expected = int(index.widths[row]), int(index.heights[row])
     if (width, height) != expected:
         raise DataError(
-            f"{where}, image {image_id}: is {width} x {height} pixels, but its index says {expected[0]} x "
-            f"{expected[1]}. Build the shards again."
+            f"{where}: is {width} x {height} pixels, but its index says {expected[0]} x {expected[1]}. Build the shards "
+            "again."
         )

@@ -70,6 +70,12 @@ def _add_build(actions: Commands) -> None:
     )
     build.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="categories to leave out")
     build.add_argument(
+        "--classes-from",
+        default="",
+        metavar="LOCATION",
+        help="LOCATION/SPLIT or a COCO file: take its class ids and joints for the classes of the same names",
+    )
+    build.add_argument(
         "--max-size",
         type=int,
         default=0,
@@ -235,6 +241,7 @@ def _build(known: argparse.Namespace) -> None:
         leave_out=known.leave_out,
         max_size=known.max_size,
         jpeg_quality=known.jpeg_quality,
+        classes_from=known.classes_from,
     )
     print(report.describe())
     location = shlex.quote(report.location)

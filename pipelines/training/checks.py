@@ -1,6 +1,8 @@
 """Everything that is refused before a worker starts: settings, data, detector, and the run's folder."""
 
+import shlex
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import detectors
 from cluster.checkpoints.checkpoint import Checkpoint
 from cluster.engine.engine import BatchSplit, check_deepspeed, split_batch
 from cluster.workers import dividing_worlds
-from data_shards.format.manifest import Manifest
+from data_shards.counting import counted
+from data_shards.format.manifest import CocoClass, Manifest
 from data_shards.loading.batch import Batch
 from data_shards.loading.batch_arrays import BatchArrays
 from data_shards.order.plan import Plan, make_plan
@@ -51,8 +54,8 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]
         if found.classes != manifest.classes:
             raise ConfigError(
                 f"{split.location} has other classes than {recipe.data.train}: "
-                f"{_shown(found.class_names)} instead of {_shown(manifest.class_names)}. "
-                f"Build both from one class list."
+                f"{_difference(found.classes, manifest.classes)}. Build it again with --classes-from "
+                f"{shlex.quote(recipe.data.train)}."
             )
         _check_shards(split)
     detector = build_detector(recipe, manifest, initial=fresh)
@@ -125,8 +128,30 @@ def _check_shards(split: DataSplit) -> None:
         split.shards().verify()
 
 
-def _shown(names: tuple[str, ...]) -> str:
+def _difference(found: Sequence[CocoClass], expected: Sequence[CocoClass]) -> str:
+    """Say in a few words what differs between two lists of classes."""
+    if [item.name for item in found] != [item.name for item in expected]:
+        return f"{_names(found)} instead of {_names(expected)}"
+    if renumbered := [(one, other) for one, other in zip(found, expected, strict=True) if one.id != other.id]:
+        one, other = renumbered[0]
+        return f"{one.name} has id {one.id} instead of {other.id}{_more(renumbered)}"
+    changed = [(one, other) for one, other in zip(found, expected, strict=True) if one != other]
+    one, other = changed[0]
+    if one.keypoints != other.keypoints:
+        return (
+            f"{one.name} has the joints {', '.join(one.keypoints) or 'none'} instead of "
+            f"{', '.join(other.keypoints) or 'none'}{_more(changed)}"
+        )
+    return f"{one.name} has other lines between its joints (skeleton){_more(changed)}"
+
+
+def _names(classes: Sequence[CocoClass]) -> str:
+    names = [item.name for item in classes]
     return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+
+
+def _more(differing: Sequence[object]) -> str:
+    return f" ({counted(len(differing) - 1, 'more class')})" if len(differing) > 1 else ""
 
 
 def check_input_size(recipe: Recipe, detector: Detector) -> None:

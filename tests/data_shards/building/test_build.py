@@ -16,8 +16,10 @@ import numpy as np
 import psutil
 import pytest
 import webdataset
+from PIL import Image
 
 from data_shards.building.build import BuildReport, Progress, build_shards
+from data_shards.checking.verify import verify_shards
 from data_shards.errors import DataError
 from data_shards.format.manifest import load_manifest
 from data_shards.format.shard_index import ShardIndex
@@ -166,8 +168,8 @@ def test_images_that_do_not_decode_are_refused_named_and_counted(tmp_path: Path)
         build_shards(annotations, images, str(tmp_path / "out"), split="train", shard_bytes=12_000)
     text = str(raised.value)
     assert "image 107, 107.jpg: does not decode (the JPEG ends early)" in text
-    assert "image 121, 121.jpg: neither a JPEG nor a PNG (it begins with nothing)" in text
-    assert "image 135, 135.jpg: neither a JPEG nor a PNG (it begins with 47 49 46 38 39 61 20 61)" in text
+    assert "image 121, 121.jpg: neither a JPEG nor a PNG, but an empty file: copy it again" in text
+    assert "image 135, 135.jpg: neither a JPEG nor a PNG, but a GIF picture: convert it to JPEG or PNG" in text
     assert text.endswith("Correct or remove them; nothing was built.")
     assert "\n" not in text
     assert not (tmp_path / "out" / "train").exists()
@@ -476,3 +478,31 @@ def test_a_relative_output_with_a_slash_is_fine(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert build_shards(annotations, images, "out/", split="train").location == "out/train"
     shutil.rmtree("out")
+
+
+def test_a_damaged_jpeg_with_an_end_marker_is_named(tmp_path: Path) -> None:
+    content = document(6)
+    annotations, images = write_coco(tmp_path, content)
+    data = (images / "107.jpg").read_bytes()
+    (images / "107.jpg").write_bytes(data[: len(data) * 2 // 3] + b"\xff\xd9")
+    with pytest.raises(
+        DataError, match=r"image 107, 107\.jpg: does not decode \(the JPEG is damaged: premature end of"
+    ):
+        build_shards(annotations, images, str(tmp_path / "out"), split="train")
+
+
+def test_boxes_drawn_on_the_unturned_pixels_of_a_png_are_refused_with_the_reason(tmp_path: Path) -> None:
+    content = document(1)
+    annotations, images = write_coco(tmp_path, content)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo(1, 48, 64)).save(images / "100.jpg", "PNG", exif=exif.tobytes())
+    with pytest.raises(
+        DataError, match=r"is 48 x 64 pixels, but the annotations say 64 x 48 \(its EXIF orientation turns"
+    ):
+        build_shards(annotations, images, str(tmp_path / "out"), split="train")
+    for image in content["images"]:
+        del image["width"], image["height"]
+    annotations.write_text(json.dumps(content))
+    report = build_shards(annotations, images, str(tmp_path / "out"), split="train")
+    assert verify_shards(report.location, decode=True, cache_folder=tmp_path / "cache").problems == ()

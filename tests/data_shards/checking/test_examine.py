@@ -185,3 +185,44 @@ def test_ignored_boxes_are_not_objects(tmp_path: Path) -> None:
     assert set(numbers.objects_of_class) == {"dog", "person"}
     content = document(8)
     assert numbers.objects == sum(item["category_id"] != 44 and not item["iscrowd"] for item in content["annotations"])
+
+
+def test_what_a_viewer_does_not_show_is_found(tmp_path: Path) -> None:
+    content = document(6, sizes=((48, 64),))
+    annotations, images = write_coco(tmp_path, content)
+    pictures = {number: photo(number) for number in (100, 107, 114, 121, 128, 135)}
+    clear = np.dstack([pictures[100], np.full((48, 64), 255, np.uint8)])
+    clear[:12, :, 3] = 0
+    brightest = int(pictures[121].max())
+    opaque = np.dstack([pictures[107], np.full((48, 64), 255, np.uint8)])
+    stored = {
+        100: clear,
+        107: opaque,
+        114: np.full((48, 64), 3, np.uint16),
+        121: pictures[121].astype(np.uint16) * 257,
+    }
+    for number, image in stored.items():
+        (images / f"{number}.jpg").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    Image.fromarray(np.rot90(pictures[128])).save(images / "128.jpg", "PNG", exif=_orientation(6))
+    report = build_shards(annotations, images, str(tmp_path), split="train")
+    found = examine(report.location).findings
+    told = {
+        item.samples[0].file_name: (item.kind, item.text)
+        for item in found
+        if item.kind in ("transparent", "dark_16_bit", "sixteen_bit", "exif")
+    }
+    assert told == {
+        "100.jpg": ("transparent", "25% of its pixels are transparent"),  # 12 of 48 rows
+        "114.jpg": ("dark_16_bit", "16-bit values up to 3 of 65,535, which training sees as 0 to 0 of 255"),
+        "121.jpg": (
+            "sixteen_bit",
+            f"16-bit values up to {257 * brightest:,} of 65,535, which training sees as 0 to {brightest} of 255",
+        ),
+        "128.jpg": ("exif", "orientation 6, turned by 90° on reading"),
+    }
+
+
+def _orientation(value: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif.tobytes()

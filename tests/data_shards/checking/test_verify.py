@@ -151,4 +151,4 @@ def test_decoding_finds_what_checksums_cannot(tmp_path: Path, monkeypatch: pytes
     build_shards(annotations, images, str(tmp_path), split="train")
     assert verify_shards(str(tmp_path / "train")).problems == ()
     (problem,) = verify_shards(str(tmp_path / "train"), decode=True).problems
-    assert "image 107: does not decode (the JPEG ends early)" in problem
+    assert "image 107, 107.jpg: does not decode (the JPEG ends early)" in problem

@@ -1,5 +1,6 @@
 """Labels beside boxes, from shards to a detector's targets: what fits is learnt, what is missing is said at once."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipelines.recipes.recipe import with_flags
 from pipelines.recipes.settings import DataSettings, DetectorSettings, Recipe
 from pipelines.training.checks import check, check_run_name
 from tests.data_shards.building.test_labels import IGNORE, PERSON, kitti_document, pose_document
-from tests.data_shards.samples import write_coco
+from tests.data_shards.samples import document, write_coco
 
 SMALL: dict[str, Any] = {"width": 4, "head_channels": 8}
 
@@ -112,3 +113,31 @@ def test_a_run_may_have_any_name_inside_its_folder(name: str) -> None:
 def test_a_name_that_leaves_the_folder_or_breaks_a_line_is_refused(name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check_run_name(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": 0}, r"cell has id 0 instead of 1 \(1 more class\)\. Build it again with --classes-from .*/train"),
+        ({"keypoints": ["tip", "end"]}, r"cell has the joints tip, end instead of none\. Build it again"),
+        ({"name": "dust"}, r"dust, seed instead of cell, seed\. Build it again with --classes-from"),
+    ],
+)
+def test_splits_whose_classes_differ_are_refused_with_the_difference(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    content = document(4)
+    content["annotations"] = []
+    content["categories"] = [{"id": 1, "name": "cell"}, {"id": 2, "name": "seed"}]
+    annotations, images = write_coco(tmp_path, content)
+    train = build_shards(annotations, images, str(tmp_path), split="train").location
+    content["categories"] = [{"id": 1, "name": "cell"} | change, {"id": 3 if "id" in change else 2, "name": "seed"}]
+    annotations.write_text(json.dumps(content))
+    other = build_shards(annotations, images, str(tmp_path), split="val").location
+    recipe = recipe_of(train, "centernet_dla34")
+    with pytest.raises(ConfigError, match=message) as refused:
+        check(replace(recipe, data=replace(recipe.data, validation=other)))
+    assert other in str(refused.value)
+    if "name" not in change:
+        build_shards(annotations, images, str(tmp_path), split="val", classes_from=train, overwrite=True)
+        check(replace(recipe, data=replace(recipe.data, validation=other)))
