@@ -24,6 +24,7 @@ from data_shards.storage.open import open_store
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.files import replacing
+from pipelines.recipes.secrets import web_request
 from pipelines.recipes.settings import IMAGENET, DetectorSettings
 
 if TYPE_CHECKING:
@@ -127,7 +128,10 @@ def _from_web(location: str, path: Path) -> None:
         raise ConfigError(f"weights cannot be fetched from {location}: give a file, http(s):// or s3://BUCKET/KEY.")
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with urllib.request.urlopen(location, timeout=_TIMEOUT_SECONDS) as answer, path.open("wb") as file:
+            with (
+                urllib.request.urlopen(web_request(location), timeout=_TIMEOUT_SECONDS) as answer,
+                path.open("wb") as file,
+            ):
                 _copy(answer, file, int(answer.headers.get("Content-Length") or 0))
             return
         except urllib.error.HTTPError as error:
