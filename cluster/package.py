@@ -1,7 +1,7 @@
 """The working directory as one small zip: the files that a job needs on a cluster, and no more.
 
 The same files make the same bytes, so that Ray uploads a package only once. `.gitignore` and `.rayignore` count in
-every folder.
+every folder, those of the repository above the working directory too. Links that lead out of the tree are not followed.
 """
 
 import os
@@ -30,8 +30,18 @@ EXCLUDED = (
         ".hypothesis/",
     ),
     *("/runs/", "/demo/", "/shards/", "/mlruns/", "mlflow.db", "mlartifacts/", "*.tar", "*.tar.*", "*.tgz", "*.zip"),
-    *(".env", ".netrc", ".aws/", ".ssh/", "*.pem"),
+    # Secrets: variables, keys, and the files in which common tools keep credentials.
+    *(".env*", "*.env", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".npmrc", ".yarnrc*", ".pypirc", ".git-credentials"),
+    *(".aws/", ".ssh/", ".ray/", ".kube/", ".docker/", ".config/", ".huggingface/", ".azure/", ".gnupg/", ".kaggle/"),
+    *(".databrickscfg", ".mlflow/", ".boto", ".s3cfg", ".rclone.conf", "rclone.conf", ".htpasswd", ".vault-token"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.ppk", "*.asc", "*.gpg", "id_rsa*", "id_dsa*"),
+    *("id_ecdsa*", "id_ed25519*", "credentials", "credentials.json", "client_secret*.json", "*service_account*.json"),
+    *("*service-account*.json", "kubeconfig", "secrets.y*ml", "secrets.json", "secrets.toml", "*.tfstate*", "*.tfvars"),
 )
+_SECRETS = GitIgnoreSpec.from_lines(EXCLUDED[EXCLUDED.index(".env*") :])
+_EXCLUDED = GitIgnoreSpec.from_lines(EXCLUDED)
+# A file of this size that stays here is named.
+_LARGE_BYTES = 10 * 2**20
 LARGEST_BYTES = 100 * 2**20
 _IGNORE_FILES = (".gitignore", ".rayignore")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can contain
@@ -44,6 +54,8 @@ class Package:
     files: Mapping[str, Path]
     sizes: Mapping[str, int]
     """Bytes of each, uncompressed."""
+    left_out: tuple[str, ...] = ()
+    """One line about each file that someone may miss: links out of the tree, secrets, and large files."""
 
     @property
     def size_bytes(self) -> int:
@@ -80,7 +92,8 @@ def collect(folder: Path, code: Path, packages: tuple[str, ...], extra: Mapping[
         ClusterError: the files are too large, with the largest of them; or a folder of the working directory has the
             name of one of `packages` but is a different one.
     """
-    files = dict(_walk(folder))
+    left_out: list[str] = []
+    files = dict(_walk(folder, left_out))
     if folder.resolve() != code.resolve():
         for name in packages:
             if (folder / name).exists():
@@ -89,9 +102,10 @@ def collect(folder: Path, code: Path, packages: tuple[str, ...], extra: Mapping[
                     f"{folder / name} would hide {code / name} on the cluster; submit from another folder, or from "
                     f"{code}."
                 )
-            files |= {f"{name}/{inner}": path for inner, path in _walk(code / name)}
+            files |= {f"{name}/{inner}": path for inner, path in _walk(code / name, [])}
     files |= dict(extra or {})
-    package = Package(files, {name: path.stat().st_size for name, path in files.items()})
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    package = Package(files, sizes, tuple(left_out))
     if package.size_bytes > LARGEST_BYTES:
         shown = ", ".join(f"{name} {megabytes(size)}" for name, size in package.biggest())
         raise ClusterError(
@@ -107,9 +121,10 @@ def megabytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _walk(top: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of every file below `top` that no rule excludes."""
-    rules: dict[Path, list[tuple[Path, GitIgnoreSpec]]] = {top.parent: [(top, GitIgnoreSpec.from_lines(EXCLUDED))]}
+def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[str, Path]]:
+    """Yield name and path of every file below `top` that no rule excludes; add a line about those it leaves out."""
+    inside = top.resolve()
+    rules: dict[Path, list[tuple[Path, GitIgnoreSpec]]] = {top.parent: [*_rules_above(top), (top, _EXCLUDED)]}
 
     for folder, folders, names in os.walk(top):
         here = Path(folder)
@@ -118,13 +133,50 @@ def _walk(top: Path) -> Iterator[tuple[str, Path]]:
         active = rules[here] = [*rules[here.parent], *own]
 
         def is_excluded(path: Path, active: list[tuple[Path, GitIgnoreSpec]] = active, slash: str = "") -> bool:
-            return any(spec.match_file(path.relative_to(base).as_posix() + slash) for base, spec in active)
+            return any(spec.match_file(_below(path, base) + slash) for base, spec in active)
 
-        folders[:] = sorted(name for name in folders if not is_excluded(here / name, slash="/"))
+        def leads_out(path: Path) -> bool:
+            if not path.is_symlink() or path.resolve().is_relative_to(inside):
+                return False
+            left_out.append(f"{path.relative_to(top)} is a link to {path.resolve()}, outside of {top}")
+            return True
+
+        kept = [name for name in sorted(folders) if not is_excluded(here / name, slash="/")]
+        for name in kept:
+            leads_out(here / name)  # a folder that is a link is never entered, but someone may miss it
+        folders[:] = kept
         for name in sorted(names):
             path = here / name
-            if path.is_file() and not is_excluded(path):
-                yield path.relative_to(top).as_posix(), path
+            if not path.is_file():
+                continue
+            shown = path.relative_to(top).as_posix()
+            if is_excluded(path):
+                if (size := path.stat().st_size) >= _LARGE_BYTES:
+                    left_out.append(f"{shown}, {megabytes(size)}")
+                elif path.name not in _IGNORE_FILES and _SECRETS.match_file(shown):
+                    left_out.append(f"{shown}, which may hold secrets")
+            elif not leads_out(path):
+                yield shown, path
+
+
+def _below(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix()
+
+
+def _rules_above(top: Path) -> list[tuple[Path, GitIgnoreSpec]]:
+    """Read the ignore files of the repository's folders above `top`, as git does; none outside of a repository."""
+    top = top.absolute()
+    above: list[Path] = []
+    for folder in top.parents if not (top / ".git").exists() else ():
+        above.insert(0, folder)
+        if (folder / ".git").exists():
+            return [
+                (folder, _read_rules(folder / name))
+                for folder in above
+                for name in _IGNORE_FILES
+                if (folder / name).is_file()
+            ]
+    return []
 
 
 def _read_rules(path: Path) -> GitIgnoreSpec:

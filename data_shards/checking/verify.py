@@ -267,6 +267,6 @@ def _check_sample(shards: Shards, shard: int, index: ShardIndex, row: int, where
     expected = int(index.widths[row]), int(index.heights[row])
     if (width, height) != expected:
         raise DataError(
-            f"{where}: is {width} x {height} pixels, but its index says {expected[0]} x {expected[1]}. Build the shards "
-            "again."
+            f"{where}: is {width} x {height} pixels, but its index says {expected[0]} x {expected[1]}. "
+            "Build the shards again."
         )

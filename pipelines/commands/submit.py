@@ -87,7 +87,8 @@ def submit_command(
         SystemExit: with the job's exit status, once it has ended.
     """
     from cluster.package import collect, megabytes
-    from cluster.submit import JobServer, carried_environment
+    from cluster.submit import carried_environment
+    from data_shards.addresses import shown_address
     from data_shards.counting import counted
     from pipelines.console import say
     from pipelines.recipes.recipe import run_name
@@ -99,12 +100,15 @@ def submit_command(
     if environment.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", ".")):
         del environment["MLFLOW_TRACKING_URI"]
         say("variables", "MLFLOW_TRACKING_URI names a database of this machine and is not sent; set tracking.uri")
-    words = ["python", "-m", "pipelines", command, name, *flags]
+    # Anyone who sees Ray's dashboard sees the command. The secrets in its addresses are in the environment.
+    words = ["python", "-m", "pipelines", command, name, *map(shown_address, flags)]
     if not recipe.run.name:
         words += ["--run.name", run_name(recipe)]
-    server = JobServer(_address(known.address))
+    server = _server(known.address)
     say("run", f"{run_name(recipe)}, recipe {recipe.recipe}, in {recipe.run.folder}")
     say("package", f"{here}, {counted(len(package.files), 'file')}, {megabytes(package.size_bytes)}")
+    for line in package.left_out:
+        say("left out", line)
     say("variables", f"{', '.join(sorted(environment)) or 'none'} (their values are not shown)")
     job = server.submit(job_run, shlex.join(words), package, environment)
     say("job", f"{job.id} on {server.address}: {job.entrypoint}")
@@ -126,10 +130,9 @@ def run(known: argparse.Namespace) -> None:
 
 
 def _jobs(known: argparse.Namespace) -> None:
-    from cluster.submit import JobServer
     from pipelines.console import terminal_width
 
-    jobs = JobServer(_address(known.address)).jobs()
+    jobs = _server(known.address).jobs()
     if known.json:
         import dataclasses
 
@@ -150,8 +153,6 @@ def _jobs(known: argparse.Namespace) -> None:
 
 
 def _logs(known: argparse.Namespace) -> None:
-    from cluster.submit import JobServer
-
     if (logs := Path(known.name) / "logs").is_dir():
         if known.address or known.no_follow:
             raise ConfigError(f"{known.name} is a folder here: --address and --no-follow are for runs of a cluster.")
@@ -164,7 +165,7 @@ def _logs(known: argparse.Namespace) -> None:
             f"--rank reads the logs in a run's folder, and {known.name} is not a folder here: give "
             f"RUN_FOLDER/{known.name} on a machine that mounts it. Ray's dashboard shows the logs of all workers too."
         )
-    server = JobServer(_address(known.address))
+    server = _server(known.address)
     job = _found(server, known.name)
     if known.no_follow:
         print(server.output(job.id), end="")
@@ -173,10 +174,9 @@ def _logs(known: argparse.Namespace) -> None:
 
 
 def _stop(known: argparse.Namespace) -> None:
-    from cluster.submit import JobServer
     from pipelines.console import say
 
-    server = JobServer(_address(known.address))
+    server = _server(known.address)
     job = _found(server, known.name)
     if job.has_ended:
         say("done", f"job {job.id} had already ended: {job.status.lower()}")
@@ -254,6 +254,21 @@ def _address(given: str | None) -> str:
     from cluster.submit import DEFAULT_ADDRESS
 
     return given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+
+
+def _server(given: str | None) -> "JobServer":
+    """Connect to the cluster's job server; a proxy that may be in the way is named."""
+    from cluster.errors import ClusterError
+    from cluster.submit import JobServer
+    from data_shards.addresses import proxy_hint
+
+    address = _address(given)
+    try:
+        return JobServer(address)
+    except ClusterError as error:
+        if not (hint := proxy_hint(address, like_requests=True)):
+            raise
+        raise ClusterError(f"{error} {hint}") from error
 
 
 def _command(action: str, name: str, address: str | None) -> str:

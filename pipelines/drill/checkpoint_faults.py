@@ -1,9 +1,11 @@
 """Checkpoints that are cut off or damaged, or for which the disk is full."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.drill.fault import fault
@@ -59,6 +61,61 @@ def kill_in_upload(course: Course, name: str) -> None:
         shutil.rmtree(course.folder / name / "checkpoints")
         with running(course.start(name, *flags, **store.environment)) as attempt:
             attempt.finish_resumed()
+
+
+@fault(
+    "corrupt-checkpoint-download",
+    "a replaced machine gets the newest checkpoint from S3 with one wrong byte",
+)
+def corrupt_download(course: Course, name: str) -> None:
+    """Download the file again, and resume from the newest checkpoint all the same."""
+    damaged: set[str] = set()
+
+    def corrupt_once(method: str, path: str, number: int) -> str:
+        if method == "GET" and path.split("?")[0].endswith("/optimizer.safetensors") and not damaged:
+            damaged.add(path)
+            return "corrupt"
+        return "pass"
+
+    _resume_elsewhere(course, name, corrupt_once)
+
+
+@fault("empty-listing", "a replaced machine is told by S3, once, that there is no checkpoint")
+def empty_listing(course: Course, name: str) -> None:
+    """Ask again, and do not start at step 0."""
+    listed: list[str] = []
+
+    def empty_once(method: str, path: str, number: int) -> str:
+        if method == "GET" and "list-type=2" in path:
+            listed.append(path)
+            return "empty" if len(listed) == 1 else "pass"
+        return "pass"
+
+    _resume_elsewhere(course, name, empty_once)
+
+
+def _resume_elsewhere(course: Course, name: str, rule: Callable[[str, str, int], str]) -> None:
+    """Kill a training, lose its machine's checkpoints, and resume from the newest one in the bucket under a rule."""
+    with faulty_store(_BUCKET) as store:
+        flags = ("--checkpoint.location", f"s3://{_BUCKET}/runs")
+        with running(course.start(name, *flags, **store.environment)) as attempt:
+            attempt.wait_for_step(course.steps // 2 + 1)
+            attempt.kill_driver()
+        checkpoints = course.folder / name / "checkpoints"
+        # The upload of the newest may have been under way.
+        uploaded = int(sorted(path.name for path in checkpoints.glob("step-*"))[-2].partition("-")[2])
+        shutil.rmtree(checkpoints)
+        store.rule = rule  # type: ignore[assignment]
+        with running(course.start(name, *flags, **store.environment)) as attempt:
+            resumed = attempt.wait_for("^resumed ")
+            attempt.finish()
+        if not store.refused:
+            raise DrillError("the store gave no wrong answer, so nothing was drilled")
+        found = re.search(r"step ([\d,]+)", resumed)
+        if found is None or int(found[1].replace(",", "")) < uploaded:
+            raise DrillError(f"training resumed too early, although step {uploaded} was in the bucket: {resumed}")
+        if skipped := [line for line in attempt.lines if "skipped: " in line]:
+            raise DrillError(f"one wrong answer cost a checkpoint: {skipped[0]}")
 
 
 @fault("checkpoint-truncated", "the newest checkpoint loses its last bytes between two attempts")

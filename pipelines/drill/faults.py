@@ -28,6 +28,8 @@ _ALL = (
     world_faults.more_workers,
     world_faults.fewer_workers,
     world_faults.zero_stage,
+    checkpoint_faults.corrupt_download,
+    checkpoint_faults.empty_listing,
 )
 
 FAULTS: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in _ALL})

@@ -19,9 +19,11 @@ from typing import Any, Literal
 import yaml
 
 from cluster.errors import ClusterError
+from data_shards.addresses import shown_address
 from data_shards.errors import DataError
 from pipelines.errors import ConfigError
 from pipelines.hints import did_you_mean
+from pipelines.recipes.secrets import without_secrets
 from pipelines.recipes.settings import IMAGENET, Recipe
 
 # Fields that may change between two attempts of one run, because they do not decide what is learnt. (A different number
@@ -70,6 +72,11 @@ def from_yaml(path: Path) -> Recipe:
         raise ConfigError(
             f"recipe {path} cannot be read: {error.strerror}. Give the path of a YAML file, or one of `aweigh recipes`."
         ) from error
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"recipe {path} is not YAML in UTF-8, or is nested too deeply. Correct it; `aweigh recipe show demo` "
+            "prints an example."
+        ) from error
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigError(
@@ -81,7 +88,7 @@ def from_yaml(path: Path) -> Recipe:
 
 
 def from_dict(values: Mapping[str, Any], where: str = "") -> Recipe:
-    """Validate plain values into a recipe.
+    """Validate plain values into a recipe. Secrets in its addresses move to the environment (`secrets.py`).
 
     Args:
         values: fields by name, in groups.
@@ -93,9 +100,11 @@ def from_dict(values: Mapping[str, Any], where: str = "") -> Recipe:
     import pydantic
 
     try:
-        return _adapter().validate_python(dict(values))
+        return without_secrets(_adapter().validate_python(dict(values)))
     except pydantic.ValidationError as error:
-        raise ConfigError(where + _explain(error)) from error
+        raise ConfigError(where + shown_address(_explain(error))) from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}the values are nested too deeply. Correct them.") from error
     except (ClusterError, DataError) as error:
         raise ConfigError(f"{where}{error}") from error
 

@@ -1,4 +1,4 @@
-"""An S3 server (moto) behind a proxy that answers 503, drops connections, or holds a request."""
+"""An S3 server (moto) behind a proxy that answers 503, drops connections, holds requests, or answers wrongly."""
 
 import http.client
 import os
@@ -15,7 +15,7 @@ from typing import Literal
 
 from cluster.fake_cluster import free_port
 
-Answer = Literal["pass", "503", "reset", "hold"]
+Answer = Literal["pass", "503", "reset", "hold", "corrupt", "empty"]
 Rule = Callable[[str, str, int], Answer]
 """Chooses the answer to a request from its method, its path and its number, counted from 1."""
 
@@ -28,7 +28,7 @@ class FaultyStore:
     environment: Mapping[str, str]
     rule: Rule = lambda method, path, number: "pass"
     refused: int = 0
-    """Requests that were answered 503 or dropped."""
+    """Requests that were answered 503 or dropped, or wrongly."""
     held: threading.Event = field(default_factory=threading.Event)
     """Set when a request is being held."""
     requests: int = 0
@@ -97,7 +97,7 @@ class _Proxy(BaseHTTPRequestHandler):
         with store.lock:
             store.requests += 1
             answer = store.rule(self.command, self.path, store.requests)
-            store.refused += answer in ("503", "reset")
+            store.refused += answer in ("503", "reset", "corrupt", "empty")
         if answer == "503":
             self._reply(503, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
         elif answer == "reset":
@@ -109,17 +109,23 @@ class _Proxy(BaseHTTPRequestHandler):
             # Until the drill kills the client.
             store.held.set()
             threading.Event().wait(3600)
+        elif answer == "empty":
+            listing = b"<ListBucketResult><Name>drill</Name><IsTruncated>false</IsTruncated></ListBucketResult>"
+            self._reply(200, {"Content-Type": "application/xml"}, listing)
         else:
-            self._forward(body)
+            self._forward(body, corrupt=answer == "corrupt")
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle  # noqa: N815
 
-    def _forward(self, body: bytes) -> None:
+    def _forward(self, body: bytes, *, corrupt: bool = False) -> None:
         backend = http.client.HTTPConnection("127.0.0.1", self.server.backend)  # type: ignore[attr-defined]
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "expect")}
         backend.request(self.command, self.path, body, headers)
         response = backend.getresponse()
         content = response.read()
+        if corrupt and content:
+            # The length stays, so that only a checksum notices.
+            content = content[:-1] + bytes([content[-1] ^ 1])
         kept = {
             name: value
             for name, value in response.getheaders()

@@ -7,16 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data_shards.addresses import shown_address
 from data_shards.counting import counted
 from pipelines.files import read_json, write_json
-from pipelines.tracking.mlflow_client import (
-    LONGEST_PAUSE_SECONDS,
-    LONGEST_TAG,
-    brief,
-    open_client,
-    quiet_retries,
-    shown,
-)
+from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, LONGEST_TAG, brief, open_client, quiet_retries
 from pipelines.tracking.run import RunRecord, open_run
 from pipelines.tracking.spool import METRICS_PER_LINE, JsonLines, sole_delivery
 
@@ -186,7 +180,7 @@ class Delivery:
             if len(points) == 1:
                 logger.warning(
                     "tracking: %s refuses metric %r of step %d, which is skipped",
-                    shown(self.uri),
+                    shown_address(self.uri),
                     points[0].key,
                     points[0].step,
                 )
@@ -216,7 +210,7 @@ class Delivery:
         if end == self.artifacts_offset:
             return False
         if record and self._refused(lambda: self._send_artifact_or_blame(client, record), client):
-            logger.warning("tracking: %s refuses artifact %s, which is skipped", shown(self.uri), record)
+            logger.warning("tracking: %s refuses artifact %s, which is skipped", shown_address(self.uri), record)
         self.artifacts_offset = end
         self._record()
         if record:
@@ -234,8 +228,8 @@ class Delivery:
         except Exception as error:
             uri = client.get_run(self.run_id).info.artifact_uri
             raise ArtifactStoreError(
-                f"the artifact store {shown(uri)} cannot be written from this machine ({brief(error)}): make it "
-                f"reachable, or start `mlflow server` with --artifacts-destination, which passes artifacts on"
+                f"the artifact store {shown_address(uri)} cannot be written from this machine ({brief(error)}): make "
+                f"it reachable, or start `mlflow server` with --artifacts-destination, which passes artifacts on"
             ) from error
 
     def _send_artifact(self, client: "MlflowClient", record: dict[str, Any]) -> None:
@@ -310,7 +304,7 @@ def warn_of_rest(delivery: Delivery, reason: str) -> None:
         "again",
         counted(points, "point"),
         counted(artifacts, "artifact"),
-        shown(delivery.uri or RunRecord.load(delivery.folder).uri),
+        shown_address(delivery.uri or RunRecord.load(delivery.folder).uri),
         reason,
         delivery.folder,
     )

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.tracking.mlflow_client import brief, metric_name, open_client, quiet_retries, shown
+from data_shards.addresses import shown_address
+from pipelines.tracking.mlflow_client import brief, metric_name, open_client, quiet_retries
 from pipelines.tracking.run import RunRecord
 from pipelines.tracking.spool import now_ms
 
@@ -44,7 +45,7 @@ def log_afterwards(folder: Path, step: int, metrics: Mapping[str, float], texts:
     except Exception as error:
         logger.warning(
             "tracking: the metrics could not be logged to %s (%s); run the command again when it answers",
-            shown(record.uri),
+            shown_address(record.uri),
             brief(error),
         )
         return False

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipelines.addresses import shown as shown
+from data_shards.addresses import shown_address
 from pipelines.errors import ConfigError
+from pipelines.recipes.secrets import full_address
 from pipelines.tracking.sqlite_file import database_of, prepare
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def tracking_uri(recipe: "Recipe") -> str:
     Raises:
         ConfigError: as `absolute_uri`.
     """
-    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = full_address(recipe.tracking.uri) or os.environ.get("MLFLOW_TRACKING_URI", "")
     return absolute_uri(uri or f"sqlite:///{Path(recipe.run.folder).resolve() / 'mlflow.db'}")
 
 
@@ -117,7 +118,7 @@ def brief(error: BaseException) -> str:
         told = inner if isinstance(inner, OSError) else told
         inner = inner.__cause__ or inner.__context__
     lines = str(told).splitlines()
-    return shown(f"{type(told).__name__}: {lines[0][:200]}" if lines else type(told).__name__)
+    return shown_address(f"{type(told).__name__}: {lines[0][:200]}" if lines else type(told).__name__)
 
 
 # Of this thread only: what the user's other threads retry is still reported.

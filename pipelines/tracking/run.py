@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from data_shards.addresses import shown_address
 from pipelines.errors import ConfigError
 from pipelines.files import read_json, write_json
 from pipelines.tracking.mlflow_client import (
@@ -23,7 +24,6 @@ from pipelines.tracking.mlflow_client import (
     metric_name,
     open_client,
     quiet_retries,
-    shown,
 )
 from pipelines.tracking.spool import now_ms
 from pipelines.tracking.sqlite_file import artifact_folder, database_of
@@ -140,7 +140,7 @@ def start_run(
         logger.warning(
             "tracking: the run cannot be opened at %s (%s); training continues, and all metrics are kept in %s and "
             "delivered later",
-            shown(uri),
+            shown_address(uri),
             brief(error),
             folder,
         )
@@ -175,7 +175,11 @@ def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED
                 record.save(folder)
                 kept = f"; it is kept in {folder / 'run.json'} and delivered later"
         logger.warning(
-            "tracking: the end of the run, %s, could not be logged to %s (%s)%s", status, shown(uri), brief(error), kept
+            "tracking: the end of the run, %s, could not be logged to %s (%s)%s",
+            status,
+            shown_address(uri),
+            brief(error),
+            kept,
         )
 
 
@@ -230,7 +234,7 @@ def find_run(client: "MlflowClient", record: RunRecord) -> "Run | None":
         return None
     if experiment.lifecycle_stage != "active":
         raise ConfigError(
-            f"experiment {record.experiment!r} was deleted at {shown(record.uri)}. Restore it with mlflow "
+            f"experiment {record.experiment!r} was deleted at {shown_address(record.uri)}. Restore it with mlflow "
             f"experiments restore --experiment-id {experiment.experiment_id}, or set tracking.experiment to another."
         )
     return next(iter(_runs_of_this_identity(client, experiment.experiment_id, record.identity)), None)

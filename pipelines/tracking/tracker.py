@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from data_shards.addresses import shown_address
 from pipelines.files import read_json
 from pipelines.tracking.delivery import ArtifactStoreError, Delivery, warn_of_rest
-from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, brief, metric_name, open_client, shown
+from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, brief, metric_name, open_client
 from pipelines.tracking.run import RunRecord
 from pipelines.tracking.spool import SpoolWriter
 
@@ -147,7 +148,7 @@ class Tracker:
             try:
                 mine = self._delivery.deliver(lambda: not self._closing)
                 if mine and failing:
-                    logger.info("tracking: %s answers again", shown(self.uri))
+                    logger.info("tracking: %s answers again", shown_address(self.uri))
                     failing = False
                 if not mine:
                     self._reason = "another process is delivering it"
@@ -164,7 +165,7 @@ class Tracker:
                 elif not failing:
                     logger.warning(
                         "tracking: %s cannot be reached (%s); training continues, and metrics are kept in %s",
-                        shown(self.uri),
+                        shown_address(self.uri),
                         self._reason,
                         self.folder,
                     )

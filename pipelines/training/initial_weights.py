@@ -5,7 +5,6 @@ match is never loaded. An object of S3 is compared with the checksum that the st
 is recorded beside it in the cache, and compared whenever the file is used.
 """
 
-import base64
 import datetime
 import hashlib
 import http.client
@@ -22,14 +21,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import filelock
 
+from data_shards.addresses import shown_address
 from data_shards.errors import DataError
 from data_shards.storage.node_cache import default_cache_folder
 from data_shards.storage.open import open_store
 from data_shards.storage.store import FileVersion
 from pipelines import console
-from pipelines.addresses import shown
 from pipelines.errors import ConfigError
 from pipelines.files import read_json, replacing, write_json
+from pipelines.recipes.secrets import web_request
 from pipelines.recipes.settings import IMAGENET, DetectorSettings
 
 if TYPE_CHECKING:
@@ -141,12 +141,12 @@ def _is_good(path: Path, expected: str, location: str) -> bool:
         _write_record(path, found, version)
         return True
     if record:
-        console.say("weights", f"{shown(location)} was replaced since it was fetched")
+        console.say("weights", f"{shown_address(location)} was replaced since it was fetched")
     return False
 
 
 def _fetch(location: str, expected: str, path: Path) -> None:
-    console.say("weights", f"fetching {shown(location)}")
+    console.say("weights", f"fetching {shown_address(location)}")
     with replacing(path) as unfinished:
         version = None
         if location.startswith("s3://"):
@@ -170,13 +170,13 @@ def _write_record(path: Path, sha256: str, version: FileVersion | None) -> None:
 
 
 def _log(location: str, sha256: str) -> None:
-    logger.info("initial weights: %s, sha256 %s", shown(location), sha256)
+    logger.info("initial weights: %s, sha256 %s", shown_address(location), sha256)
 
 
 def _split(location: str) -> tuple[str, str]:
     folder, _, name = location.rpartition("/")
     if folder.count("/") < 2 or not name:
-        raise ConfigError(f"{shown(location)} names no file; give s3://BUCKET/KEY of the weights.")
+        raise ConfigError(f"{shown_address(location)} names no file; give s3://BUCKET/KEY of the weights.")
     return folder, name
 
 
@@ -200,8 +200,8 @@ def _from_store(location: str, expected: str, path: Path) -> FileVersion:
     except DataError as error:
         raise ConfigError(str(error)) from error
     raise ConfigError(
-        f"{shown(location)} arrived damaged in {_DOWNLOADS} downloads: {mismatch}. Upload it again. If the store's "
-        f"ETags are not checksums, set detector.weights_sha256 to the file's."
+        f"{shown_address(location)} arrived damaged in {_DOWNLOADS} downloads: {mismatch}. Upload it again. If the "
+        f"store's ETags are not checksums, set detector.weights_sha256 to the file's."
     )
 
 
@@ -230,9 +230,12 @@ def _digest(path: Path, algorithm: str) -> str:
 def _from_web(location: str, path: Path) -> None:
     if not location.startswith(("http://", "https://")):
         raise ConfigError(
-            f"weights cannot be fetched from {shown(location)}: give a file, http(s):// or s3://BUCKET/KEY."
+            f"weights cannot be fetched from {shown_address(location)}: give a file, http(s):// or s3://BUCKET/KEY."
         )
-    request = _request(location)
+    try:
+        request = web_request(location)
+    except ValueError:
+        raise ConfigError(f"{shown_address(location)} is not an address; check it.") from None
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer, path.open("wb") as file:
@@ -247,23 +250,10 @@ def _from_web(location: str, path: Path) -> None:
         if lasting or attempt == _ATTEMPTS:
             tried = "" if attempt == 1 else f" after {attempt} attempts"
             raise ConfigError(
-                f"{shown(location)} cannot be fetched{tried}: {shown(cause)}. Check the address and the network."
+                f"{shown_address(location)} cannot be fetched{tried}: {shown_address(cause)}. Check the address and "
+                "the network."
             )
         time.sleep(0.25 * 2**attempt)
-
-
-def _request(location: str) -> urllib.request.Request:
-    """Return the request of an address; its user and password become a header, which no redirect passes on."""
-    parts = urllib.parse.urlsplit(location)
-    user, separator, host = parts.netloc.rpartition("@")
-    try:
-        request = urllib.request.Request(parts._replace(netloc=host).geturl())
-    except ValueError:
-        raise ConfigError(f"{shown(location)} is not an address; check it.") from None
-    if separator:
-        credentials = urllib.parse.unquote(user).encode()
-        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(credentials).decode()}")
-    return request
 
 
 def _copy(answer: "http.client.HTTPResponse", file: "IO[bytes]", size: int) -> None:
@@ -282,8 +272,8 @@ def _check(path: Path, expected: str, location: str) -> None:
     found = _sha256(path)
     if not found.startswith(expected):
         raise ConfigError(
-            f"{shown(location)} has sha256 {found[: max(len(expected), 12)]}…, not {expected}: it is damaged or "
-            f"another file. Fetch it again, or correct detector.weights_sha256."
+            f"{shown_address(location)} has sha256 {found[: max(len(expected), 12)]}…, not {expected}: it is damaged "
+            f"or another file. Fetch it again, or correct detector.weights_sha256."
         )
     if "://" not in location:
         _log(location, found)

@@ -166,14 +166,15 @@ def read_tracking(uri: str) -> str:
     Raises:
         ConfigError: MLflow does not answer.
     """
-    from pipelines.tracking.mlflow_client import brief, open_client, quiet_retries, shown
+    from data_shards.addresses import shown_address
+    from pipelines.tracking.mlflow_client import brief, open_client, quiet_retries
 
     try:
         with quiet_retries():
             open_client(uri).search_experiments(max_results=1)
     except Exception as error:
-        raise ConfigError(f"{shown(uri)} does not answer: {brief(error)}") from None
-    return f"{shown(uri)} answers"
+        raise ConfigError(f"{shown_address(uri)} does not answer: {brief(error)}") from None
+    return f"{shown_address(uri)} answers"
 
 
 def _sqlite(finding: Finding, uri: str) -> Finding:

@@ -71,3 +71,49 @@ def test_the_same_files_make_the_same_bytes(code: Path, tmp_path: Path) -> None:
         file.touch()
     collect(code, code, PACKAGES).write(tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+SECRETS = (
+    *(".env", ".env.local", ".env.production", ".envrc", "prod.env", ".netrc", ".git-credentials", ".npmrc", ".pypirc"),
+    *(".pgpass", ".aws/credentials", ".ssh/id_rsa", ".ray/auth_token", ".kube/config", ".docker/config.json"),
+    *(".config/gcloud/credentials.db", ".huggingface/token", "id_rsa", "id_ed25519", "deep/in/server.key"),
+    *("cert.p12", "cert.pfx", "cert.pem", "credentials.json", "conf/secrets.yaml", "my_service_account_1.json"),
+)
+
+
+def test_secrets_never_go_along_and_are_named(code: Path) -> None:
+    _write(code, *SECRETS, "keyframes.py", "environment.yaml", "tokenizer.json")
+    package = collect(code, code, PACKAGES)
+    assert not {*package.files} & {*SECRETS}
+    assert {"keyframes.py", "environment.yaml", "tokenizer.json"} <= {*package.files}
+    assert ".env.local, which may hold secrets" in package.left_out
+    assert "deep/in/server.key, which may hold secrets" in package.left_out
+
+
+def test_links_out_of_the_tree_are_not_followed(code: Path, tmp_path: Path) -> None:
+    _write(tmp_path / "elsewhere", "secret.txt", "folder/x.py")
+    (code / "link.txt").symlink_to(tmp_path / "elsewhere" / "secret.txt")
+    (code / "linked").symlink_to(tmp_path / "elsewhere" / "folder")
+    (code / "inside.md").symlink_to(code / "README.md")
+    package = collect(code, code, PACKAGES)
+    assert not {*package.files} & {"link.txt", "linked/x.py"}
+    assert "inside.md" in package.files
+    assert [line.partition(" is a link")[0] for line in package.left_out] == ["linked", "link.txt"]
+
+
+def test_ignore_files_of_the_whole_repository_count(code: Path, tmp_path: Path) -> None:
+    _write(tmp_path, ".git/HEAD")
+    (tmp_path / ".gitignore").write_text("*.log\n/checkout/scratch/\n/other/\n!/checkout/kept.log\n")
+    _write(code, "top.log", "kept.log", "scratch/x.py", "other/y.py")
+    names = set(collect(code, code, PACKAGES).files)
+    assert not names & {"top.log", "scratch/x.py"}
+    assert "other/y.py" in names
+    # Below a repository of its own, the one above does not count.
+    _write(code, ".git/HEAD")
+    assert "top.log" in collect(code, code, PACKAGES).files
+
+
+def test_large_files_that_stay_here_are_named(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package_module, "_LARGE_BYTES", 2**20)
+    (code / "data.tar").write_bytes(bytes(2**21))
+    assert collect(code, code, PACKAGES).left_out == ("data.tar, 2.0 MiB",)

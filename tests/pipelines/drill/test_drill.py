@@ -72,7 +72,8 @@ def test_faults_are_listed_and_an_unknown_one_is_refused(capsys: pytest.CaptureF
         "worker-kill worker-hang driver-kill sigterm raylet-kill preemption supervisor-kill two-nodes more-workers "
         "fewer-workers zero-stage kill-in-checkpoint-write kill-in-checkpoint-upload checkpoint-truncated "
         "checkpoint-disk-full store-503 cached-shard-corrupted mlflow-down "
-        "sigterm-everyone sighup kill-while-tracking-database-is-made"
+        "sigterm-everyone sighup kill-while-tracking-database-is-made "
+        "corrupt-checkpoint-download empty-listing"
     )
     assert {line.split()[0] for line in listed.splitlines()} == set(names.split())
     with pytest.raises(SystemExit):

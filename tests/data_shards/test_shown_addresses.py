@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from pipelines.addresses import shown
+from data_shards.addresses import shown_address as shown
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,17 @@ from pipelines.addresses import shown
         ("https://host:8443/w.pth?token=a@b", "https://…"),
         ("https://b.s3.amazonaws.com/w.pth?X-Amz-Signature=00&X-Amz-Date=1", "https://b.s3.amazonaws.com/w.pth"),
         ("https://host/w.pth#access_token=00", "https://host/w.pth"),
-        ("postgresql+psycopg2://me:secret@db:5432/mlflow?sslmode=require", "postgresql+psycopg2://db:5432/mlflow"),
+        (
+            "postgresql+psycopg2://me:secret@db:5432/mlflow?sslmode=require",
+            "postgresql+psycopg2://db:5432/mlflow?sslmode=require",
+        ),
         ("https://host/models@v2/w.pth", "https://host/models@v2/w.pth"),
         ("http://[::1]:9000/w.pth", "http://[::1]:9000/w.pth"),
         ("http://me:pw@[::1]:9000/w.pth", "http://[::1]:9000/w.pth"),
         ("http://user:secret", "http://…"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
         ("s3://bucket/a/w.pth", "s3://bucket/a/w.pth"),
-        ("cannot get 'http://a:b@h/x?t=1', and http://h2/y.", "cannot get 'http://h/x', and http://h2/y."),
+        ("cannot get 'http://a:b@h/x?t=1', and http://h2/y.", "cannot get 'http://h/x?t=1', and http://h2/y."),
         ("/a/folder/w.pth: no @ address", "/a/folder/w.pth: no @ address"),
     ],
 )

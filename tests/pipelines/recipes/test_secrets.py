@@ -1,0 +1,76 @@
+"""A recipe has no secrets, whatever the addresses it was given."""
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines import recipes
+from pipelines.errors import ConfigError
+from pipelines.recipes.recipe import from_yaml, to_yaml, with_flags
+from pipelines.recipes.secrets import full_address, web_request
+from pipelines.tracking import tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore afterwards what reading a recipe adds."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def test_user_and_password_of_mlflow_move_to_its_variables(tmp_path: Path) -> None:
+    recipe = with_flags(recipes.get("demo"), ["--tracking.uri", "http://trainer:s3cr3t%40pw@127.0.0.1:1/ml"])
+    assert recipe.tracking.uri == "http://127.0.0.1:1/ml"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "trainer"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr3t@pw"
+    assert tracking_uri(recipe) == "http://127.0.0.1:1/ml"
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe).replace("http://", "http://other:s3cr3t@"))
+    again = from_yaml(tmp_path / "recipe.yaml")
+    assert "s3cr3t" not in to_yaml(again)
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "other"
+
+
+def test_a_database_is_used_with_its_password_and_shown_without(tmp_path: Path) -> None:
+    uri = "postgresql://user:s3cr3t@host:5432/ml"
+    recipe = with_flags(recipes.get("demo"), [f"--tracking.uri={uri}"])
+    assert recipe.tracking.uri == "postgresql://host:5432/ml"
+    assert tracking_uri(recipe) == uri
+    # As in a worker or a job, which has the environment and the recipe as it was recorded.
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    assert tracking_uri(from_yaml(tmp_path / "recipe.yaml")) == uri
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://host/w.pth?X-Amz-Signature=s3cr3t&id=7", "https://host/w.pth"),
+        ("https://user:s3cr3t@host/w.pth", "https://host/w.pth"),
+        ("https://host/download?id=7", "https://host/download?id=7"),
+    ],
+)
+def test_weights_are_fetched_from_the_full_address(address: str, shown: str) -> None:
+    recipe = with_flags(recipes.get("demo"), ["--detector.weights", address])
+    assert recipe.detector.weights == shown
+    assert "s3cr3t" not in to_yaml(recipe)
+    assert full_address(shown) == address
+    request = web_request(shown)
+    if "user" in address:
+        assert request.full_url == shown
+        assert request.get_header("Authorization") == f"Basic {base64.b64encode(b'user:s3cr3t').decode()}"
+    else:
+        assert request.full_url == address
+
+
+def test_an_error_does_not_repeat_the_password() -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_flags(recipes.get("demo"), ["--tracking.every_steps", "http://user:s3cr3t@host"])
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 50_000])
+def test_a_recipe_nested_too_deeply_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml") as caught:
+        from_yaml(tmp_path / "recipe.yaml")
+    assert "\n" not in str(caught.value)
