@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,12 @@ _CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "OMP_")
 
 
 @contextmanager
-def connected(settings: ClusterSettings) -> Iterator[Any]:
+def connected(settings: ClusterSettings, lost: Callable[[str], object] = lambda name: None) -> Iterator[Any]:
     """Yield the `ray` module, connected; a Ray that was started here is stopped at the end.
+
+    Args:
+        settings: number and kind of workers.
+        lost: receives the name of a process of a Ray that was started here, if it ends before the block does.
 
     Raises:
         ClusterError: the cluster cannot be reached, or has too few CPUs or GPUs for the workers.
@@ -64,7 +68,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    thread = _connect(ray, address, carried) if address else _start(ray, settings)
+    thread = _connect(ray, address, carried) if address else _start(ray, settings, lost)
     try:
         install_again()
         _check_resources(ray, settings, address)
@@ -73,7 +77,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         thread.close()
 
 
-def _start(ray: Any, settings: ClusterSettings) -> RayThread:
+def _start(ray: Any, settings: ClusterSettings, lost: Callable[[str], object]) -> RayThread:
     """Start Ray on this machine."""
     folder = ray_folder(os.environ)
 
@@ -89,7 +93,7 @@ def _start(ray: Any, settings: ClusterSettings) -> RayThread:
             _temp_dir=str(folder),
         )
 
-    return start_ray(lambda: RayThread(init, ray.shutdown, local=True), folder)
+    return start_ray(lambda: RayThread(init, ray.shutdown, local=True, lost=lost), folder)
 
 
 def _connect(ray: Any, address: str, carried: dict[str, str]) -> RayThread:

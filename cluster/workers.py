@@ -110,7 +110,7 @@ def run_workers(
     failure.unlink(missing_ok=True)
     with (
         Stopping(folder, settings.grace_seconds) as stopping,
-        connected(settings) as ray,
+        connected(settings, stopping.ray_lost) as ray,
         _followed(logs / "rank-0.log", out or sys.stderr),
     ):
         # Not at the top: Ray reads its environment when it is imported, and `connected` sets it.
@@ -144,7 +144,7 @@ def run_workers(
         try:
             trainer.fit()
         except Exception as error:
-            if stopping.signal is not None:
+            if stopping.asked:
                 stopping.wait_for_workers()
             if stopped := stopping.error():
                 raise stopped from None
