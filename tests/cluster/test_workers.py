@@ -1,14 +1,15 @@
 """The worker group: world sizes that divide the batch."""
 
+import errno
 import io
-import json
 from pathlib import Path
 
 import pytest
 
+from cluster import workers
 from cluster.errors import ClusterError
 from cluster.settings import ClusterSettings
-from cluster.workers import _ascii, _followed, _message, dividing_worlds
+from cluster.workers import _ascii, _followed, _leave_message, _message, dividing_worlds
 
 
 def test_elastic_worlds_divide_the_batch() -> None:
@@ -32,13 +33,24 @@ def test_ray_receives_a_name_of_ascii_letters(name: str, ascii_name: str) -> Non
     assert _ascii(name) == ascii_name
 
 
-def test_a_damaged_message_of_a_worker_is_one_line(tmp_path: Path) -> None:
+def test_a_worker_leaves_its_message_also_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = tmp_path / "failure.json"
-    failure.write_text(json.dumps({"rank": 1, "message": "the loss is not finite"}))
-    assert _message(failure, tmp_path / "logs") == "the loss is not finite"
+    assert _message(failure) == ""
+    _leave_message(failure, 1, "the loss is not finite")
+    assert _message(failure) == "the loss is not finite"
     for damaged in ("", '{"rank": 1', "[]", "{}"):
         failure.write_text(damaged)
-        assert _message(failure, tmp_path / "logs").startswith("a worker failed, and its message in ")
+        assert _message(failure) == ""
+    failure.unlink()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workers, "write_text", full)
+    _leave_message(failure, 1, "the loss is not finite")
+    # The file ends the restarts, without a message.
+    assert failure.exists()
+    assert _message(failure) == ""
 
 
 class _Gone(io.StringIO):
