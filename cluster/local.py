@@ -52,9 +52,8 @@ def connected(settings: ClusterSettings, lost: Callable[[str], object] = lambda 
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        for name, value in _LOOPBACK.items():
-            os.environ.setdefault(name, value)
+    added = {} if address else {name: value for name, value in _LOOPBACK.items() if name not in os.environ}
+    os.environ.update(added)
     carried = _worker_environment(settings)
     if address:
         send_token()
@@ -75,6 +74,9 @@ def connected(settings: ClusterSettings, lost: Callable[[str], object] = lambda 
         yield ray
     finally:
         thread.close()
+        # A later call may connect to a cluster, whose workers are not on this machine.
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _start(ray: Any, settings: ClusterSettings, lost: Callable[[str], object]) -> RayThread:

@@ -21,7 +21,7 @@ from cluster.heartbeat import read_standing
 from cluster.signals import NAMES, handled
 
 _ANSWER_SECONDS = 5.0
-"""Time that Ray has to report the end of workers that have stopped or are ended by force."""
+"""Time that Ray has to report the end of workers that stopped, or to end workers on request."""
 _SILENCE_SECONDS = 10.0
 """Time without a heartbeat of rank 0, renewed twice a second, after which its process is gone."""
 
