@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,12 @@ _CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "OMP_")
 
 
 @contextmanager
-def connected(settings: ClusterSettings) -> Iterator[Any]:
+def connected(settings: ClusterSettings, lost: Callable[[str], object] = lambda name: None) -> Iterator[Any]:
     """Yield the `ray` module, connected; a Ray that was started here is stopped at the end.
+
+    Args:
+        settings: number and kind of workers.
+        lost: receives the name of a process of a Ray that was started here, if it ends before the block does.
 
     Raises:
         ClusterError: the cluster cannot be reached, or has too few CPUs or GPUs for the workers.
@@ -48,9 +52,8 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        for name, value in _LOOPBACK.items():
-            os.environ.setdefault(name, value)
+    added = {} if address else {name: value for name, value in _LOOPBACK.items() if name not in os.environ}
+    os.environ.update(added)
     carried = _worker_environment(settings)
     if address:
         send_token()
@@ -64,16 +67,19 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    thread = _connect(ray, address, carried) if address else _start(ray, settings)
+    thread = _connect(ray, address, carried) if address else _start(ray, settings, lost)
     try:
         install_again()
         _check_resources(ray, settings, address)
         yield ray
     finally:
         thread.close()
+        # A later call may connect to a cluster, whose workers are not on this machine.
+        for name in added:
+            os.environ.pop(name, None)
 
 
-def _start(ray: Any, settings: ClusterSettings) -> RayThread:
+def _start(ray: Any, settings: ClusterSettings, lost: Callable[[str], object]) -> RayThread:
     """Start Ray on this machine."""
     folder = ray_folder(os.environ)
 
@@ -89,7 +95,7 @@ def _start(ray: Any, settings: ClusterSettings) -> RayThread:
             _temp_dir=str(folder),
         )
 
-    return start_ray(lambda: RayThread(init, ray.shutdown, local=True), folder)
+    return start_ray(lambda: RayThread(init, ray.shutdown, local=True, lost=lost), folder)
 
 
 def _connect(ray: Any, address: str, carried: dict[str, str]) -> RayThread:

@@ -4,6 +4,7 @@ Unusual here: Ray's processes end with the thread that started them (PR_SET_PDEA
 they do. The main thread only waits for it, and stays free for signals while Ray starts.
 """
 
+import gc
 import logging
 import os
 import threading
@@ -33,10 +34,18 @@ class RayThread:
         init: calls `ray.init`.
         shutdown: calls `ray.shutdown`.
         local: Ray is started here.
+        lost: receives the name of a process of a local Ray that has ended although nobody asked it to.
     """
 
-    def __init__(self, init: Callable[[], object], shutdown: Callable[[], object], *, local: bool) -> None:
-        self._init, self._shutdown, self._local = init, shutdown, local
+    def __init__(
+        self,
+        init: Callable[[], object],
+        shutdown: Callable[[], object],
+        *,
+        local: bool,
+        lost: Callable[[str], object] = lambda name: None,
+    ) -> None:
+        self._init, self._shutdown, self._local, self._lost = init, shutdown, local, lost
         self._began = threading.Event()
         self._end = threading.Event()
         self._ended = threading.Event()
@@ -55,13 +64,12 @@ class RayThread:
         deadline = time.monotonic() + seconds
         seen: set[psutil.Process] = set()
         while not self._began.wait(_LOOK_SECONDS):
-            running = {one for one in self._started() if _name(one) in ("raylet", "gcs_server") and _runs(one)}
-            if dead := seen - running:
+            seen |= set(self._vital())
+            if dead := [one for one in seen if not _runs(one)]:
                 # Ray raises by itself in most cases, with a better message.
                 if self._began.wait(2 * _LOOK_SECONDS):
                     break
                 raise TimeoutError(f"{len(dead)} of its processes died while it started")
-            seen |= running
             if time.monotonic() > deadline:
                 raise TimeoutError(f"it did not answer within {seconds:.0f} s")
         if self._error is not None:
@@ -80,6 +88,11 @@ class RayThread:
             with suppress(psutil.Error):
                 one.kill()
 
+    @property
+    def has_ended(self) -> bool:
+        """True if no call of Ray is running any more in this thread."""
+        return self._ended.is_set()
+
     def _live(self) -> None:
         try:
             self._init()
@@ -90,11 +103,26 @@ class RayThread:
             self._began.set()
             self._ended.set()
             return
+        vital = self._vital()
         self._began.set()
-        self._end.wait()
+        self._watch(vital)
         with suppress(Exception):
             self._shutdown()
         self._ended.set()
+
+    def _watch(self, vital: dict[psutil.Process, str]) -> None:
+        """Wait until `close` is called, and report the first process that ends before."""
+        while not self._end.wait(2 * _LOOK_SECONDS):
+            if dead := [name for one, name in vital.items() if not _runs(one)]:
+                self._lost(dead[0])
+                break
+        self._end.wait()
+
+    def _vital(self) -> dict[psutil.Process, str]:
+        """Return the running processes that a local Ray cannot do without, with their names."""
+        # Children only: a raylet forks, and for a moment its own children have its name.
+        named = {one: _name(one) for one in _descendants(recursive=False) if self._local and _runs(one)}
+        return {one: name for one, name in named.items() if name in ("raylet", "gcs_server")}
 
     def _started(self) -> list[psutil.Process]:
         return [one for one in _descendants() if one not in self._others] if self._local else []
@@ -111,37 +139,37 @@ def start_ray(make: Callable[[], RayThread], folder: Path, tries: int = 2) -> Ra
     Raises:
         ClusterError: says why it did not start, and where its logs are.
     """
-    cause: Exception | None = None
+    said = ""
     for _ in range(tries):
         thread = make()
         try:
             thread.start()
-        except TimeoutError as error:
-            cause = error
-            thread.close(seconds=_SHUTDOWN_SECONDS / 2)
         except Exception as error:
-            cause = error
-            thread.close(seconds=0)
+            lines = str(error).strip().splitlines()
+            said = (lines[-1] if lines else type(error).__name__).rstrip(".")
+            thread.close()
+            if not thread.has_ended:
+                break  # a second try would meet the first one in the same process
         except BaseException:
             thread.close(seconds=0)
             raise
         else:
             return thread
-    assert cause is not None
-    raise ClusterError(describe_failure(cause, folder, os.getloadavg()[0], os.cpu_count() or 1)) from cause
+        # The exception's frames hold clients of the first Ray, which would end this process a minute after it.
+        del thread
+        gc.collect()
+    raise ClusterError(describe_failure(said, folder, os.getloadavg()[0], os.cpu_count() or 1))
 
 
-def describe_failure(cause: Exception, folder: Path, load: float, cores: int) -> str:
+def describe_failure(said: str, folder: Path, load: float, cores: int) -> str:
     """Say in one line why a local Ray did not start, and what to do.
 
     Args:
-        cause: of the last try.
+        said: Ray's own words about the last try.
         folder: Ray's folder.
         load: load average of the machine.
         cores: its number of cores.
     """
-    lines = str(cause).strip().splitlines()
-    said = (lines[-1] if lines else type(cause).__name__).rstrip(".")
     logs = folder / "session_latest" / "logs"
     from_log = last_log_line(logs)
     details = f" {from_log}." if from_log else ""
@@ -199,9 +227,9 @@ def _writable(folder: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
-def _descendants() -> list[psutil.Process]:
+def _descendants(*, recursive: bool = True) -> list[psutil.Process]:
     try:
-        return psutil.Process().children(recursive=True)
+        return psutil.Process().children(recursive=recursive)
     except psutil.Error:
         return []
 

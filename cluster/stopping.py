@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from cluster.errors import StoppedError
+from cluster.errors import StoppedError, WorkersFailedError
 from cluster.files import write_text
 from cluster.heartbeat import read_standing
 from cluster.signals import NAMES, handled
@@ -36,6 +36,7 @@ class Stopping:
 
     Raises:
         StoppedError: at the end of the block, if a signal interrupted it.
+        WorkersFailedError: likewise, if a process of Ray ended.
     """
 
     def __init__(self, folder: Path, grace_seconds: float, again_seconds: float = 1.0) -> None:
@@ -48,6 +49,7 @@ class Stopping:
         self._again = threading.Event()
         self._left = threading.Event()
         self._before: dict[int, Any] = {}
+        self._lost = ""
         self.signal: int | None = None
         """Number of the last signal that was received."""
 
@@ -71,9 +73,26 @@ class Stopping:
         """Take note that workers run, and of the function that ends them by force."""
         self._abort = abort
 
-    def error(self) -> StoppedError | None:
-        """Return the error to raise when the workers have ended; None if no signal asked them to stop."""
-        if self.signal is None:
+    def ray_lost(self, name: str) -> None:
+        """Ask the workers to stop, since a process of Ray on this machine has ended; called from another thread.
+
+        Workers train on without it, but Ray ends the driver a minute later, with a line of its own.
+        """
+        if self.signal is not None or self._lost or self._abort is None:
+            return
+        self._lost = name
+        self._received_at = time.monotonic()
+        _ask(self._folder, stop=True)
+        threading.Thread(target=self._watch, name="aweigh-stopping", daemon=True).start()
+
+    @property
+    def asked(self) -> bool:
+        """True if the workers were asked to stop."""
+        return self.signal is not None or bool(self._lost)
+
+    def error(self) -> WorkersFailedError | None:
+        """Return the error to raise when the workers have ended; None if nothing asked them to stop."""
+        if not self.asked:
             return None
         try:
             step = json.loads((self._folder / "stopped.json").read_text())["step"]
@@ -81,6 +100,11 @@ class Stopping:
             what = "before a checkpoint was written"
         else:
             what = f"at step {step:,}; its checkpoint is written"
+        if self.signal is None:
+            return WorkersFailedError(
+                f"Ray's {self._lost} on this machine ended by itself, killed or out of memory; stopped {what}. Run the "
+                f"same command again to resume."
+            )
         return StoppedError(f"stopped with {NAMES[signal.Signals(self.signal)]} {what}", self.signal)
 
     def finished_in_order(self) -> bool:

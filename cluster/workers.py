@@ -110,7 +110,7 @@ def run_workers(
     failure.unlink(missing_ok=True)
     with (
         Stopping(folder, settings.grace_seconds) as stopping,
-        connected(settings) as ray,
+        connected(settings, stopping.ray_lost) as ray,
         _followed(logs / "rank-0.log", out or sys.stderr),
     ):
         # Not at the top: Ray reads its environment when it is imported, and `connected` sets it.
@@ -144,24 +144,36 @@ def run_workers(
         try:
             trainer.fit()
         except Exception as error:
-            if stopping.signal is not None:
+            if stopping.asked:
                 stopping.wait_for_workers()
             if stopped := stopping.error():
                 raise stopped from None
-            if not failure.exists():
+            if not _message(failure):
                 raise WorkersFailedError(_cause(error, logs)) from error
     if stopping.finished_in_order() and (stopped := stopping.error()):
         raise stopped
+    if message := _message(failure):
+        raise WorkersFailedError(message)
     if failure.exists():
-        raise WorkersFailedError(_message(failure, logs))
+        raise WorkersFailedError(f"a worker failed, and its message in {failure} is damaged. The logs are in {logs}.")
 
 
-def _message(failure: Path, logs: Path) -> str:
-    """Read the message that a worker left; the disk may have been full when it wrote."""
+def _message(failure: Path) -> str:
+    """Read the message that a worker left; empty if there is none, or the disk was full when it was written."""
     try:
         return str(json.loads(failure.read_text())["message"])
     except (OSError, ValueError, KeyError, TypeError):
-        return f"a worker failed, and its message in {failure} is damaged. The logs are in {logs}."
+        return ""
+
+
+def _leave_message(failure: Path, rank: int, message: str) -> None:
+    """Tell the driver, and the next start of the workers, that another attempt would fail in the same way."""
+    try:
+        write_text(failure, json.dumps({"rank": rank, "message": message}))
+    except OSError:
+        # A full disk may still take an empty file, which ends the restarts; the driver has the message from Ray.
+        with suppress(OSError):
+            failure.touch()
 
 
 def _ascii(name: str) -> str:
@@ -209,11 +221,11 @@ def _worker(arguments: dict[str, Any]) -> None:
             finally:
                 context.heartbeat.close()
         except Exception as error:
-            with (folder / "logs" / f"rank-{rank}-errors.log").open("a") as errors:
+            with suppress(OSError), (folder / "logs" / f"rank-{rank}-errors.log").open("a") as errors:
                 errors.write(traceback.format_exc())
             if isinstance(error, UnrecoverableError):
                 # The driver raises this message; Ray itself would pass on a traceback only.
-                write_text(failure, json.dumps({"rank": rank, "message": str(error)}))
+                _leave_message(failure, rank, str(error))
             else:
                 last = str(error).strip().splitlines() or [type(error).__name__]
                 logger.error("worker %d stops: %s", rank, last[-1])

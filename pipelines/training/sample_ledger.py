@@ -9,6 +9,8 @@ counts, since the weights came from that one.
 """
 
 import json
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,8 @@ from typing import Any, Self
 
 from data_shards.counting import counted
 from data_shards.order.plan import Plan
+
+logger = logging.getLogger("aweigh")
 
 
 class Ledger:
@@ -33,6 +37,7 @@ class Ledger:
     def __init__(self, folder: Path, life: int, rank: int, *, start: int, world_size: int, attempt: int) -> None:
         (folder / "ledger").mkdir(parents=True, exist_ok=True)
         self._file = (folder / "ledger" / f"{life}-rank-{rank}.jsonl").open("w")
+        self._failed = False
         self._write({"start": start, "world_size": world_size, "attempt": attempt})
 
     def __enter__(self) -> Self:
@@ -41,15 +46,22 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what the full disk did not take is flushed again here
+            self._file.close()
 
     def add(self, step: int, sample_ids: list[int]) -> None:
         """Note the samples of a step, counted from 1, in the order in which this rank trained on them."""
         self._write([step, sample_ids])
 
     def _write(self, line: object) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            # A record of a training must not end it: the disk may have space again at the next checkpoint.
+            if not self._failed:
+                logger.warning("ledger: steps are missing in %s (%s)", self._file.name, error.strerror or error)
+            self._failed = True
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 
 import psutil
 import pytest
@@ -100,7 +101,7 @@ def test_a_start_that_fails_twice_tells_the_cause_and_nothing_about_clusters(tmp
     ],
 )
 def test_the_advice_fits_the_cause(cause: str, load: float, advice: str, tmp_path: Path) -> None:
-    assert advice in describe_failure(RuntimeError(cause), tmp_path, load, 2)
+    assert advice in describe_failure(cause, tmp_path, load, 2)
 
 
 def test_errors_of_a_log_are_found_among_its_lines(tmp_path: Path) -> None:
@@ -127,3 +128,22 @@ def test_another_users_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(ray_start, "_writable", lambda folder: False)
     with pytest.raises(ClusterError, match=r"cannot be written or is too long\. Set RAY_TMPDIR"):
         ray_folder({"TMPDIR": "/t"})
+
+
+def test_a_process_of_ray_that_ends_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    told: SimpleQueue[str] = SimpleQueue()
+
+    def init() -> None:
+        started.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+
+    monkeypatch.setattr(ray_start, "_name", lambda process: "raylet" if process.pid == started[0].pid else "python")
+    thread = RayThread(init, lambda: None, local=True, lost=told.put)
+    thread.start()
+    started[0].kill()
+    assert told.get(timeout=300) == "raylet"
+    thread.close()
+    assert told.empty()
+    started[0].wait()
+    assert started[0].stdin is not None
+    started[0].stdin.close()

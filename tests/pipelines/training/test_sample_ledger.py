@@ -1,5 +1,6 @@
 """The ledger: what was seen, an interruption included, against what the plan says."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,14 @@ def test_starts_have_growing_numbers_whatever_the_clock_says(tmp_path: Path) -> 
     Ledger(tmp_path, 900, 0, start=0, world_size=1, attempt=1)
     assert next_life(tmp_path, 500) == 901
     assert next_life(tmp_path, 1000) == 1000
+
+
+def test_a_full_disk_is_one_warning_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "5-rank-0.jsonl").symlink_to("/dev/full")
+    with caplog.at_level(logging.WARNING), Ledger(tmp_path, 5, 0, start=0, world_size=1, attempt=1) as ledger:
+        ledger.add(1, [3, 4])
+        ledger.add(2, [5, 6])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"ledger: steps are missing in {tmp_path}/ledger/5-rank-0.jsonl (No space left on device)"
+    ]
