@@ -21,14 +21,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     target, source = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("source") / "center_cells"
     shutil.copytree(EXAMPLE, source)  # setuptools leaves its work in the folder that it builds
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--no-build-isolation", "--target", str(target), str(source)], check=True, timeout=300)
+    subprocess.run([*pip, "--no-build-isolation", "--target", str(target), str(source)], check=True, timeout=900)
     return {**os.environ, "PYTHONPATH": f"{ROOT}:{target}"}
 
 
 def test_the_example_passes_its_own_tests(installed: dict[str, str], tmp_path: Path) -> None:
     shutil.copy(EXAMPLE / "test_center_cells.py", tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -43,7 +43,7 @@ def test_aweigh_trains_the_example(installed: dict[str, str], tmp_path: Path) ->
         "--schedule.epochs 2 --schedule.drops_at 1 --evaluation.every_epochs 2 --checkpoint.every_epochs 2"
     )
     command = [sys.executable, "-m", "pipelines", "train", "demo", *flags.split()]
-    done = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs" / "example" / "evaluation" / "metrics.json").exists()
     assert "distances" in done.stderr, "a step's line names the parts of the loss"

@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("aweigh-*.whl"))
 
@@ -52,7 +52,7 @@ def test_the_installed_wheel_has_a_working_command(wheel: Path, tmp_path: Path) 
     target, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, timeout=300)
+    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, timeout=900)
     environment = {**os.environ, "PYTHONPATH": str(target)}
     where = "import pipelines; print(pipelines.__file__)"
     found = subprocess.run(
@@ -64,7 +64,7 @@ def test_the_installed_wheel_has_a_working_command(wheel: Path, tmp_path: Path) 
         ([sys.executable, "-m", "pipelines", "recipes"], "centernet_resdcn18_1x"),
         ([str(target / "bin" / "aweigh"), "train", "--fields"], "--schedule.epochs"),
     ):
-        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
 

@@ -44,7 +44,7 @@ class Command:
 
     def finish(self, status: int = 0) -> str:
         """Read to the end and return stdout; assert the exit status."""
-        out, rest = self.process.communicate(timeout=300)
+        out, rest = self.process.communicate(timeout=900)
         self.lines += rest.splitlines(keepends=True)
         assert self.process.returncode == status, "".join(self.lines)
         return out

@@ -27,12 +27,12 @@ def test_the_nodes_of_this_machine_are_drained_and_the_head_is_not() -> None:
         environment = {**os.environ, **cluster.environment}
         environment.pop("PYTHONPATH", None)  # a node has only Ray and this script
         address = cluster.environment["RAY_ADDRESS"]
-        subprocess.run([sys.executable, str(SCRIPT), "now", address, "0"], env=environment, check=True, timeout=120)
+        subprocess.run([sys.executable, str(SCRIPT), "now", address, "0"], env=environment, check=True, timeout=600)
         asked = subprocess.run(
             [sys.executable, "-c", ASK, address],
             env=environment,
             check=True,
-            timeout=120,
+            timeout=600,
             capture_output=True,
             text=True,
         )
