@@ -18,8 +18,8 @@ def find_samples(shards: Shards, names: Sequence[str]) -> Int64[NDArray[np.int64
         names: keys, which are image ids, or file names as in the annotation file.
 
     Returns:
-        Sample ids, which count the samples of all shards from 0, in the order of `names`. A sample that is named
-        twice is returned once.
+        Sample ids, which count the samples of all shards from 0, in the order of `names`. A name that is repeated is
+        returned once.
 
     Raises:
         DataError: there is no sample with such a name.
@@ -36,8 +36,7 @@ def find_samples(shards: Shards, names: Sequence[str]) -> Int64[NDArray[np.int64
             f"{shards.store.location} has no sample {missing[0]}. Give a file name, or a key as "
             "`aweigh shards examine` prints it."
         )
-    # A key and a file name may mean the same sample.
-    return np.array(list(dict.fromkeys(found[identity] for identity in wanted)), dtype=np.int64)
+    return np.array([found[identity] for identity in wanted], dtype=np.int64)
 
 
 def _identities(shards: Shards, *, with_file_names: bool) -> Iterator[tuple[int | str, int]]:

@@ -7,11 +7,10 @@ from data_shards.building.build import BuildReport
 from data_shards.checking.find_samples import find_samples
 from data_shards.errors import DataError
 from data_shards.reading.shards import Shards
-from data_shards.storage.open import open_store
 
 
 def test_samples_are_found_by_key_and_by_file_name(built: BuildReport) -> None:
-    with closing(Shards(open_store(built.location), built.manifest)) as shards:
+    with closing(Shards(built.location, built.manifest)) as shards:
         stored = [
             image_id
             for shard in range(len(built.manifest.shards))
@@ -26,15 +25,7 @@ def test_samples_are_found_by_key_and_by_file_name(built: BuildReport) -> None:
 @pytest.mark.parametrize("name", ["nothing.jpg", "7", "000000000191.jpg"])
 def test_a_sample_that_does_not_exist_is_refused(built: BuildReport, name: str) -> None:
     with (
-        closing(Shards(open_store(built.location), built.manifest)) as shards,
+        closing(Shards(built.location, built.manifest)) as shards,
         pytest.raises(DataError, match=rf"has no sample {name}\. Give a file name, or a key"),
     ):
         find_samples(shards, ["100.jpg", name])
-
-
-def test_a_sample_that_is_named_twice_is_found_once(built: BuildReport) -> None:
-    shards = Shards(open_store(built.location), built.manifest)
-    assert find_samples(shards, ["114.jpg", "107", "114", "114.jpg"]).tolist() == [
-        *find_samples(shards, ["114"]).tolist(),
-        *find_samples(shards, ["107.jpg"]).tolist(),
-    ]
