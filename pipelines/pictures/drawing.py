@@ -27,6 +27,8 @@ _CAPTION = 30
 _BACKGROUND: Color = (250, 250, 248)
 _INK: Color = (32, 32, 36)
 _PALE_INK: Color = (120, 120, 126)
+# Share of a faint box's own colour.
+_FAINT = 0.4
 _LABEL_SIZE = 11
 _CAPTION_SIZE = 13
 _HEADER_SIZE = 20
@@ -53,7 +55,16 @@ class Panel:
             cv2.resize(self.photograph, size, interpolation=method), dtype=np.uint8
         )
 
-    def add(self, box: NDArray[np.floating], text: str, color: Color, hatched: bool = False) -> None:
+    def add(
+        self,
+        box: NDArray[np.floating],
+        text: str,
+        color: Color,
+        *,
+        hatched: bool = False,
+        dashed: bool = False,
+        faint: bool = False,
+    ) -> None:
         """Draw a box, `(4,)` x1, y1, x2, y2 in pixels of the photograph; `drawn` adds its label.
 
         Args:
@@ -61,12 +72,20 @@ class Panel:
             text: its label.
             color: of outline and label.
             hatched: draw the outline dashed and hatch the inside, as for a crowd.
+            dashed: draw the outline dashed.
+            faint: let the photograph show through outline and label.
         """
         height, width = self.canvas.shape[:2]
         corners = np.asarray(box, dtype=np.float64) * self.scale
         # A box that leaves the photograph is drawn along the border, where its line can be seen.
         corners = np.clip(corners, 1, np.array([width, height, width, height]) - 2)
-        self._outline(corners, color, hatched)
+        before = self.canvas.copy() if faint else None
+        if hatched:
+            self._hatch(corners, color)
+        self._outline(corners, color, hatched or dashed)
+        if before is not None:
+            cv2.addWeighted(before, 1 - _FAINT, self.canvas, _FAINT, 0, dst=self.canvas)
+            color = _mixed(color, _BACKGROUND, _FAINT)
         self.labels.append((corners, text, color))
 
     def add_joints(self, joints: NDArray[np.floating], skeleton: Sequence[tuple[int, int]], color: Color) -> None:
@@ -96,21 +115,20 @@ class Panel:
             taken.append(self._label(corners, text, color, taken))
         return self.canvas
 
-    def _outline(self, corners: NDArray[np.float64], color: Color, hatched: bool) -> None:
+    def _outline(self, corners: NDArray[np.float64], color: Color, dashed: bool) -> None:
         x1, y1, x2, y2 = (round(value) for value in corners)
-        if hatched:
-            self._hatch(x1, y1, x2, y2, color)
         # A dark line under the coloured one keeps it visible on any photograph.
         thick = 2 if min(x2 - x1, y2 - y1) > 24 else 1
         for ink, thickness in (((0, 0, 0), thick + 1), (color, thick)):
-            if not hatched:
+            if not dashed:
                 cv2.rectangle(self.canvas, (x1, y1), (x2, y2), ink, thickness, cv2.LINE_AA)
                 continue
             for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
                 for dash_start, dash_end in _dashes(start, end):
                     cv2.line(self.canvas, dash_start, dash_end, ink, thickness, cv2.LINE_AA)
 
-    def _hatch(self, x1: int, y1: int, x2: int, y2: int, color: Color) -> None:
+    def _hatch(self, corners: NDArray[np.float64], color: Color) -> None:
+        x1, y1, x2, y2 = (round(value) for value in corners)
         inside = self.canvas[y1 : y2 + 1, x1 : x2 + 1]
         lines = inside.copy()
         height, width = inside.shape[:2]
@@ -158,6 +176,11 @@ def class_color(label: int) -> Color:
     lightness, saturation = ((0.50, 0.85), (0.62, 0.80), (0.40, 0.75))[label // 5 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _mixed(color: Color, other: Color, share: float) -> Color:
+    red, green, blue = (round(share * one + (1 - share) * two) for one, two in zip(color, other, strict=True))
+    return red, green, blue
 
 
 def _ink_on(color: Color) -> Color:

@@ -17,6 +17,13 @@ _GAP = 24
 _PANEL_GAP = 6
 _MINIMUM_WIDTH = 720  # the header needs it
 
+# Overlap from which a prediction counts as the true object.
+_LEAST_IOU = 0.5
+# Predictions of an image that are drawn where none reaches the threshold.
+_MOST_FAINT = 5
+# Words of the labels, which say more than a colour to those who cannot tell colours apart.
+_MISSED, _WRONG = "(missed)", "(wrong)"
+
 
 @dataclass
 class Picture:
@@ -51,6 +58,9 @@ def prediction_page(
 ) -> None:
     """Draw two panels for each picture, true objects and predictions, and write the page as a PNG or JPEG.
 
+    A prediction is correct if it overlaps a true object of its class, which no better prediction has, with an IoU of
+    0.5 or more. Where no prediction reaches the threshold, the best ones are drawn faintly.
+
     Args:
         samples: the pictures, in the order of the page; an image without objects is drawn, too.
         class_names: names by label. A class has the same colour on every page.
@@ -70,7 +80,10 @@ def prediction_page(
             free = _ROW_WIDTH
         rows[-1].append(pair)
         free -= pair.shape[1] + _GAP
-    note = f"left: true objects, crowds hatched     right: predictions with a score of {score_threshold:g} or more"
+    note = (
+        f"left: true objects, {_MISSED} if missed, crowds hatched     right: scores of {score_threshold:g} or more, "
+        f"dashed and {_WRONG} if wrong (IoU below {_LEAST_IOU:g}); faint if all are lower"
+    )
     strips = [side_by_side(row, _GAP) for row in rows]
     page = page_of_rows(strips, header or "Predictions", note, gap=_GAP // 2, minimum_width=_MINIMUM_WIDTH)
     save_image(page, path)
@@ -78,16 +91,60 @@ def prediction_page(
 
 def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -> NDArray[np.uint8]:
     """Draw truth and predictions side by side, each over its caption; (height, width of two panels, 3) RGB."""
-    shown = sample.predicted_scores >= score_threshold
-    order = np.argsort(sample.predicted_scores[shown], kind="stable")  # the highest score is drawn last, on top
-    boxes, labels = sample.predicted_boxes[shown][order], sample.predicted_labels[shown][order]
-    scores = sample.predicted_scores[shown][order]
+    order = np.argsort(sample.predicted_scores, kind="stable")  # the highest score is drawn last, on top
+    shown = order[sample.predicted_scores[order] >= score_threshold]
+    correct, found = _matched(sample, shown[::-1])
     truth = Panel(sample.image)
-    for box, label, crowd in zip(sample.truth_boxes, sample.truth_labels, sample.truth_crowd, strict=True):
-        truth.add(box, class_names[int(label)], class_color(int(label)), hatched=bool(crowd))
-    found = Panel(sample.image)
-    for box, label, score in zip(boxes, labels, scores, strict=True):
-        found.add(box, f"{class_names[int(label)]} {score:.2f}", class_color(int(label)))
+    for row, (box, label) in enumerate(zip(sample.truth_boxes, sample.truth_labels, strict=True)):
+        crowd = bool(sample.truth_crowd[row])
+        name = class_names[int(label)] + ("" if crowd or row in found else f" {_MISSED}")
+        truth.add(box, name, class_color(int(label)), hatched=crowd)
+    faint = not len(shown)
+    predicted = Panel(sample.image)
+    for row in order[-_MOST_FAINT:] if faint else shown:
+        label, score = int(sample.predicted_labels[row]), float(sample.predicted_scores[row])
+        text = f"{class_names[label]} {score:.2f}" + ("" if faint or row in correct else f" {_WRONG}")
+        dashed = not faint and row not in correct
+        predicted.add(sample.predicted_boxes[row], text, class_color(label), dashed=dashed, faint=faint)
     name = f"{sample.file_name}   image {sample.image_id}".strip()
-    captions = f"{name}   {counted(len(sample.truth_labels), 'object')}", counted(len(boxes), "prediction")
-    return row_of_panels([(truth.drawn(), captions[0]), (found.drawn(), captions[1])], gap=_PANEL_GAP)
+    objects = counted(len(sample.truth_labels), "object")
+    best = f", best {sample.predicted_scores.max():.2f}" if faint and len(order) else ""
+    captions = f"{name}   {objects}", f"{counted(len(shown), 'prediction')}{best}"
+    return row_of_panels([(truth.drawn(), captions[0]), (predicted.drawn(), captions[1])], gap=_PANEL_GAP)
+
+
+def _matched(sample: Picture, by_score: NDArray[np.integer]) -> tuple[set[int], set[int]]:
+    """Match predictions with true objects of their class, the best first, as COCO does at one IoU.
+
+    Args:
+        sample: the picture.
+        by_score: rows of the predictions that count, by falling score.
+
+    Returns:
+        The rows of the correct predictions, and of the true objects that they found. A prediction in a crowd is
+        correct, but finds nothing.
+    """
+    correct: set[int] = set()
+    found: set[int] = set()
+    for row in by_score.tolist():
+        overlaps = _overlaps(sample.predicted_boxes[row], sample)
+        overlaps[sample.truth_labels != sample.predicted_labels[row]] = 0
+        free = np.where(sample.truth_crowd, 0, overlaps)
+        free[list(found)] = 0
+        if len(free) and free.max() >= _LEAST_IOU:
+            correct.add(row)
+            found.add(int(free.argmax()))
+        elif (overlaps[np.asarray(sample.truth_crowd, dtype=bool)] >= _LEAST_IOU).any():
+            correct.add(row)
+    return correct, found
+
+
+def _overlaps(box: NDArray[np.floating], sample: Picture) -> NDArray[np.float64]:
+    """Return the IoU of a box with each true object, or with a crowd the share of the box inside it, as COCO does."""
+    truth = np.asarray(sample.truth_boxes, dtype=np.float64).reshape(-1, 4)
+    sides = np.minimum(box[2:], truth[:, 2:]) - np.maximum(box[:2], truth[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=1)
+    own = float(np.maximum(box[2:] - box[:2], 0).prod())
+    areas = np.maximum(truth[:, 2:] - truth[:, :2], 0).prod(axis=1)
+    together = np.where(sample.truth_crowd, own, own + areas - shared)
+    return shared / np.maximum(together, np.finfo(np.float64).tiny)

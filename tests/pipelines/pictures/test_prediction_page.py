@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines.pictures.drawing import class_color
-from pipelines.pictures.prediction_page import Picture, prediction_page
+from pipelines.pictures.prediction_page import Picture, _matched, prediction_page
 
 CLASSES = ["cat", "dog", "a class with quite a long name"]
 
@@ -50,10 +50,45 @@ def test_truth_is_on_the_left_and_predictions_on_the_right(tmp_path: Path) -> No
 
 
 def test_predictions_below_the_threshold_are_not_drawn(tmp_path: Path) -> None:
-    _, at = panels(page(tmp_path, picture(), score_threshold=0.5))
-    _, above = panels(page(tmp_path, picture(), score_threshold=0.51))
-    assert (at != 128).any()
-    assert (above == 128).all()
+    two = replace(
+        picture(num_detections=2),
+        predicted_boxes=np.array([[40.0, 50.0, 120.0, 150.0], [130.0, 20.0, 190.0, 160.0]]),
+        predicted_scores=np.array([0.5, 0.6]),
+    )
+    _, at = panels(page(tmp_path, two, score_threshold=0.5))
+    _, above = panels(page(tmp_path, two, score_threshold=0.51))
+    # The right sides of the boxes at x = 2 × 120 and 2 × 190.
+    assert tuple(at[200, 240]) == tuple(above[200, 380]) == class_color(1)
+    assert (above[120:, 240] == 128).all()
+
+
+def test_the_best_predictions_are_drawn_faintly_if_none_reaches_the_threshold(tmp_path: Path) -> None:
+    _, clear = panels(page(tmp_path, replace(picture(), predicted_labels=np.array([0]))))
+    _, faint = panels(page(tmp_path, replace(picture(), predicted_labels=np.array([0])), score_threshold=0.51))
+    assert tuple(clear[200, 240]) == class_color(0)
+    # 0.4 of the colour and 0.6 of the gray photograph.
+    assert np.abs(faint[200, 240] - (0.4 * np.array(class_color(0)) + 0.6 * 128)).max() <= 1
+
+
+def test_wrong_predictions_are_dashed_and_missed_objects_are_marked(tmp_path: Path) -> None:
+    right = replace(picture(), predicted_labels=np.array([0]))
+    shifted = replace(right, predicted_boxes=np.array([[40.0, 50.0, 79.0, 150.0]]))  # IoU 39 / 80
+    enough = replace(right, predicted_boxes=np.array([[40.0, 50.0, 81.0, 150.0]]))  # IoU 41 / 80
+    twice = replace(picture(num_detections=2), predicted_labels=np.array([0, 0]), predicted_scores=np.array([0.9, 0.8]))
+    in_crowd = replace(shifted, truth_crowd=np.array([True]))
+    assert [_share_drawn(page(tmp_path, each)) for each in (right, enough, in_crowd)] == [1, 1, 1]
+    assert 0.3 < _share_drawn(page(tmp_path, shifted)) < 0.9
+    assert 0.3 < _share_drawn(page(tmp_path, picture())) < 0.9  # another class
+    assert _matched(twice, np.array([0, 1])) == ({0}, {0})
+    assert _matched(in_crowd, np.array([0])) == ({0}, set())
+    (found, _), (missed, _) = (panels(page(tmp_path, each)) for each in (right, shifted))
+    assert (found[80:100] != missed[80:100]).any()  # the label above the true object
+
+
+def _share_drawn(drawn: NDArray[np.uint8]) -> float:
+    """The share of the left side of the predicted box, at x = 2 × 40, that is drawn in a class's colour."""
+    side = panels(drawn)[1][120:280, 80]
+    return float(max((side == class_color(label)).all(axis=1).mean() for label in (0, 1)))
 
 
 def test_an_image_without_objects_has_its_place(tmp_path: Path) -> None:
