@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipelines.errors import ConfigError
-from pipelines.recipes.secrets import full_address
+from pipelines.recipes.secrets import full_address, hide_tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,7 +79,7 @@ def tracking_uri(recipe: "Recipe") -> str:
     Raises:
         ConfigError: as `absolute_uri`.
     """
-    uri = full_address(recipe.tracking.uri) or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = full_address(recipe.tracking.uri or hide_tracking(os.environ.get("MLFLOW_TRACKING_URI", "")))
     return absolute_uri(uri or f"sqlite:///{Path(recipe.run.folder).resolve() / 'mlflow.db'}")
 
 
