@@ -233,6 +233,9 @@ def test_a_resealed_index_that_does_not_fit_is_refused_by_every_reader(
         shards.index(0)
     (problem,) = verify_shards(str(copied)).problems
     assert "does not fit its shard" in problem
+    with pytest.raises(DataError, match=message):
+        pull_shards(str(copied), copied.parent / "pulled")
+    assert not (copied.parent / "pulled" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
