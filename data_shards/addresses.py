@@ -1,4 +1,4 @@
-"""Addresses of servers: shown without the secrets in them, and with the proxy that stands before them."""
+"""Addresses of servers: how to show them without secrets, and which proxy their requests go through."""
 
 import ipaddress
 import os
@@ -70,8 +70,8 @@ def proxy_hint(address: str, *, like_requests: bool = False) -> str:
     # Python prefers the lower-case spelling where both are set.
     variable = next((name for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()) if os.environ.get(name)), scheme)
     return (
-        f"{variable} sends this request to the proxy {shown_address(proxies[scheme])}; if {host} is to be reached "
-        f"without it, add {host} to NO_PROXY."
+        f"{variable} sends this request to the proxy {shown_address(proxies[scheme])}; to reach {host} "
+        f"directly, add {host} to NO_PROXY."
     )
 
 

@@ -6,7 +6,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "data_shards", "detectors", "pipelines")
 
 WITHOUT_A_MODULE = {
-    "data_shards/format/test_untrusted.py": "manifest.py and shard_index.py against bytes that somebody else wrote",
     "detectors/centernet/test_decode.py": "one step of centernet.py, against an independent search",
     "detectors/centernet/test_targets.py": "one step of centernet.py, against the published procedure",
     "detectors/centernet/test_tasks.py": "pose.py and boxes_3d.py together",
@@ -14,7 +13,6 @@ WITHOUT_A_MODULE = {
     "detectors/fcos/test_ranks.py": "the losses of fcos.py in two processes",
     "detectors/fcos/test_targets.py": "one step of fcos.py, against a loop over points and boxes",
     "detectors/test_wiring.py": "every network against its publication's forward pass",
-    "detectors/weights/test_code_bases.py": "the notes of published.py about the code that wrote a file",
     "detectors/weights/test_layouts.py": "the state dicts of every detector against the published keys",
     "pipelines/bench/test_bench.py": "bench/detectors.py and bench/deformable.py through the command line",
     "pipelines/drill/test_drill.py": "verdict.py and the list of faults",

@@ -17,6 +17,7 @@ import filelock
 from data_shards.counting import counted
 from data_shards.errors import DataError
 from data_shards.format.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, read_manifest
+from data_shards.format.shard_index import ShardIndex
 from data_shards.storage.atomic import replacing
 from data_shards.storage.open import open_store
 from data_shards.storage.store import Sink, Store
@@ -181,7 +182,7 @@ def _bring_shards(
     done = done_bytes = 0
     pool = ThreadPoolExecutor(threads)
     try:
-        running = {pool.submit(_bring_shard, source, destination, shard): shard for shard in manifest.shards}
+        running = {pool.submit(_bring_shard, source, destination, manifest, shard): shard for shard in manifest.shards}
         for future in as_completed(running):
             if future.result():
                 copied.append(running[future])
@@ -217,10 +218,21 @@ def _withdraw_other(destination: Store, manifest: Manifest, overwrite: bool) -> 
     return there.shards if there is not None else ()
 
 
-def _bring_shard(source: Store, destination: Store, shard: Shard) -> bool:
+def _bring_shard(source: Store, destination: Store, manifest: Manifest, shard: Shard) -> bool:
     """Bring one shard and its index; return True if either had to be copied."""
     index = _bring(source, destination, shard.index, shard.index_sha256)
-    return _bring(source, destination, shard.name, shard.sha256) or index
+    local = destination if destination.local_path("") is not None else source
+    # The checksums prove only that these are the manifest's files, not that a build wrote them.
+    where = f"{local.location}/{shard.index}"
+    ShardIndex.from_bytes(local.read_bytes(shard.index), where).check(shard, manifest, where)
+    copied = _bring(source, destination, shard.name, shard.sha256)
+    path = local.local_path(shard.name)
+    if path is not None and (found := path.stat().st_size) != shard.bytes:
+        raise DataError(
+            f"{path} has {counted(found, 'byte')}, but the manifest of {source.location} says {shard.bytes:,}. Build "
+            "the shards again."
+        )
+    return copied or index
 
 
 def _bring(source: Store, destination: Store, name: str, sha256: str) -> bool:

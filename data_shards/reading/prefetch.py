@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_shards.errors import DataError
 from data_shards.format.manifest import Manifest
 from data_shards.order.node_schedule import NodeSchedule
 from data_shards.order.plan import World
@@ -162,8 +161,9 @@ class FetchAhead:
                 found = self._fetch(item, hurry)
             except Stopped:
                 pass
-            except DataError:
-                # The reader that needs the file tries again and reports the error.
+            except Exception:
+                # The reader that needs the file tries again and reports the error. Without this thread, it would wait
+                # for files that nobody fetches ahead.
                 failed = True
             with self._state:
                 self._running.discard(item)

@@ -379,7 +379,7 @@ def _shared_client(attempts: int, read_seconds: float, *, reading: bool) -> "S3C
 
 
 def _forget_credentials() -> None:
-    """Make the next client read the credentials anew, from their file or their process."""
+    """Make the next client read the credentials again, from their file or their process."""
     with _making_client:
         _client.cache_clear()
 

@@ -52,7 +52,7 @@ class ObjectRead:
         settings: the deadline.
         explain: returns the message for an error and the number of attempts.
         stop: an event that cancels the read.
-        renew: returns a client with credentials read anew, for when they have expired.
+        renew: returns a client with credentials read again, for when they have expired.
         extra: more arguments of every request.
     """
 

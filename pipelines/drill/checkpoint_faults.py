@@ -80,7 +80,7 @@ def corrupt_download(course: Course, name: str) -> None:
     _resume_elsewhere(course, name, corrupt_once)
 
 
-@fault("empty-listing", "a replaced machine is told by S3, once, that there is no checkpoint")
+@fault("empty-listing", "S3 answers a replaced machine, once, that there is no checkpoint")
 def empty_listing(course: Course, name: str) -> None:
     """Ask again, and do not start at step 0."""
     listed: list[str] = []

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from data_shards.addresses import shown_address
 from pipelines.errors import ConfigError
-from pipelines.recipes.secrets import full_address
+from pipelines.recipes.secrets import full_address, hide_tracking
 from pipelines.tracking.sqlite_file import database_of, prepare
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def tracking_uri(recipe: "Recipe") -> str:
     Raises:
         ConfigError: as `absolute_uri`.
     """
-    uri = full_address(recipe.tracking.uri) or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = full_address(recipe.tracking.uri or hide_tracking(os.environ.get("MLFLOW_TRACKING_URI", "")))
     return absolute_uri(uri or f"sqlite:///{Path(recipe.run.folder).resolve() / 'mlflow.db'}")
 
 

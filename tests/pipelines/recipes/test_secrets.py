@@ -31,6 +31,15 @@ def test_user_and_password_of_mlflow_move_to_its_variables(tmp_path: Path) -> No
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "other"
 
 
+def test_the_variable_of_mlflow_is_read_without_its_password() -> None:
+    recipe = recipes.get("demo")
+    os.environ["MLFLOW_TRACKING_URI"] = "https://trainer:s3cr3t@host/ml"
+    assert tracking_uri(recipe) == "https://host/ml"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr3t"
+    os.environ["MLFLOW_TRACKING_URI"] = "mysql://user:s3cr3t@host/ml"
+    assert tracking_uri(recipe) == "mysql://user:s3cr3t@host/ml"
+
+
 def test_a_database_is_used_with_its_password_and_shown_without(tmp_path: Path) -> None:
     uri = "postgresql://user:s3cr3t@host:5432/ml"
     recipe = with_flags(recipes.get("demo"), [f"--tracking.uri={uri}"])
