@@ -88,6 +88,7 @@ def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
 
     If an evaluation failed, the command ends here with exit status 1.
     """
+    from data_shards.addresses import shown_address
     from pipelines.tracking import tracking_uri
 
     if result.evaluation is not None:
@@ -99,7 +100,7 @@ def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
         say("pictures", str(pictures))
     say("weights", str(result.folder / "checkpoints"))
     say("logs", str(result.folder / "logs"))
-    tracked = tracking_uri(recipe)
+    tracked = shown_address(tracking_uri(recipe))
     ui = shlex.join(["aweigh", "ui", "--folder", recipe.run.folder]) if tracked.startswith("sqlite") else tracked
     say("next", f"{ui}    curves, pictures and comparison of runs in MLflow")
     if result.evaluation is not None:

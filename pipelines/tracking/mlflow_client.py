@@ -61,21 +61,21 @@ def absolute_uri(uri: str) -> str:
     scheme = uri if uri == "databricks" else urlsplit(uri).scheme.partition("+")[0]
     if scheme not in _SCHEMES:
         raise ConfigError(
-            f"tracking.uri {uri!r} is not an address at which MLflow stores runs. Write "
+            f"tracking.uri {shown_address(uri)!r} is not an address at which MLflow stores runs. Write "
             "sqlite:////FOLDER/mlflow.db or http://HOST:PORT."
         )
     if scheme != "sqlite":
         return uri
     database, question, query = uri.partition("://")[2].removeprefix("/").partition("?")
     if not database:
-        raise ConfigError(f"tracking.uri {uri!r} names no file. Write sqlite:////FOLDER/mlflow.db.")
+        raise ConfigError(f"tracking.uri {shown_address(uri)!r} names no file. Write sqlite:////FOLDER/mlflow.db.")
     path = Path(database).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"tracking.uri {uri!r}: folder {path.parent} cannot be created ({error.strerror}). Name a folder that you "
-            f"can write."
+            f"tracking.uri {shown_address(uri)!r}: folder {path.parent} cannot be created ({error.strerror}). Name a "
+            f"folder that you can write."
         ) from error
     return f"sqlite:///{path}{question}{query}"
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from data_shards.addresses import shown_address
 from pipelines.errors import ConfigError
 from pipelines.files import read_json, write_json
+from pipelines.recipes.secrets import full_address, hide, hide_tracking
 from pipelines.tracking.mlflow_client import (
     LONGEST_NAME,
     LONGEST_PARAM,
@@ -70,11 +71,15 @@ class RunRecord:
         content = read_json(folder / "run.json")
         # A field of a later version is ignored, a field that this file's version lacked takes its default.
         names = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in names})
+        record = cls(**{name: value for name, value in content.items() if name in names})
+        # The file has no password; it is in the environment, of a recipe that was read or as the user set it.
+        hide_tracking(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        record.uri = full_address(record.uri)
+        return record
 
     def save(self, folder: Path) -> None:
-        """Replace `folder`/run.json in one rename."""
-        write_json(folder / "run.json", asdict(self))
+        """Replace `folder`/run.json in one rename; passwords in the address stay out of it."""
+        write_json(folder / "run.json", asdict(self) | {"uri": hide(self.uri)})
 
 
 def start_run(

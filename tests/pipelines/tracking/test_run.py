@@ -1,6 +1,7 @@
 """One MLflow run over all attempts: found, made, refused, ended."""
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,25 @@ def test_a_run_is_made_with_its_params_and_tags(uri: str, tmp_path: Path) -> Non
     assert run.info.artifact_uri.startswith((tmp_path / "mlflow" / "mlartifacts" / "cells").as_uri())
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (written["uri"], written["run_id"], written["attempt"]) == (uri, run_id, 1)
+
+
+def test_the_record_has_no_password_and_finds_it_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "postgresql://trainer:s3cr3t@host:5432/ml"
+    # Of this process the address is removed again, as for a later command in another shell.
+    before = set(os.environ)
+    RunRecord(uri=uri, run_name="first").save(tmp_path)
+    for name in set(os.environ) - before:
+        monkeypatch.delenv(name)
+    written = (tmp_path / "run.json").read_text()
+    assert "s3cr3t" not in written
+    assert json.loads(written)["uri"] == "postgresql://host:5432/ml"
+    assert RunRecord.load(tmp_path).uri == "postgresql://host:5432/ml"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert RunRecord.load(tmp_path).uri == uri
+    for name in set(os.environ) - before - {"MLFLOW_TRACKING_URI"}:
+        monkeypatch.delenv(name)
 
 
 def test_a_later_attempt_is_the_same_run_and_changes_are_tags(uri: str, tmp_path: Path) -> None:
