@@ -62,7 +62,7 @@ def test_checksums_are_those_of_the_whole_file(
     answer: dict[str, Any], checksums: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = SimpleNamespace(head_object=lambda **asked: {"ContentLength": 3, "LastModified": MODIFIED, **answer})
-    monkeypatch.setattr(S3Store, "asking_client", client)
+    monkeypatch.setattr(S3Store, "_ask", lambda self, action, name, ask: ask(client))
     version = open_store("s3://bucket/folder").version("a")
     assert version.size == 3
     assert version.checksums == checksums
