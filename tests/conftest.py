@@ -21,8 +21,8 @@ from tests import ceph, shape_checks
 # Before any module of these packages is imported; the processes that tests start run without checks, as users do.
 install_import_hook(["detectors", "data_shards"], f"{shape_checks.__name__}.{shape_checks.check_shapes.__name__}")
 
-# A script's background jobs ignore Ctrl-C, and what nohup starts ignores SIGHUP; every process that the tests start would
-# do so too. This holds for pytest-xdist's workers as well, which import this file.
+# A script's background jobs ignore Ctrl-C, and what nohup starts ignores SIGHUP; every process that the tests start
+# would do so too. This holds for pytest-xdist's workers as well, which import this file.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -88,7 +88,7 @@ def test_the_index_holds_the_joints_and_the_manifest_their_names(posed: tuple[di
 
 
 def test_data_without_such_labels_keeps_the_first_version(built: BuildReport) -> None:
-    """A manifest that needs nothing new is the one that was always written, and its checksum: sets keep their digest."""
+    """A manifest that needs nothing new is the one that was always written, and its checksum: digests stay."""
     text = json.loads((Path(built.location) / "manifest.json").read_text())
     assert text["version"] == 1
     assert set(text) == {"format", "version", "split", "classes", "shards", "source", "sha256"}
