@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Endings of the picture files that are written, in lower case."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

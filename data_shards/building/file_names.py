@@ -141,7 +141,7 @@ def _spellings(name: str) -> Iterator[list[str]]:
     for text in (name, unquote(name), without_query, unquote(without_query)):
         parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
         while ".." in parts:
-            # What stands before `..` cancels with it; at the start it leads out, where nothing is looked for.
+            # A folder before `..` cancels it; at the start it leads out of the folder, where nothing is searched.
             at = parts.index("..")
             del parts[max(0, at - 1) : at + 1]
         if parts and parts not in seen:

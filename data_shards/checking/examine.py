@@ -19,11 +19,11 @@ from data_shards.checking.report import Examination
 from data_shards.checking.statistics import Numbers, class_titles, count_split
 from data_shards.counting import counted
 from data_shards.errors import DataError
-from data_shards.format.manifest import CocoClass, Manifest, load_manifest, sample_key
+from data_shards.format.manifest import CocoClass, Manifest, sample_key
 from data_shards.format.shard_index import ShardIndex
 from data_shards.reading.decode import colour_space, decode_jpeg, exif_orientation, png_depth
 from data_shards.reading.shards import Shards
-from data_shards.storage.open import open_store
+from data_shards.reading.split import DataSplit, open_split
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 """Strides at which shared cells are counted, whichever detector is trained."""
@@ -49,7 +49,12 @@ class _Split:
 
     location: str
     name: str
-    manifest: Manifest
+    opened: DataSplit
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+        return self.opened.manifest
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def examine(
     """
     _check_settings(location, against, stride, input_size, max_objects, threads)
     judgement = _Judgement(stride, input_size, max_objects)
-    splits = _open([location] if against is None else [location, against])
+    splits = _open([location] if against is None else [location, against], cache_bytes)
     total, done = sum(split.manifest.num_samples for split in splits), 0
 
     def advance(samples: int) -> None:
@@ -113,7 +118,7 @@ def examine(
     prints: list[tuple[SampleName, Fingerprint]] = []
     numbers: dict[str, Numbers] = {}
     for split in splits:
-        examined, numbers[split.location] = _examine_split(split, judgement, threads, cache_bytes, advance)
+        examined, numbers[split.location] = _examine_split(split, judgement, threads, advance)
         findings += examined.findings
         prints += examined.prints
     if against is not None:
@@ -138,23 +143,23 @@ def _check_settings(
         raise DataError(f"--against is {location} itself; give another split.")
 
 
-def _open(locations: list[str]) -> list[_Split]:
-    manifests = [load_manifest(location) for location in locations]
-    names = [manifest.split for manifest in manifests]
+def _open(locations: list[str], cache_bytes: int) -> list[_Split]:
+    splits = [open_split(location, cache_bytes=cache_bytes) for location in locations]
+    names = [split.manifest.split for split in splits]
     # Two sets may both be called train; then their locations tell them apart.
     if len(set(names)) < len(names):
         names = locations
-    return [_Split(*of_split) for of_split in zip(locations, names, manifests, strict=True)]
+    return [_Split(*of_split) for of_split in zip(locations, names, splits, strict=True)]
 
 
 def _examine_split(
-    split: _Split, judgement: _Judgement, threads: int, cache_bytes: int, advance: Callable[[int], None]
+    split: _Split, judgement: _Judgement, threads: int, advance: Callable[[int], None]
 ) -> tuple[_Examined, Numbers]:
     findings: list[Finding] = []
     prints: list[tuple[SampleName, Fingerprint]] = []
     same_cell: Counter[int] = Counter()
     records = split.manifest.shards
-    shards = Shards(open_store(split.location), split.manifest, cache_bytes=cache_bytes)
+    shards = split.opened.shards()
     pool = ThreadPoolExecutor(threads)
     try:
         work = [pool.submit(_examine_shard, shards, shard, split.name, judgement) for shard in range(len(records))]

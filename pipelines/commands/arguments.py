@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from pipelines.errors import ConfigError
+from pipelines.files import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from pipelines.recipes.settings import Recipe
@@ -60,7 +61,7 @@ def check_picture(path: Path, argument: str) -> None:
     Raises:
         ConfigError: the name ends in something else.
     """
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise ConfigError(f"{argument} {path}: pictures are written as PNG or JPEG; end the name in .png or .jpg.")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError
+from pipelines.files import PICTURE_SUFFIXES
 
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
@@ -32,7 +33,6 @@ _FAINT = 0.4
 _LABEL_SIZE = 11
 _CAPTION_SIZE = 13
 _HEADER_SIZE = 20
-_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass
@@ -279,7 +279,7 @@ def check_picture_path(path: Path) -> None:
     Raises:
         ConfigError: the suffix is not that of a PNG or JPEG.
     """
-    if path.suffix.lower() not in _SUFFIXES:
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise ConfigError(f"{path} cannot be written as a picture; let its name end in .png, .jpg or .jpeg.")
 
 

@@ -14,7 +14,7 @@ from pipelines.cli import command_line
 from pipelines.recipes.recipe import with_flags
 from tests.docs.pages import PAGES, ROOT, blocks, commands, page_name
 
-# What stands for the reader's own word, and a word that is one.
+# Placeholders for the reader's own words, and a word that is one.
 PLACEHOLDERS = {
     **dict.fromkeys(("NAME", "RECIPE", "recipe.yaml", "mine.yaml", "FILE.yaml"), "demo"),
     "N": "1",
