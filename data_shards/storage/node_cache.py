@@ -115,7 +115,10 @@ class NodeCache:
                     # While this process waited, the file may have been renamed into place, or abandoned and removed.
                     if not _is_file(part, part_path):
                         continue
-                    if not _is_there(path, damaged) and not self._make(part, part_path, path, size, fill, waiting):
+                    if _is_there(path, damaged):
+                        # It was renamed into place just before this process opened the part, which is a new, empty one.
+                        part_path.unlink(missing_ok=True)
+                    elif not self._make(part, part_path, path, size, fill, waiting):
                         return False
                 finally:
                     os.close(part)

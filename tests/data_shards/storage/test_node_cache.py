@@ -208,6 +208,23 @@ def test_a_kill_in_the_middle_of_a_fetch_leaves_what_the_next_reader_uses(
     assert names(tmp_path / "shards") == sorted(f"{shard.sha256}.tar" for shard in built.manifest.shards)
 
 
+def test_a_file_that_arrives_just_before_its_part_is_opened_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = NodeCache(tmp_path)
+    path = cache.shard_path("a")
+    open_file = os.open
+
+    def open_late(name: Path, flags: int, mode: int = 0o777) -> int:
+        if str(name).endswith(".part"):
+            path.write_bytes(b"another process has fetched it")
+        return open_file(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", open_late)
+    assert cache.obtain(path, 0, lambda _: pytest.fail("it is there already"))
+    assert names(tmp_path / "shards") == ["a.tar"]
+
+
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
     """Some 160 images in many small shards."""
