@@ -54,21 +54,24 @@ class AugmentationSettings:
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
 
-    geometry: Literal["crop", "shift", "shorter_side"] = "crop"
+    geometry: Literal["crop", "shift", "shorter_side", "pixel_crop", "object_crop"] = "crop"
     """crop: a random crop (CenterNet). shift: the whole image, moved and scaled a little (CenterNet's --not_rand_crop,
     and 3D). shorter_side: the whole image resized to a random shorter side, and padded to the largest image of the
-    batch (FCOS)."""
+    batch (FCOS). pixel_crop: a random crop whose size in image pixels depends on the input alone (CornerNet,
+    CornerNet-Squeeze, CenterNet Triplets). object_crop: the image zoomed until a random object has a random size, and
+    cropped around that object (CornerNet-Saccade)."""
 
     fit: Literal["longer_side", "width"] = "longer_side"
     """Side of an image that fills the input's width before random changes: the longer one, or its width (KITTI)."""
 
     crop_scales: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
     """For "crop": sizes of the crop, as a factor on the image's longer side; one is chosen at random. Empty takes the
-    whole image, centred."""
+    whole image, centred. For "pixel_crop": the same as a factor on the input's sides, rounded down to whole pixels of
+    the image. For "object_crop": factors on the size of an image without objects."""
 
     crop_border: int = 128
-    """For "crop": least distance of the crop's centre from each side of the image, in image pixels. Halved for small
-    images until it fits."""
+    """For "crop" and "pixel_crop": least distance of the crop's centre from each side of the image, in image pixels.
+    Halved for small images until it fits."""
 
     shift: float = 0.1
     """For "shift": standard deviation of the centre's displacement as a fraction of the image, clipped at twice
@@ -121,8 +124,13 @@ class AugmentationSettings:
                 raise DataError(f"{name} is {getattr(self, name):g}; set it to 0 or more.")
         if not 0 <= self.scale < 1:
             raise DataError(f"scale is {self.scale:g}; set it to 0 or more and below 1.")
-        if self.geometry == "shorter_side" and self.rotation_probability:
+        if self.geometry not in ("crop", "shift") and self.rotation_probability:
             raise DataError("rotation_probability works with the geometries crop and shift only; set it to 0.")
+        if self.geometry in ("pixel_crop", "object_crop") and not self.crop_scales:
+            raise DataError(
+                f"crop_scales is empty; give one scale or more for the geometry {self.geometry}, or set geometry to "
+                "crop for whole images."
+            )
         if not self.shorter_sides or min(self.shorter_sides) < 1:
             raise DataError(
                 f"shorter_sides is {list(self.shorter_sides)}; give one side or more, each at least 1 pixel."

@@ -122,6 +122,11 @@ def _mirror(batch: Batch, flips: Bool[Tensor, " batch"]) -> None:
         # A mirrored object faces the other way: pi - alpha, within -pi .. pi.
         turned = torch.where(batch.alpha >= 0, math.pi - batch.alpha, -math.pi - batch.alpha)
         batch.alpha = torch.where(real, turned, batch.alpha)
+    if batch.clip_boxes is not None:
+        x1, y1, x2, y2 = batch.clip_boxes.unbind(dim=-1)
+        batch.clip_boxes = torch.where(
+            flips[:, None], torch.stack([last - x2, y1, last - x1, y2], dim=-1), batch.clip_boxes
+        )
     # x' = width - 1 - x negates the first row of the transform.
     transforms = batch.transforms.clone()
     transforms[:, 0] *= -1

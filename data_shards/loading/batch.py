@@ -11,7 +11,7 @@ from torch import Tensor
 from data_shards.errors import DataError
 from data_shards.loading.batch_arrays import BatchArrays
 
-_EXTRA = ("keypoints", "depth", "dimensions", "alpha", "rescaled", "rotated")
+_EXTRA = ("keypoints", "depth", "dimensions", "alpha", "rescaled", "rotated", "clip_boxes")
 
 
 @runtime_checkable
@@ -74,6 +74,9 @@ class Batch:
     content_sizes: Int64[Tensor, "batch 2"] | None = None
     """Height and width of the part of the input that the image fills, from the top left corner; None where a black
     border is part of the published input."""
+    clip_boxes: Float32[Tensor, "batch 4"] | None = None
+    """x1, y1, x2, y2 in the input frame: the part of the input that shows the image, to whose last pixels
+    CornerNet-Saccade clips its objects. None where the whole input counts."""
 
     def __post_init__(self) -> None:
         self._lease: Lease | None = None

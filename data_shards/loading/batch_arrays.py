@@ -44,6 +44,8 @@ class BatchShape:
     """True for data with depth, dimensions and angle of each object."""
     whole_images: bool = False
     """True if images are resized whole and padded on the right and below, to `content_sizes`."""
+    clipped: bool = False
+    """True if objects are clipped to `clip_boxes`."""
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class BatchShape:
         *,
         augmented: bool,
         whole_images: bool,
+        clipped: bool = False,
     ) -> "BatchShape":
         """Return the shape of a batch of a data set, or of data with boxes only if there is no manifest."""
         return cls(
@@ -66,6 +69,7 @@ class BatchShape:
             joints=manifest.joints if manifest is not None else 0,
             in_3d=manifest is not None and manifest.in_3d,
             whole_images=whole_images,
+            clipped=clipped,
         )
 
     @property
@@ -115,6 +119,7 @@ class BatchArrays:
     rescaled: Annotated[Bool | None, Row(np.bool_, where=("augmented", "in_3d"), drawn=True)] = None
     rotated: Annotated[Bool | None, Row(np.bool_, where=("augmented", "joints"), drawn=True)] = None
     content_sizes: Annotated[Int64 | None, Row(np.int64, (2,), where=("whole_images",), drawn=True)] = None
+    clip_boxes: Annotated[Float32 | None, Row(np.float32, (4,), where=("clipped",), drawn=True)] = None
 
     @classmethod
     def over(cls, memory: UInt8[np.ndarray, " bytes"], shape: BatchShape) -> "BatchArrays":
@@ -134,6 +139,7 @@ class BatchArrays:
         augmented: bool,
         manifest: Manifest | None = None,
         whole_images: bool = False,
+        clipped: bool = False,
     ) -> "BatchArrays":
         """Return arrays in memory of their own, ready to be filled.
 
@@ -144,9 +150,16 @@ class BatchArrays:
             augmented: add arrays for the draws that the device applies.
             manifest: the data's, which says which labels exist beside boxes; None for boxes only.
             whole_images: images are resized whole and padded, to `content_sizes`.
+            clipped: objects are clipped to `clip_boxes`.
         """
         shape = BatchShape.of(
-            manifest, len(sample_ids), input_size, max_objects, augmented=augmented, whole_images=whole_images
+            manifest,
+            len(sample_ids),
+            input_size,
+            max_objects,
+            augmented=augmented,
+            whole_images=whole_images,
+            clipped=clipped,
         )
         arrays = cls.over(np.zeros(shape.num_bytes, dtype=np.uint8), shape)
         arrays.begin(sample_ids)

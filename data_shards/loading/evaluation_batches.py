@@ -16,6 +16,7 @@ from data_shards.order.plan import World
 from data_shards.reading.geometry import crop_matrix, scaled_size
 from data_shards.reading.reading import Reading
 from data_shards.reading.samples import Samples
+from data_shards.reading.windows import Window
 from data_shards.settings import InputSizes
 
 Geometry = Literal["fixed", "width", "keep", "shorter_side"]
@@ -117,8 +118,9 @@ class _Share:
                 arrays.content_sizes[:] = self._content_sizes(batch, source.view)
 
             def fill_row(row: int) -> None:
-                matrix = self._matrix(int(batch[row]), (shape.height, shape.width))
-                fill(arrays, row, samples, int(batch[row]), matrix, source.reading.boxes, scale)
+                sample, input_size = int(batch[row]), (shape.height, shape.width)
+                matrix, window = self._matrix(sample, input_size), self._window(sample, input_size)
+                fill(arrays, row, samples, sample, matrix, source.reading.boxes, scale, window)
 
             return shape, fill_row
 
@@ -144,8 +146,8 @@ class _Share:
         """Return resized image to input; for "shorter_side", image to input."""
         height, width = (int(side) for side in self._sizes[sample])
         ((now_height, now_width),) = self._content_sizes(np.array([sample]), self._source.view).tolist()
-        if self._source.geometry == "keep":
-            return crop_matrix((now_width // 2, now_height // 2), input_size[1], input_size)
+        if (window := self._window(sample, input_size)) is not None:
+            return np.array([[1.0, 0.0, -window.left], [0.0, 1.0, -window.top]])
         if self._source.geometry == "shorter_side":
             return np.array([[now_width / width, 0.0, 0.0], [0.0, now_height / height, 0.0]])
         return crop_matrix(
@@ -153,3 +155,12 @@ class _Share:
             width if self._source.geometry == "width" else max(height, width),
             input_size,
         )
+
+    def _window(self, sample: int, input_size: tuple[int, int]) -> Window | None:
+        """Return the part of the image that the input shows in the geometry "keep", as large as the input."""
+        if self._source.geometry != "keep":
+            return None
+        # Middles are whole pixels, also those of odd sides.
+        ((height, width),) = self._content_sizes(np.array([sample]), self._source.view).tolist()
+        top, left = height // 2 - input_size[0] // 2, width // 2 - input_size[1] // 2
+        return Window(self._source.view.scale, left, top, *input_size)

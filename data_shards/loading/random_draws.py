@@ -2,16 +2,20 @@
 
 A crop is resampled on the CPU by `cv2.resize` of a slice, which is three times as fast as `cv2.warpAffine` but can only
 begin at whole pixels. So a random crop is moved by at most half a pixel to where the slice has exactly its geometry;
-the batch's transforms and labels are those of the moved crop. A crop that is not random is not moved.
+the batch's transforms and labels are those of the moved crop. A crop that is not random is not moved. Windows are
+published in whole pixels, and cut where they are drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from data_shards.loading.window_draws import object_crop, pixel_crop
 from data_shards.order.keyed_random import uniforms
 from data_shards.reading.geometry import crop_matrix, whole_pixel_shift
+from data_shards.reading.windows import Window
 from data_shards.settings import AugmentationSettings
 
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
@@ -19,7 +23,8 @@ _AUGMENTATION = 301
 _ORDERS = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], dtype=np.int64)
 # The use of each of a sample's numbers. They keep their places, so that one setting never changes another's draws.
 _SCALE, _CENTRE, _FLIP, _FACTORS, _ORDER, _LIGHTING = 0, slice(1, 3), 3, slice(4, 7), 7, slice(8, 12)
-_SHIFT, _WHETHER_SHIFTED, _WHETHER_TURNED, _ANGLE, _COUNT = slice(12, 16), 16, 17, slice(18, 22), 22
+_SHIFT, _WHETHER_SHIFTED, _WHETHER_TURNED, _ANGLE = slice(12, 16), 16, 17, slice(18, 22)
+_REFERENCE, _NEARNESS, _SPREADS, _COUNT = 22, 23, slice(24, 28), 28
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Draws:
     """0, 1, 2 for brightness, contrast and saturation, in the order in which they are applied."""
     lighting: Float32[np.ndarray, "samples 3"]
     """Weights of the principal colours."""
+    windows: tuple[Window | None, ...]
+    """The part of the image that becomes the input, for "pixel_crop" and "object_crop"; None for the others."""
+    clip_boxes: Float32[np.ndarray, "samples 4"]
+    """x1, y1, x2, y2 in the input frame, before mirroring, to which objects are clipped; for "object_crop" only."""
 
     @property
     def rotated(self) -> Bool[np.ndarray, " samples"]:
@@ -54,6 +63,8 @@ class Draws:
 
     def matrix(self, row: int, input_size: tuple[int, int]) -> Float64[np.ndarray, "2 3"]:
         """Return the map from image to input of one sample, before the input is mirrored."""
+        if (window := self.windows[row]) is not None:
+            return window.matrix(input_size)
         if self.content_sizes[row].any():
             height, width = self.content_sizes[row] / self.original_sizes[row]
             return np.array([[width, 0.0, 0.0], [0.0, height, 0.0]])
@@ -83,6 +94,9 @@ def draw(
     epoch: int,
     sample_ids: Int64[np.ndarray, " samples"],
     original_sizes: Int64[np.ndarray, "samples 2"],
+    *,
+    input_size: tuple[int, int] | None = None,
+    objects: Sequence[Float32[np.ndarray, "objects 4"]] | None = None,
 ) -> Draws:
     """Draw the augmentation of samples in an epoch, as a function of the seed, the epoch and the sample alone.
 
@@ -92,11 +106,13 @@ def draw(
         epoch: counted from 0.
         sample_ids: the samples.
         original_sizes: height and width of their images, in pixels.
+        input_size: height and width of the input, in pixels; for "pixel_crop" and "object_crop".
+        objects: the boxes of each sample, in the image frame; for "object_crop".
 
     Source:
         CenterNet, src/lib/datasets/sample/ctdet.py (crop, shift, flip), multi_pose.py (rotation), ddd.py (shift in
         3D) and src/lib/utils/image.py (colour); tianzhi0549/FCOS, fcos_core/data/transforms/transforms.py (shorter
-        side).
+        side); see `window_draws` for the crops of the CornerNet family.
     """
     numbers = uniforms(seed, epoch, sample_ids, _COUNT, _AUGMENTATION)
     heights, widths = original_sizes[:, 0], original_sizes[:, 1]
@@ -118,6 +134,8 @@ def draw(
         centres = np.where(moved[:, None], centres + extent * shift, centres)
         scales = np.where(moved, scales * factor, scales)
         rescaled = moved
+    elif settings.geometry == "object_crop":
+        rescaled = np.ones_like(rescaled)
     elif settings.crop_scales:
         choices = np.array(settings.crop_scales)
         scales = scales * choices[(numbers[:, _SCALE] * len(choices)).astype(np.int64)]
@@ -129,6 +147,7 @@ def draw(
             axis=1,
         )
         rescaled = np.ones_like(rescaled)
+    windows, clip_boxes = _windows(settings, numbers, centres, original_sizes, input_size, objects)
     turned = numbers[:, _WHETHER_TURNED] < settings.rotation_probability
     most = 2 * settings.rotation_degrees
     degrees = np.clip(settings.rotation_degrees * _normals(numbers[:, _ANGLE])[:, 0], -most, most)
@@ -144,6 +163,8 @@ def draw(
         colour_factors=(1 + spread * (2 * numbers[:, _FACTORS] - 1)).astype(np.float32),
         colour_order=_ORDERS[(numbers[:, _ORDER] * len(_ORDERS)).astype(np.int64)],
         lighting=(settings.lighting * _normals(numbers[:, _LIGHTING])).astype(np.float32),
+        windows=windows,
+        clip_boxes=clip_boxes,
     )
 
 
@@ -171,6 +192,44 @@ def resized(
     longer = np.minimum((shorter * most / least).astype(np.int64), -(-longer_side_limit // 32) * 32)
     upright = sizes[:, :1] > sizes[:, 1:]
     return np.where(upright, np.stack([longer, shorter], axis=1), np.stack([shorter, longer], axis=1))
+
+
+def _windows(
+    settings: AugmentationSettings,
+    numbers: Float64[np.ndarray, "samples numbers"],
+    centres: Float64[np.ndarray, "samples 2"],
+    original_sizes: Int64[np.ndarray, "samples 2"],
+    input_size: tuple[int, int] | None,
+    objects: Sequence[Float32[np.ndarray, "objects 4"]] | None,
+) -> tuple[tuple[Window | None, ...], Float32[np.ndarray, "samples 4"]]:
+    """Draw the windows of the CornerNet family, and the boxes to which their objects are clipped."""
+    clip_boxes = np.zeros((len(numbers), 4), dtype=np.float32)
+    if settings.geometry == "pixel_crop":
+        assert input_size is not None
+        chosen = [settings.crop_scales[int(number * len(settings.crop_scales))] for number in numbers[:, _SCALE]]
+        placed = zip(centres.astype(np.int64).tolist(), chosen, strict=True)
+        return tuple(pixel_crop((x, y), scale, input_size) for (x, y), scale in placed), clip_boxes
+    if settings.geometry == "object_crop":
+        assert input_size is not None
+        assert objects is not None
+        crops = [
+            object_crop(
+                boxes,
+                (height, width),
+                input_size,
+                scales=settings.crop_scales,
+                scale=of_sample[_SCALE],
+                reference=of_sample[_REFERENCE],
+                nearness=of_sample[_NEARNESS],
+                places=of_sample[_CENTRE],
+                spreads=of_sample[_SPREADS].reshape(2, 2),
+            )
+            for boxes, (height, width), of_sample in zip(objects, original_sizes.tolist(), numbers, strict=True)
+        ]
+        for row, (_, limits) in enumerate(crops):
+            clip_boxes[row] = limits
+        return tuple(window for window, _ in crops), clip_boxes
+    return (None,) * len(numbers), clip_boxes
 
 
 def _shorter_sides(

@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 
 from data_shards.format.joints import joint_partners
 from data_shards.loading.batch_arrays import BatchArrays
@@ -15,8 +15,9 @@ from data_shards.reading.geometry import (
     warp,
     without_rotation,
 )
-from data_shards.reading.samples import Samples
+from data_shards.reading.samples import SampleLabels, Samples
 from data_shards.reading.scratch import Image, Scratch
+from data_shards.reading.windows import Window, cut
 from data_shards.settings import BoxRules
 
 _GRAY = 128
@@ -33,6 +34,7 @@ def fill(
     matrix: Float64[np.ndarray, "2 3"],
     rules: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
     scale: float = 1.0,
+    window: Window | None = None,
 ) -> None:
     """Read, decode and resample one sample into one row; `BatchArrays.take` comes before it, for what is drawn.
 
@@ -44,12 +46,13 @@ def fill(
         matrix: image frame to input frame; of the resized image, if `scale` is not 1.
         rules: which boxes count, and where they end.
         scale: factor on the image's sides before the matrix applies; resized sides are rounded down.
+        window: the part of the image to cut, for pixels in place of the matrix and the scale.
 
     Raises:
         DataError: the image cannot be read.
     """
     describe(arrays, row, samples, number, matrix, rules, scale)
-    show(arrays, row, samples, number, matrix, scale)
+    show(arrays, row, samples, number, matrix, scale, window)
 
 
 def describe(
@@ -77,6 +80,7 @@ def show(
     number: int,
     matrix: Float64[np.ndarray, "2 3"],
     scale: float = 1.0,
+    window: Window | None = None,
 ) -> None:
     """Do the pixels of `fill`. Where gray replaces an image, remove its objects again."""
     image = samples.image(number)
@@ -85,17 +89,31 @@ def show(
         arrays.clear_objects(row)
         return
     # OpenCV has interleaved channels, the network wants planes: split writes them without another copy.
-    cv2.split(_pixels(arrays, row, image, matrix, scale), list(arrays.images[row]))
+    cv2.split(_pixels(arrays, row, image, matrix, scale, window), list(arrays.images[row]))
+
+
+def trained_boxes(samples: Samples, number: int, rules: BoxRules, max_objects: int) -> Float32[np.ndarray, "objects 4"]:
+    """Return the boxes of a sample that its row in a batch contains, in the image frame, without regions to ignore."""
+    known = samples.labels(number)
+    chosen, boxes = _chosen(known, rules, samples.size(number), max_objects)
+    return boxes[known.labels[chosen] >= 0]
 
 
 def _pixels(
-    arrays: BatchArrays, row: int, image: Image, matrix: Float64[np.ndarray, "2 3"], scale: float
+    arrays: BatchArrays,
+    row: int,
+    image: Image,
+    matrix: Float64[np.ndarray, "2 3"],
+    scale: float,
+    window: Window | None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Return the input in scratch memory."""
     height, width = arrays.images.shape[2:]
     if arrays.content_sizes is not None:
         content_height, content_width = arrays.content_sizes[row].tolist()
         return _resized_whole(image, (content_height, content_width), _scratch.image("input", height, width))
+    if window is not None:
+        return cut(image, window, (height, width), _scratch)
     if scale != 1:
         image = scaled(image, scale)
     if arrays.flips is not None:
@@ -116,6 +134,21 @@ def _resized_whole(image: Image, content_size: tuple[int, int], out: Image) -> I
     return out
 
 
+def _chosen(
+    known: SampleLabels, rules: BoxRules, size: tuple[int, int], max_objects: int
+) -> tuple[Int64[np.ndarray, " objects"], Float32[np.ndarray, "objects 4"]]:
+    """Return the annotations that a row contains, and their boxes in the image frame."""
+    chosen = np.arange(len(known.labels))
+    if rules.crowd == "drop":
+        chosen = chosen[~known.iscrowd]
+    boxes = known.boxes[chosen]
+    if rules.box_ends == "last_pixel":
+        boxes = ends_on_last_pixel(boxes, size)
+        not_empty = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        chosen, boxes = chosen[not_empty], boxes[not_empty]
+    return chosen[:max_objects], boxes[:max_objects]
+
+
 def _fill_labels(
     arrays: BatchArrays,
     row: int,
@@ -127,22 +160,14 @@ def _fill_labels(
 ) -> None:
     known = samples.labels(number)
     arrays.image_ids[row] = known.image_id
-    chosen = np.arange(len(known.labels))
-    if rules.crowd == "drop":
-        chosen = chosen[~known.iscrowd]
-    boxes = known.boxes[chosen]
-    if rules.box_ends == "last_pixel":
-        boxes = ends_on_last_pixel(boxes, size)
-        not_empty = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        chosen, boxes = chosen[not_empty], boxes[not_empty]
-    chosen = chosen[: arrays.labels.shape[1]]
+    chosen, boxes = _chosen(known, rules, size, arrays.labels.shape[1])
     count = len(chosen)
     mirrored = arrays.flips is not None and bool(arrays.flips[row])
     is_turned = matrix[0, 1] != 0
     # As published, joints turn with the image; boxes stay those of the unturned one.
     input_height, input_width = arrays.images.shape[2:]
     of_boxes = without_rotation(matrix, (input_height, input_width), mirrored=mirrored) if is_turned else matrix
-    arrays.boxes[row, :count] = transform_boxes(boxes[:count], of_boxes)
+    arrays.boxes[row, :count] = transform_boxes(boxes, of_boxes)
     arrays.labels[row, :count] = labels = known.labels[chosen]
     if arrays.keypoints is not None and known.keypoints is not None:
         joints = known.keypoints[chosen]

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from data_shards.loading.batch_arrays import BatchArrays, BatchShape, Int64
 from data_shards.loading.random_draws import draw
-from data_shards.loading.row_filling import describe, show
+from data_shards.loading.row_filling import describe, show, trained_boxes
 from data_shards.order.plan import Plan, World
 from data_shards.reading.reading import Reading
 from data_shards.reading.samples import Samples, ShardSamples
@@ -103,8 +103,20 @@ class TrainingSource(Source[ShardSamples]):
             # Sizes are in the indexes, which may have to come from S3: so a decoding thread does this, not the one
             # that decides what is next.
             sizes = np.array([samples.size(number) for number in numbers])
-            draws = draw(self.augmentation, self.plan.seed, epoch, sample_ids, sizes)
-            input_size = self.input_size
+            input_size, objects = self.input_size, None
+            if self._sees_objects:
+                assert self.reading.max_objects is not None
+                rules, most = self.reading.boxes, self.reading.max_objects
+                objects = [trained_boxes(samples, number, rules, most) for number in numbers]
+            draws = draw(
+                self.augmentation,
+                self.plan.seed,
+                epoch,
+                sample_ids,
+                sizes,
+                input_size=input_size,
+                objects=objects,
+            )
             if self._whole_images:
                 assert self.sizes is not None
                 input_size = self.sizes.padded(*draws.content_sizes.max(axis=0).tolist())
@@ -118,7 +130,7 @@ class TrainingSource(Source[ShardSamples]):
                 describe(arrays, row, samples, numbers[row], matrix, self.reading.boxes)
 
             def fill_row(row: int) -> None:
-                show(arrays, row, samples, numbers[row], matrices[row])
+                show(arrays, row, samples, numbers[row], matrices[row], window=draws.windows[row])
 
             return shape, fill_row
 
@@ -127,6 +139,10 @@ class TrainingSource(Source[ShardSamples]):
     @property
     def _whole_images(self) -> bool:
         return self.augmentation.geometry == "shorter_side"
+
+    @property
+    def _sees_objects(self) -> bool:
+        return self.augmentation.geometry == "object_crop"
 
     def _shape(self, rows: int, input_size: tuple[int, int]) -> BatchShape:
         assert self.reading.max_objects is not None
@@ -137,4 +153,5 @@ class TrainingSource(Source[ShardSamples]):
             self.reading.max_objects,
             augmented=True,
             whole_images=self._whole_images,
+            clipped=self._sees_objects,
         )

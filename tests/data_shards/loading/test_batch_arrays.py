@@ -4,7 +4,9 @@ from data_shards.loading.batch_arrays import BatchArrays, BatchShape
 
 
 def test_arrays_of_a_slot_lie_apart_and_only_where_the_batch_has_them() -> None:
-    shape = BatchShape(rows=3, height=5, width=7, objects=2, augmented=True, joints=4, in_3d=True, whole_images=True)
+    shape = BatchShape(
+        rows=3, height=5, width=7, objects=2, augmented=True, joints=4, in_3d=True, whole_images=True, clipped=True
+    )
     memory = np.zeros(shape.num_bytes, dtype=np.uint8)
     slot = BatchArrays.over(memory, shape)
     for number, array in enumerate(vars(slot).values()):
