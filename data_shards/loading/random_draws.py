@@ -96,7 +96,7 @@ def draw(
     original_sizes: Int64[np.ndarray, "samples 2"],
     *,
     input_size: tuple[int, int] | None = None,
-    objects: Sequence[Float32[np.ndarray, "objects 4"]] | None = None,
+    objects: Sequence[Float32[np.ndarray, "_ 4"]] | None = None,
 ) -> Draws:
     """Draw the augmentation of samples in an epoch, as a function of the seed, the epoch and the sample alone.
 
@@ -200,7 +200,7 @@ def _windows(
     centres: Float64[np.ndarray, "samples 2"],
     original_sizes: Int64[np.ndarray, "samples 2"],
     input_size: tuple[int, int] | None,
-    objects: Sequence[Float32[np.ndarray, "objects 4"]] | None,
+    objects: Sequence[Float32[np.ndarray, "_ 4"]] | None,
 ) -> tuple[tuple[Window | None, ...], Float32[np.ndarray, "samples 4"]]:
     """Draw the windows of the CornerNet family, and the boxes to which their objects are clipped."""
     clip_boxes = np.zeros((len(numbers), 4), dtype=np.float32)
