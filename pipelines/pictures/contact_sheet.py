@@ -18,7 +18,7 @@ from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
 from data_shards.loading.batch_arrays import BatchArrays
 from data_shards.loading.random_draws import draw
-from data_shards.loading.row_filling import fill
+from data_shards.loading.row_filling import fill, trained_boxes
 from data_shards.order.plan import make_plan
 from data_shards.reading.samples import Samples, ShardSamples
 from data_shards.reading.shards import Shards
@@ -119,7 +119,19 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     """Read the samples and assemble their batch, as the loader of a training does."""
     images = ShardSamples(shards, undecodable=recipe.data.undecodable)
     sizes = np.array([images.size(number) for number in sample_ids.tolist()])
-    draws = draw(recipe.augmentation, recipe.seed, epoch, sample_ids, sizes)
+    sees_objects = recipe.augmentation.geometry == "object_crop"
+    rules, most = recipe.data.box_rules, recipe.data.max_objects
+    draws = draw(
+        recipe.augmentation,
+        recipe.seed,
+        epoch,
+        sample_ids,
+        sizes,
+        input_size=recipe.data.input_size,
+        objects=[trained_boxes(images, number, rules, most) for number in sample_ids.tolist()]
+        if sees_objects
+        else None,
+    )
     with torch.random.fork_rng(devices=[]):
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
     whole = bool(draws.content_sizes.any())
@@ -127,11 +139,17 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     if whole:
         input_size = detector.sizes.padded(*draws.content_sizes.max(axis=0).tolist())
     arrays = BatchArrays.empty(
-        sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole
+        sample_ids,
+        input_size,
+        most,
+        augmented=True,
+        manifest=manifest,
+        whole_images=whole,
+        clipped=sees_objects,
     )
     arrays.take(draws)
     for row, number in enumerate(sample_ids.tolist()):
-        fill(arrays, row, images, number, draws.matrix(row, input_size), recipe.data.box_rules)
+        fill(arrays, row, images, number, draws.matrix(row, input_size), rules, window=draws.windows[row])
     batch = Batch.over(arrays, epoch, 0)
     photographs = [_photograph(images, number) for number in sample_ids.tolist()]
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)

@@ -15,7 +15,7 @@ from data_shards.order.plan import World, make_plan
 from data_shards.reading.decode import decode_jpeg
 from data_shards.reading.shards import Shards
 from data_shards.storage.open import open_store
-from detectors.sizes import Multiples
+from detectors.sizes import Multiples, OneLessThanMultiples
 from tests.data_shards.loaders import evaluation_loader
 from tests.data_shards.samples import document, jpeg, photo, write_coco
 
@@ -73,6 +73,42 @@ def test_kept_resolution_is_pasted_in_the_middle_of_the_next_multiple(tmp_path: 
             assert np.array_equal(batch.images[row].permute(1, 2, 0), expected)
             assert batch.transforms[row].tolist() == [[1, 0, left], [0, 1, upper]]
     assert seen == 3
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.0, 1.25, 1.5])
+def test_kept_resolution_is_what_cornernet_tests(tmp_path: Path, scale: float) -> None:
+    # 127, 63 and 95 pixels fit without padding at some scale, and then lose their last pixel, as published.
+    sizes = ((127, 95), (63, 64), (50, 77), (96, 31), (254, 84))
+    content = document(5, sizes)
+    annotations, images = write_coco(tmp_path, content)
+    report = build_shards(annotations, images, str(tmp_path / "out"), split="val")
+    (batches,) = evaluate(report, geometry="keep", sizes=OneLessThanMultiples(32), scale=scale, batch_size=2)
+    seen = 0
+    for batch in batches:
+        for row, image_id in enumerate(batch.image_ids.tolist()):
+            seen += 1
+            image = decode_jpeg((images / f"{image_id}.jpg").read_bytes())
+            expected, border = authors_input(image, scale, 31)
+            assert batch.input_size == expected.shape[:2]
+            assert np.array_equal(batch.images[row].permute(1, 2, 0), expected)
+            matrix = np.array([[scale, 0, border[0]], [0, scale, border[1]]])
+            assert_allclose(batch.transforms[row], matrix)
+    assert seen == 5
+
+
+def authors_input(image: np.ndarray, scale: float, ones: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """princeton-vl/CornerNet, test/coco.py and utils/image.py: the input of an image, and its place there."""
+    height, width = int(image.shape[0] * scale), int(image.shape[1] * scale)
+    resized = cv2.resize(image, (width, height))
+    out = np.zeros((height | ones, width | ones, 3), dtype=np.uint8)
+    place = []
+    for side, out_side in ((width, out.shape[1]), (height, out.shape[0])):
+        middle, half = side // 2, out_side // 2
+        first, last = max(0, middle - half), min(middle + half, side)
+        place.append((half - (middle - first), half + (last - middle), first, last))
+    (left, right, from_x, to_x), (top, bottom, from_y, to_y) = place
+    out[top:bottom, left:right] = resized[from_y:to_y, from_x:to_x]
+    return out, (left, top)
 
 
 def test_all_annotations_are_kept_unless_a_number_is_given(built: BuildReport) -> None:
