@@ -127,7 +127,7 @@ def _centre(
         image_side: side of the zoomed image, in pixels.
         side: side of the crop.
         place: number in [0, 1) that chooses the place.
-        spread: two more, if the crop is to be near the reference's middle.
+        spread: two more, if the crop must be near the reference's middle.
     """
     if image_side <= side:
         return image_side // 2

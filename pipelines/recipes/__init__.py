@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 from pipelines.hints import did_you_mean
-from pipelines.recipes import ablations, centernet, centernet_tasks, demo, fcos
+from pipelines.recipes import ablations, centernet, centernet_tasks, cornernet, demo, fcos, keypoint_triplets
 from pipelines.recipes.recipe import from_yaml
 from pipelines.recipes.settings import Recipe
 
@@ -57,6 +57,21 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
         fcos.fcos_improved_resnet50_230,
         fcos.fcos_improved_resnet101_2x,
         fcos.fcos_torchvision_resnet50,
+        cornernet.cornernet_hourglass104,
+        cornernet.cornernet_hourglass104_140,
+        cornernet.cornernet_hourglass104_230,
+        cornernet.cornernet_squeeze,
+        cornernet.cornernet_squeeze_140,
+        cornernet.cornernet_squeeze_230,
+        cornernet.cornernet_saccade,
+        cornernet.cornernet_saccade_140,
+        cornernet.cornernet_saccade_230,
+        keypoint_triplets.keypoint_triplets_hourglass104,
+        keypoint_triplets.keypoint_triplets_hourglass104_140,
+        keypoint_triplets.keypoint_triplets_hourglass104_230,
+        keypoint_triplets.keypoint_triplets_hourglass52,
+        keypoint_triplets.keypoint_triplets_hourglass52_140,
+        keypoint_triplets.keypoint_triplets_hourglass52_230,
     )
 }
 

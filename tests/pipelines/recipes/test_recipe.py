@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from cluster.errors import ClusterError
 from pipelines import recipes
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import (
@@ -20,6 +22,7 @@ from pipelines.recipes.recipe import (
     with_flags,
 )
 from pipelines.recipes.settings import Schedule
+from pipelines.training.checks import split_on_most_workers
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,55 @@ def test_fcos_on_our_schedules_and_torchvisions() -> None:
     assert [theirs.schedule.factor(step, 7000) for step in (0, 500, 1000)] == pytest.approx([0.001, 0.5005, 1])
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "steps", "side", "mode"),
+    [
+        ("cornernet_hourglass104", 49, 500_000, 511, "flip"),
+        ("cornernet_squeeze", 55, 500_000, 511, "none"),
+        ("cornernet_saccade", 48, 500_000, 255, "none"),
+        ("keypoint_triplets_hourglass104", 48, 480_000, 511, "flip"),
+        ("keypoint_triplets_hourglass52", 48, 480_000, 511, "flip"),
+    ],
+)
+def test_published_schedules_of_the_cornernet_family(name: str, batch: int, steps: int, side: int, mode: str) -> None:
+    recipe = recipes.get(name)
+    assert recipe.batch.global_size == batch
+    assert (recipe.schedule.last_step(7000), recipe.schedule.drops_at_steps) == (steps, (450_000,))
+    assert recipe.data.input_size == (side, side)
+    assert (recipe.data.crowd, recipe.data.box_ends, recipe.data.max_objects) == ("keep", "edge", 128)
+    evaluation = recipe.evaluation
+    assert (evaluation.geometry, evaluation.tta, evaluation.published_rounding) == ("keep", mode, True)
+    for variant in (recipe, recipes.get(f"{name}_140"), recipes.get(f"{name}_230")):
+        optimizer = variant.optimizer
+        assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adam", 2.5e-4, 0)
+        assert (variant.schedule.warmup_steps, variant.engine.clip_norm) == (0, 0)
+        assert (variant.detector.name, variant.detector.weights, variant.augmentation) == (
+            name,
+            None,
+            recipe.augmentation,
+        )
+    assert recipes.get(f"{name}_140").schedule.drops_at == (90, 120)
+    assert recipes.get(f"{name}_230").schedule.drops_at == (180, 210)
+
+
+def test_crops_of_the_cornernet_family_have_the_published_scales() -> None:
+    squeeze, saccade = (recipes.get(name).augmentation for name in ("cornernet_squeeze", "cornernet_saccade"))
+    assert (squeeze.geometry, squeeze.crop_border) == ("pixel_crop", 128)
+    assert squeeze.crop_scales == tuple(np.arange(0.6, 1.4, 0.1).tolist())
+    assert saccade.geometry == "object_crop"
+    assert saccade.crop_scales == tuple(np.arange(0.5, 1.1, 0.1).tolist())
+
+
+def test_a_batch_that_no_workers_share_has_near_ones_that_they_do() -> None:
+    recipe = with_flags(recipes.get("cornernet_hourglass104"), ["--cluster.workers", "8"])
+    with pytest.raises(
+        ClusterError, match=r"batch\.global_size 49 does not divide among 8 workers; set it to 48 or 56"
+    ):
+        split_on_most_workers(recipe)
+    split = split_on_most_workers(with_flags(recipe, ["--batch.global_size", "48"]))
+    assert split.microbatch_size == 6
+
+
 def test_the_ablations_change_one_thing_each() -> None:
     base = recipes.get("centernet_dla34_1x")
     names = ("test_resolution_384", "size_weight_0_2", "size_weight_0_02", "loss_smooth_l1", "epochs_230")
@@ -137,6 +189,7 @@ def test_published_recipes_name_the_weights_they_start_from() -> None:
     assert set(recipes.names()) - of_imagenet == {
         "demo",
         "centernet_hourglass104",
+        *(name for name in recipes.names() if name.startswith(("cornernet_", "keypoint_triplets_"))),
         *(f"centernet_{network}_pose_{times}" for network in ("dla34", "hourglass104") for times in ("1x", "3x")),
     }
     assert with_flags(recipes.get("centernet_dla34_1x"), ["--detector.weights", "none"]).detector.weights is None
