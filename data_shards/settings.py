@@ -8,6 +8,9 @@ from data_shards.errors import DataError
 
 Crowd = Literal["keep", "drop"]
 BoxEnds = Literal["edge", "last_pixel"]
+Resizing = Literal["plain", "authors", "torchvision", "detectron2", "mmdetection"]
+"""The library whose sizes and pixels a resized whole image has: "authors" are those of FCOS, and AdelaiDet resizes as
+detectron2 does. "plain" has the sizes of "authors" and shrinks without averaging."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,7 @@ class AugmentationSettings:
         """Return an upper bound of any batch's height and width; memory is reserved from it before images are known."""
         if self.geometry != "shorter_side":
             return input_size
-        # Rounding the shorter side may leave the longer one a little above its limit; `random_draws.resized` stops it
+        # Rounding the shorter side may leave the longer one a little above its limit; `resizing.resized` stops it
         # at the same multiple of 32.
         side = -(-self.longer_side_limit // 32) * 32
         side = -(-side // size_divisor) * size_divisor

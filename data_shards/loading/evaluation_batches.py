@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_shards.loading.batch_arrays import BatchArrays, BatchShape, Int64
-from data_shards.loading.random_draws import resized
 from data_shards.loading.row_filling import fill
 from data_shards.loading.training_batches import FillRow, Memory, Source, Work
 from data_shards.order.plan import World
 from data_shards.reading.geometry import crop_matrix, scaled_size
 from data_shards.reading.reading import Reading
+from data_shards.reading.resizing import resized
 from data_shards.reading.samples import Samples
 
 Geometry = Literal["fixed", "width", "keep", "shorter_side"]
@@ -117,7 +117,8 @@ class _Share:
 
             def fill_row(row: int) -> None:
                 matrix = self._matrix(int(batch[row]), (shape.height, shape.width))
-                fill(arrays, row, samples, int(batch[row]), matrix, source.reading.boxes, scale)
+                reading = source.reading
+                fill(arrays, row, samples, int(batch[row]), matrix, reading.boxes, reading.resizing, scale)
 
             return shape, fill_row
 
@@ -137,7 +138,8 @@ class _Share:
         """Return height and width `(samples, 2)` of the resized images, before they are placed in the input."""
         sizes = self._sizes[samples]
         if self._source.geometry == "shorter_side":
-            return resized(sizes, round(self._source.shorter_side * view.scale), view.longer_side_limit)
+            shorter_side = round(self._source.shorter_side * view.scale)
+            return resized(sizes, shorter_side, view.longer_side_limit, self._source.reading.resizing)
         return np.array([scaled_size((height, width), view.scale) for height, width in sizes.tolist()])
 
     def _matrix(self, sample: int, input_size: tuple[int, int]) -> Float64[np.ndarray, "2 3"]:

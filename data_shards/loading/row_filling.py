@@ -15,9 +15,10 @@ from data_shards.reading.geometry import (
     warp,
     without_rotation,
 )
+from data_shards.reading.resizing import resize
 from data_shards.reading.samples import Samples
 from data_shards.reading.scratch import Image, Scratch
-from data_shards.settings import BoxRules
+from data_shards.settings import BoxRules, Resizing
 
 _GRAY = 128
 
@@ -32,6 +33,7 @@ def fill(
     number: int,
     matrix: Float64[np.ndarray, "2 3"],
     rules: BoxRules = BoxRules(),  # noqa: B008 - it is frozen
+    resizing: Resizing = "plain",
     scale: float = 1.0,
 ) -> None:
     """Read, decode and resample one sample into one row; `BatchArrays.take` comes before it, for what is drawn.
@@ -43,13 +45,14 @@ def fill(
         number: the sample.
         matrix: image frame to input frame; of the resized image, if `scale` is not 1.
         rules: which boxes count, and where they end.
+        resizing: the library whose pixels a whole image gets.
         scale: factor on the image's sides before the matrix applies; resized sides are rounded down.
 
     Raises:
         DataError: the image cannot be read.
     """
     describe(arrays, row, samples, number, matrix, rules, scale)
-    show(arrays, row, samples, number, matrix, scale)
+    show(arrays, row, samples, number, matrix, resizing, scale)
 
 
 def describe(
@@ -68,6 +71,8 @@ def describe(
     _fill_labels(arrays, row, samples, number, to_input, size, rules)
     arrays.transforms[row] = to_input
     arrays.original_sizes[row] = size
+    if arrays.mirror_sums is not None:
+        arrays.mirror_sums[row] = _mirror_sum(arrays, row, rules)
 
 
 def show(
@@ -76,6 +81,7 @@ def show(
     samples: Samples,
     number: int,
     matrix: Float64[np.ndarray, "2 3"],
+    resizing: Resizing,
     scale: float = 1.0,
 ) -> None:
     """Do the pixels of `fill`. Where gray replaces an image, remove its objects again."""
@@ -85,17 +91,21 @@ def show(
         arrays.clear_objects(row)
         return
     # OpenCV has interleaved channels, the network wants planes: split writes them without another copy.
-    cv2.split(_pixels(arrays, row, image, matrix, scale), list(arrays.images[row]))
+    cv2.split(_pixels(arrays, row, image, matrix, resizing, scale), list(arrays.images[row]))
 
 
 def _pixels(
-    arrays: BatchArrays, row: int, image: Image, matrix: Float64[np.ndarray, "2 3"], scale: float
+    arrays: BatchArrays, row: int, image: Image, matrix: Float64[np.ndarray, "2 3"], resizing: Resizing, scale: float
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Return the input in scratch memory."""
     height, width = arrays.images.shape[2:]
     if arrays.content_sizes is not None:
         content_height, content_width = arrays.content_sizes[row].tolist()
-        return _resized_whole(image, (content_height, content_width), _scratch.image("input", height, width))
+        out = _scratch.image("input", height, width)
+        out[content_height:] = 0
+        out[:content_height, content_width:] = 0
+        resize(image, out[:content_height, :content_width], resizing)
+        return out
     if scale != 1:
         image = scaled(image, scale)
     if arrays.flips is not None:
@@ -104,16 +114,15 @@ def _pixels(
     return warp(image, matrix, (height, width), _scratch.image("input", height, width))
 
 
-def _resized_whole(image: Image, content_size: tuple[int, int], out: Image) -> Image:
-    """Put the resized image into the top left corner; bilinear, as the published resizing is."""
-    height, width = content_size
-    out[height:] = 0
-    out[:height, width:] = 0
-    if image.shape[:2] == (height, width):
-        out[:height, :width] = image
-    else:
-        cv2.resize(image, (width, height), dst=out[:height, :width], interpolation=cv2.INTER_LINEAR)
-    return out
+def _mirror_sum(arrays: BatchArrays, row: int, rules: BoxRules) -> int:
+    """Return the sum of an x in the input and of its mirror image; see `Batch.mirror_sums`."""
+    if arrays.content_sizes is None:
+        # A crop's matrix is one of pixel indexes and, as published, boxes go through it as if they were indexes, too.
+        return arrays.images.shape[3] - 1
+    # Resizing moves edges. Pixel i becomes width - 1 - i, so the edges on both sides of it become width - i - 1 and
+    # width - i. The authors of FCOS mirror their last pixels by the rule for pixels, though they have moved as edges.
+    width = int(arrays.content_sizes[row, 1])
+    return width if rules.box_ends == "edge" else width - 1
 
 
 def _fill_labels(

@@ -103,7 +103,7 @@ class TrainingSource(Source[ShardSamples]):
             # Sizes are in the indexes, which may have to come from S3: so a decoding thread does this, not the one
             # that decides what is next.
             sizes = np.array([samples.size(number) for number in numbers])
-            draws = draw(self.augmentation, self.plan.seed, epoch, sample_ids, sizes)
+            draws = draw(self.augmentation, self.plan.seed, epoch, sample_ids, sizes, self.reading.resizing)
             input_size = self.input_size
             if self._whole_images:
                 input_size = padded_size(draws.content_sizes, self.size_divisor)
@@ -117,7 +117,7 @@ class TrainingSource(Source[ShardSamples]):
                 describe(arrays, row, samples, numbers[row], matrix, self.reading.boxes)
 
             def fill_row(row: int) -> None:
-                show(arrays, row, samples, numbers[row], matrices[row])
+                show(arrays, row, samples, numbers[row], matrices[row], self.reading.resizing)
 
             return shape, fill_row
 

@@ -119,7 +119,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     """Read the samples and assemble their batch, as the loader of a training does."""
     images = ShardSamples(shards, undecodable=recipe.data.undecodable)
     sizes = np.array([images.size(number) for number in sample_ids.tolist()])
-    draws = draw(recipe.augmentation, recipe.seed, epoch, sample_ids, sizes)
+    draws = draw(recipe.augmentation, recipe.seed, epoch, sample_ids, sizes, recipe.data.resizing)
     with torch.random.fork_rng(devices=[]):
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
     whole = bool(draws.content_sizes.any())
@@ -130,7 +130,8 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     )
     arrays.take(draws)
     for row, number in enumerate(sample_ids.tolist()):
-        fill(arrays, row, images, number, draws.matrix(row, input_size), recipe.data.box_rules)
+        matrix = draws.matrix(row, input_size)
+        fill(arrays, row, images, number, matrix, recipe.data.box_rules, recipe.data.resizing)
     batch = Batch.over(arrays, epoch, 0)
     photographs = [_photograph(images, number) for number in sample_ids.tolist()]
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
 from data_shards.counting import counted
-from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
+from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings, Resizing
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class DataSettings:
     """End of a box. edge: x + width; last_pixel: x + width - 1, as FCOS's authors read COCO (their weights expect it,
     and results get the pixel back)."""
 
+    resizing: Resizing = "plain"
+    """Sizes and pixels of images in the geometry shorter_side, as a library makes them: authors (FCOS's), torchvision,
+    detectron2 (AdelaiDet, too) or mmdetection. plain: sizes as authors, shrunk without averaging."""
+
     threads: int = 2
     """Decoding threads per worker."""
 
@@ -136,6 +140,7 @@ class DataSettings:
             split=split,
             max_objects=self.max_objects,
             boxes=self.box_rules,
+            resizing=self.resizing,
             undecodable=self.undecodable,
             decoded_cache_bytes=round(self.decoded_cache_gb * 1e9),
             threads=self.threads,
