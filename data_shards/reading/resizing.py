@@ -1,4 +1,4 @@
-"""Whole images resized by their shorter side: the size and the pixels that each library gives them.
+"""Whole images resized by their shorter side: the sizes and the pixels of each library.
 
 Everywhere pixels are areas, so an edge of the image moves by the exact ratio of the new side to the old one. Libraries
 differ in how they round sides, and in how they shrink: Pillow averages all pixels below an output pixel, plain bilinear

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards.loading.random_draws import padded_size
 from data_shards.reading.resizing import resize, resized
 from data_shards.settings import AugmentationSettings, Resizing
+from detectors.sizes import Multiples
 from tests.data_shards.samples import photo
 
 RULES: tuple[Resizing, ...] = get_args(Resizing)
@@ -77,8 +77,8 @@ def test_no_input_exceeds_the_room_that_is_made_for_it(
     found = resized(np.array([[height, width]]), shorter, 900, resizing)
     assert found.min() >= 1
     for divisor in (8, 32, 128):
-        most = settings.largest_input((512, 512), divisor)
-        padded = padded_size(found, divisor)
+        most = settings.largest_input((512, 512), Multiples(divisor))
+        padded = Multiples(divisor).padded(*found[0].tolist())
         assert padded[0] <= most[0]
         assert padded[1] <= most[1]
 
