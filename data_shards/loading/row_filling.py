@@ -9,7 +9,9 @@ from data_shards.loading.batch_arrays import BatchArrays
 from data_shards.reading.geometry import (
     crop_resize,
     ends_on_last_pixel,
+    of_edges,
     scaled,
+    scaled_size,
     transform_boxes,
     transform_points,
     warp,
@@ -65,14 +67,27 @@ def describe(
     scale: float = 1.0,
 ) -> None:
     """Do all of `fill` but the pixels. One thread does it for all rows of a batch, before others show them."""
-    # Boxes follow the exact scale, as published, although the resized sides are rounded.
-    to_input = matrix * np.array([scale, scale, 1.0])
     size = samples.size(number)
-    _fill_labels(arrays, row, samples, number, to_input, size, rules)
-    arrays.transforms[row] = to_input
+    height, width = arrays.images.shape[2:] if arrays.content_sizes is None else arrays.content_sizes[row].tolist()
+    mirrored = arrays.flips is not None and bool(arrays.flips[row])
+    # As published, joints turn with the image; boxes stay those of the unturned one.
+    of_boxes = without_rotation(matrix, (height, width), mirrored=mirrored) if matrix[0, 1] else matrix
+    # As published, boxes follow the exact scale, although the resized sides are rounded.
+    scaling = np.array([scale, scale, 1.0])
+    edges = rules.box_ends == "edge" and rules.corners == "edges"
+    if arrays.content_sizes is not None:
+        # The matrix of a resized whole image is one of edges already.
+        edges = rules.box_ends == "edge"
+    elif edges:
+        of_boxes, matrix = of_edges(of_boxes), of_edges(matrix)
+        scaling[:2] = np.array(scaled_size(size[::-1], scale)) / size[::-1]
+    of_boxes, of_joints = of_boxes * scaling, matrix * scaling
+    _fill_labels(arrays, row, samples, number, of_boxes, of_joints, rules)
+    arrays.transforms[row] = of_joints
     arrays.original_sizes[row] = size
     if arrays.mirror_sums is not None:
-        arrays.mirror_sums[row] = _mirror_sum(arrays, row, rules)
+        # Pixel i becomes width - 1 - i, and the edges on both sides of it width - i and width - 1 - i.
+        arrays.mirror_sums[row] = width if edges else width - 1
 
 
 def show(
@@ -114,24 +129,13 @@ def _pixels(
     return warp(image, matrix, (height, width), _scratch.image("input", height, width))
 
 
-def _mirror_sum(arrays: BatchArrays, row: int, rules: BoxRules) -> int:
-    """Return the sum of an x in the input and of its mirror image; see `Batch.mirror_sums`."""
-    if arrays.content_sizes is None:
-        # A crop's matrix is one of pixel indexes and, as published, boxes go through it as if they were indexes, too.
-        return arrays.images.shape[3] - 1
-    # Resizing moves edges. Pixel i becomes width - 1 - i, so the edges on both sides of it become width - i - 1 and
-    # width - i. The authors of FCOS mirror their last pixels by the rule for pixels, though they have moved as edges.
-    width = int(arrays.content_sizes[row, 1])
-    return width if rules.box_ends == "edge" else width - 1
-
-
 def _fill_labels(
     arrays: BatchArrays,
     row: int,
     samples: Samples,
     number: int,
-    matrix: Float64[np.ndarray, "2 3"],
-    size: tuple[int, int],
+    of_boxes: Float64[np.ndarray, "2 3"],
+    of_joints: Float64[np.ndarray, "2 3"],
     rules: BoxRules,
 ) -> None:
     known = samples.labels(number)
@@ -141,25 +145,20 @@ def _fill_labels(
         chosen = chosen[~known.iscrowd]
     boxes = known.boxes[chosen]
     if rules.box_ends == "last_pixel":
-        boxes = ends_on_last_pixel(boxes, size)
+        boxes = ends_on_last_pixel(boxes, samples.size(number))
         not_empty = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         chosen, boxes = chosen[not_empty], boxes[not_empty]
     chosen = chosen[: arrays.labels.shape[1]]
     count = len(chosen)
-    mirrored = arrays.flips is not None and bool(arrays.flips[row])
-    is_turned = matrix[0, 1] != 0
-    # As published, joints turn with the image; boxes stay those of the unturned one.
-    input_height, input_width = arrays.images.shape[2:]
-    of_boxes = without_rotation(matrix, (input_height, input_width), mirrored=mirrored) if is_turned else matrix
     arrays.boxes[row, :count] = transform_boxes(boxes[:count], of_boxes)
     arrays.labels[row, :count] = labels = known.labels[chosen]
     if arrays.keypoints is not None and known.keypoints is not None:
         joints = known.keypoints[chosen]
-        if mirrored:
+        if arrays.flips is not None and arrays.flips[row]:
             # The device mirrors pixels and coordinates; which joint is the left one is only known here.
             partners = joint_partners(samples.classes)[np.maximum(labels, 0)]
             joints = np.take_along_axis(joints, partners[..., None], axis=1)
-        joints[..., :2] = np.where(joints[..., 2:] > 0, transform_points(joints[..., :2], matrix), 0)
+        joints[..., :2] = np.where(joints[..., 2:] > 0, transform_points(joints[..., :2], of_joints), 0)
         arrays.keypoints[row, :count] = joints
     if arrays.depth is not None:
         for name in ("depth", "dimensions", "alpha"):

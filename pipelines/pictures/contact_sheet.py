@@ -1,7 +1,7 @@
 """A contact sheet of shards: the labels of the file, the input of the network, and the heatmap it should answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -130,9 +130,10 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole
     )
     arrays.take(draws)
+    rules = replace(recipe.data.box_rules, corners=detector.corners)
     for row, number in enumerate(sample_ids.tolist()):
         matrix = draws.matrix(row, input_size)
-        fill(arrays, row, images, number, matrix, recipe.data.box_rules, recipe.data.resizing)
+        fill(arrays, row, images, number, matrix, rules, recipe.data.resizing)
     batch = Batch.over(arrays, epoch, 0)
     photographs = [_photograph(images, number) for number in sample_ids.tolist()]
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)

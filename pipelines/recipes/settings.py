@@ -5,12 +5,12 @@ The string below a field is its help in `aweigh train --fields`. The settings of
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
 from data_shards.counting import counted
-from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings, Resizing
+from data_shards.settings import AugmentationSettings, BoxRules, Corners, ReadSettings, Resizing
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -132,14 +132,14 @@ class DataSettings:
             return train, train if self.validation else None
         return train, self.split(self.validation)
 
-    def reading(self, split: "DataSplit") -> "Reading":
-        """Return the reading of a split with these settings."""
+    def reading(self, split: "DataSplit", corners: Corners) -> "Reading":
+        """Return the reading of a split with these settings, for a detector whose boxes have such corners."""
         from data_shards.reading.reading import Reading
 
         return Reading(
             split=split,
             max_objects=self.max_objects,
-            boxes=self.box_rules,
+            boxes=replace(self.box_rules, corners=corners),
             resizing=self.resizing,
             undecodable=self.undecodable,
             decoded_cache_bytes=round(self.decoded_cache_gb * 1e9),
