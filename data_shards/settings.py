@@ -8,6 +8,10 @@ from data_shards.errors import DataError
 
 Crowd = Literal["keep", "drop"]
 BoxEnds = Literal["edge", "last_pixel"]
+Corners = Literal["indexes", "edges"]
+Resizing = Literal["plain", "authors", "torchvision", "detectron2", "mmdetection"]
+"""The library whose sizes and pixels a resized whole image has: "authors" are those of FCOS, and AdelaiDet resizes as
+detectron2 does. "plain" has the sizes of "authors" and shrinks without averaging."""
 
 
 @runtime_checkable
@@ -30,6 +34,10 @@ class BoxRules:
     box_ends: BoxEnds = "edge"
     """Right and lower end of a box: "edge" is x + width. "last_pixel" is x + width - 1, clipped to the image's last
     pixel, and drops boxes that are empty then, as the authors of FCOS read COCO."""
+    corners: Corners = "indexes"
+    """Meaning of the corners of boxes that end on edges, where images are cropped or placed in an input of fixed size.
+    "indexes" takes them for indexes of pixels, as CenterNet publishes, which moves the boxes of mirrored images by a
+    pixel or less. "edges" moves them with the pixels; where whole images are resized, corners are always edges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +175,7 @@ class AugmentationSettings:
         """Return an upper bound of any batch's height and width; memory is reserved from it before images are known."""
         if self.geometry != "shorter_side" or sizes is None:
             return input_size
-        # Rounding the shorter side may leave the longer one a little above its limit; `random_draws.resized` stops it
+        # Rounding the shorter side may leave the longer one a little above its limit; `resizing.resized` stops it
         # at the same multiple of 32.
         side = -(-self.longer_side_limit // 32) * 32
         return sizes.padded(side, side)

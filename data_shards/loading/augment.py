@@ -109,14 +109,14 @@ def _mirror(batch: Batch, flips: Bool[Tensor, " batch"]) -> None:
         source = last[:, None] - columns
         source = torch.where(flips[:, None] & (source >= 0), source, columns)
         batch.images = batch.images.gather(3, source[:, None, None].expand_as(batch.images))
-    last = last.to(batch.boxes.dtype)
+    sums = (last if batch.mirror_sums is None else batch.mirror_sums).to(batch.boxes.dtype)
     x1, y1, x2, y2 = batch.boxes.unbind(dim=-1)
-    mirrored = torch.stack([last[:, None] - x2, y1, last[:, None] - x1, y2], dim=-1)
+    mirrored = torch.stack([sums[:, None] - x2, y1, sums[:, None] - x1, y2], dim=-1)
     real = flips[:, None] & (batch.labels != -1)
     batch.boxes = torch.where(real[:, :, None], mirrored, batch.boxes)
     if batch.keypoints is not None:
         x, y, visibility = batch.keypoints.unbind(dim=-1)
-        x = torch.where(real[:, :, None] & (visibility > 0), last[:, None, None] - x, x)
+        x = torch.where(real[:, :, None] & (visibility > 0), sums[:, None, None] - x, x)
         batch.keypoints = torch.stack([x, y, visibility], dim=-1)
     if batch.alpha is not None:
         # A mirrored object faces the other way: pi - alpha, within -pi .. pi.
@@ -125,12 +125,12 @@ def _mirror(batch: Batch, flips: Bool[Tensor, " batch"]) -> None:
     if batch.clip_boxes is not None:
         x1, y1, x2, y2 = batch.clip_boxes.unbind(dim=-1)
         batch.clip_boxes = torch.where(
-            flips[:, None], torch.stack([last - x2, y1, last - x1, y2], dim=-1), batch.clip_boxes
+            flips[:, None], torch.stack([sums - x2, y1, sums - x1, y2], dim=-1), batch.clip_boxes
         )
-    # x' = width - 1 - x negates the first row of the transform.
+    # x' = sum - x negates the first row of the transform.
     transforms = batch.transforms.clone()
     transforms[:, 0] *= -1
-    transforms[:, 0, 2] += last
+    transforms[:, 0, 2] += sums
     batch.transforms = torch.where(flips[:, None, None], transforms, batch.transforms)
     batch.flips = torch.zeros_like(flips)
 

@@ -39,7 +39,7 @@ class Batch:
     image_ids: Int64[Tensor, " batch"]
     """COCO's image ids."""
     transforms: Float32[Tensor, "batch 2 3"]
-    """Image frame to input frame."""
+    """Image frame to input frame, as boxes move: of pixel indexes, or of edges if whole images are resized."""
     original_sizes: Int64[Tensor, "batch 2"]
     """Height and width of the image, in pixels."""
     sample_ids: Int64[Tensor, " batch"]
@@ -56,6 +56,9 @@ class Batch:
     """The order in which they are applied: 0, 1, 2 for brightness, contrast and saturation."""
     lighting: Float32[Tensor, "batch 3"] | None = None
     """Weights of the principal colours."""
+    mirror_sums: Int64[Tensor, " batch"] | None = None
+    """Sum of an x in the input frame and of its mirror image: the width if boxes have edges there, one less if x is the
+    index of a pixel. None stands for the latter."""
     keypoints: Float32[Tensor, "batch max_objects joints 3"] | None = None
     """x, y in the input frame and COCO's visibility; 0 for joints that are not labelled. In an image that `augment` has
     yet to mirror, left and right joints have changed places already."""

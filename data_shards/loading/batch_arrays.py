@@ -111,6 +111,7 @@ class BatchArrays:
     colour_factors: Annotated[Float32 | None, Row(np.float32, (3,), where=("augmented",), drawn=True)] = None
     colour_order: Annotated[Int64 | None, Row(np.int64, (3,), where=("augmented",), drawn=True)] = None
     lighting: Annotated[Float32 | None, Row(np.float32, (3,), where=("augmented",), drawn=True)] = None
+    mirror_sums: Annotated[Int64 | None, Row(np.int64, where=("augmented",))] = None
     keypoints: Annotated[Float32 | None, Row(np.float32, ("objects", "joints", 3), 0, ("joints",))] = None
     depth: Annotated[Float32 | None, Row(np.float32, ("objects",), 0, ("in_3d",))] = None
     dimensions: Annotated[Float32 | None, Row(np.float32, ("objects", 3), 0, ("in_3d",))] = None

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_shards.loading.batch_arrays import BatchArrays, BatchShape, Int64
-from data_shards.loading.random_draws import resized
 from data_shards.loading.row_filling import fill
 from data_shards.loading.training_batches import FillRow, Memory, Source, Work
 from data_shards.order.plan import World
 from data_shards.reading.geometry import crop_matrix, scaled_size
 from data_shards.reading.reading import Reading
+from data_shards.reading.resizing import resized
 from data_shards.reading.samples import Samples
 from data_shards.reading.windows import Window
 from data_shards.settings import InputSizes
@@ -120,7 +120,8 @@ class _Share:
             def fill_row(row: int) -> None:
                 sample, input_size = int(batch[row]), (shape.height, shape.width)
                 matrix, window = self._matrix(sample, input_size), self._window(sample, input_size)
-                fill(arrays, row, samples, sample, matrix, source.reading.boxes, scale, window)
+                reading = source.reading
+                fill(arrays, row, samples, sample, matrix, reading.boxes, reading.resizing, scale, window)
 
             return shape, fill_row
 
@@ -139,7 +140,8 @@ class _Share:
         """Return height and width `(samples, 2)` of the resized images, before they are placed in the input."""
         sizes = self._sizes[samples]
         if self._source.geometry == "shorter_side":
-            return resized(sizes, round(self._source.shorter_side * view.scale), view.longer_side_limit)
+            shorter_side = round(self._source.shorter_side * view.scale)
+            return resized(sizes, shorter_side, view.longer_side_limit, self._source.reading.resizing)
         return np.array([scaled_size((height, width), view.scale) for height, width in sizes.tolist()])
 
     def _matrix(self, sample: int, input_size: tuple[int, int]) -> Float64[np.ndarray, "2 3"]:
@@ -147,7 +149,7 @@ class _Share:
         height, width = (int(side) for side in self._sizes[sample])
         ((now_height, now_width),) = self._content_sizes(np.array([sample]), self._source.view).tolist()
         if (window := self._window(sample, input_size)) is not None:
-            return np.array([[1.0, 0.0, -window.left], [0.0, 1.0, -window.top]])
+            return window.matrix(input_size)
         if self._source.geometry == "shorter_side":
             return np.array([[now_width / width, 0.0, 0.0], [0.0, now_height / height, 0.0]])
         return crop_matrix(

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from data_shards.loading.window_draws import object_crop, pixel_crop
 from data_shards.order.keyed_random import uniforms
 from data_shards.reading.geometry import crop_matrix, whole_pixel_shift
+from data_shards.reading.resizing import resized
 from data_shards.reading.windows import Window
-from data_shards.settings import AugmentationSettings
+from data_shards.settings import AugmentationSettings, Resizing
 
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
 _AUGMENTATION = 301
@@ -94,6 +95,7 @@ def draw(
     epoch: int,
     sample_ids: Int64[np.ndarray, " samples"],
     original_sizes: Int64[np.ndarray, "samples 2"],
+    resizing: Resizing = "plain",
     *,
     input_size: tuple[int, int] | None = None,
     objects: Sequence[Float32[np.ndarray, "_ 4"]] | None = None,
@@ -106,6 +108,7 @@ def draw(
         epoch: counted from 0.
         sample_ids: the samples.
         original_sizes: height and width of their images, in pixels.
+        resizing: the library whose rounding the sizes of whole images follow.
         input_size: height and width of the input, in pixels; for "pixel_crop" and "object_crop".
         objects: the boxes of each sample, in the image frame; for "object_crop".
 
@@ -122,7 +125,7 @@ def draw(
     content_sizes = np.zeros_like(original_sizes)
     if settings.geometry == "shorter_side":
         content_sizes = resized(
-            original_sizes, _shorter_sides(settings, numbers[:, _SCALE]), settings.longer_side_limit
+            original_sizes, _shorter_sides(settings, numbers[:, _SCALE]), settings.longer_side_limit, resizing
         )
     elif settings.geometry == "shift":
         # Displacements are fractions of the side that fills the input; with "width", of each side itself.
@@ -166,32 +169,6 @@ def draw(
         windows=windows,
         clip_boxes=clip_boxes,
     )
-
-
-def resized(
-    sizes: Int64[np.ndarray, "images 2"], shorter_sides: Int64[np.ndarray, " images"] | int, longer_side_limit: int
-) -> Int64[np.ndarray, "images 2"]:
-    """Return heights and widths with this shorter side, or less if the longer side would exceed its limit.
-
-    The rounding is the authors': if the limit applies, the shorter side is rounded to the nearest pixel, and the longer
-    side follows from it, rounded down. (It is also cut to the next multiple of 32 of the limit, which only images more
-    than twenty times as long as wide reach.)
-
-    Args:
-        sizes: height and width of the images, in pixels.
-        shorter_sides: the wanted shorter side, of each image or of all.
-        longer_side_limit: most pixels of the longer side.
-
-    Source:
-        tianzhi0549/FCOS, fcos_core/data/transforms/transforms.py, `Resize.get_size`.
-    """
-    least, most = sizes.min(axis=1), sizes.max(axis=1)
-    wanted = np.broadcast_to(np.asarray(shorter_sides, dtype=np.int64), least.shape)
-    limited = np.rint(longer_side_limit * least / most).astype(np.int64)
-    shorter = np.maximum(1, np.where(most / least * wanted > longer_side_limit, limited, wanted))
-    longer = np.minimum((shorter * most / least).astype(np.int64), -(-longer_side_limit // 32) * 32)
-    upright = sizes[:, :1] > sizes[:, 1:]
-    return np.where(upright, np.stack([longer, shorter], axis=1), np.stack([shorter, longer], axis=1))
 
 
 def _windows(

@@ -114,6 +114,7 @@ class TrainingSource(Source[ShardSamples]):
                 epoch,
                 sample_ids,
                 sizes,
+                self.reading.resizing,
                 input_size=input_size,
                 objects=objects,
             )
@@ -127,10 +128,11 @@ class TrainingSource(Source[ShardSamples]):
             arrays.take(draws)
             matrices = [draws.matrix(row, input_size) for row in range(len(numbers))]
             for row, matrix in enumerate(matrices):
-                describe(arrays, row, samples, numbers[row], matrix, self.reading.boxes)
+                describe(arrays, row, samples, numbers[row], matrix, self.reading.boxes, window=draws.windows[row])
 
             def fill_row(row: int) -> None:
-                show(arrays, row, samples, numbers[row], matrices[row], window=draws.windows[row])
+                resizing, window = self.reading.resizing, draws.windows[row]
+                show(arrays, row, samples, numbers[row], matrices[row], resizing, window=window)
 
             return shape, fill_row
 

@@ -187,6 +187,12 @@ def without_rotation(
     return np.concatenate([zoom * np.eye(2), (middle - zoom * centre)[:, None]], axis=1)
 
 
+def of_edges(matrix: Float64[np.ndarray, "2 3"]) -> Float64[np.ndarray, "2 3"]:
+    """Turn a map of pixel indexes into the same map of edges: pixel i is between the edges i and i + 1."""
+    shift = matrix[:, 2] + 0.5 - matrix[:, :2] @ np.array([0.5, 0.5])
+    return np.concatenate([matrix[:, :2], shift[:, None]], axis=1)
+
+
 def transform_points(
     points: Float32[np.ndarray, "*points 2"], matrix: Float64[np.ndarray, "2 3"]
 ) -> Float32[np.ndarray, "*points 2"]:

@@ -6,7 +6,7 @@ from data_shards.errors import DataError
 from data_shards.reading.decoded_cache import DecodedImages
 from data_shards.reading.samples import ShardSamples, Undecodable
 from data_shards.reading.split import DataSplit
-from data_shards.settings import BoxRules
+from data_shards.settings import BoxRules, Resizing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,8 @@ class Reading:
     evaluation only."""
     boxes: BoxRules = field(default_factory=BoxRules)
     """Boxes that count, and the pixel they end on."""
+    resizing: Resizing = "plain"
+    """The library whose sizes and pixels whole images get, where they are resized by their shorter side."""
     undecodable: Undecodable = "refuse"
     """Treatment of images that no decoder reads; see `ShardSamples`."""
     decoded_cache_bytes: int = 0

@@ -28,10 +28,21 @@ class Window(NamedTuple):
     height: int
     width: int
 
-    def matrix(self, input_size: tuple[int, int]) -> Float64[np.ndarray, "2 3"]:
-        """Return the map of edges from image to input. As published, it has the exact zoom, not that of whole sides."""
-        across, down = input_size[1] / self.width, input_size[0] / self.height
-        return np.array([[self.zoom * across, 0.0, -self.left * across], [0.0, self.zoom * down, -self.top * down]])
+    def matrix(
+        self, input_size: tuple[int, int], image_size: tuple[int, int] | None = None
+    ) -> Float64[np.ndarray, "2 3"]:
+        """Return the map of edges from image to input.
+
+        Args:
+            input_size: height and width of the input, in pixels.
+            image_size: height and width of the image, for a map that follows the pixels, whose resized sides are whole.
+                Without it, the map has the exact zoom, as published.
+        """
+        zooms = np.full(2, self.zoom)
+        if image_size is not None:
+            zooms = np.array(resized_sides(image_size, self.zoom)) / image_size
+        down, across = input_size[0] / self.height, input_size[1] / self.width
+        return np.array([[zooms[1] * across, 0.0, -self.left * across], [0.0, zooms[0] * down, -self.top * down]])
 
 
 def resized_sides(size: tuple[int, int], zoom: float) -> tuple[int, int]:

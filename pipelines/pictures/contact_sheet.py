@@ -1,7 +1,7 @@
 """A contact sheet of shards: the labels of the file, the input of the network, and the heatmap it should answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -127,6 +127,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         epoch,
         sample_ids,
         sizes,
+        recipe.data.resizing,
         input_size=recipe.data.input_size,
         objects=[trained_boxes(images, number, rules, most) for number in sample_ids.tolist()]
         if sees_objects
@@ -148,8 +149,10 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         clipped=sees_objects,
     )
     arrays.take(draws)
+    rules = replace(recipe.data.box_rules, corners=detector.corners)
     for row, number in enumerate(sample_ids.tolist()):
-        fill(arrays, row, images, number, draws.matrix(row, input_size), rules, window=draws.windows[row])
+        matrix, window = draws.matrix(row, input_size), draws.windows[row]
+        fill(arrays, row, images, number, matrix, rules, recipe.data.resizing, window=window)
     batch = Batch.over(arrays, epoch, 0)
     photographs = [_photograph(images, number) for number in sample_ids.tolist()]
     received = received_pixels(augment(batch, detector.preprocessing), detector.preprocessing)

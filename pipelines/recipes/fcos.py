@@ -49,7 +49,7 @@ def fcos_resnet50_1x() -> Recipe:
         recipe="fcos_resnet50_1x",
         purpose="FCOS, ResNet-50: 90,000 steps of 16 images (published: 37.1 AP on COCO)",
         detector=DetectorSettings(name="fcos_resnet50", weights=IMAGENET),
-        data=DataSettings(crowd="drop", box_ends="last_pixel"),
+        data=DataSettings(crowd="drop", box_ends="last_pixel", resizing="authors"),
         augmentation=_FLIP_ONLY,
         batch=BatchSettings(global_size=16),
         optimizer=_AUTHORS_SGD,
@@ -117,7 +117,7 @@ def fcos_torchvision_resnet50() -> Recipe:
         recipe="fcos_torchvision_resnet50",
         purpose="FCOS of torchvision, ResNet-50: 26 epochs, batch 16 (published: 39.2 AP on COCO)",
         detector=replace(recipe.detector, settings={"variant": "torchvision"}),
-        data=replace(recipe.data, box_ends="edge"),
+        data=replace(recipe.data, box_ends="edge", resizing="torchvision"),
         optimizer=replace(_AUTHORS_SGD, bias_learning_rate_factor=1.0, bias_weight_decay=None),
         schedule=Schedule(epochs=26, drops_at=(16, 22), warmup="linear", warmup_steps=1000, warmup_factor=1e-3),
     )

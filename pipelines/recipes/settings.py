@@ -5,12 +5,12 @@ The string below a field is its help in `aweigh train --fields`. The settings of
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.settings import CheckpointSettings, ClusterSettings, EngineSettings
 from data_shards.counting import counted
-from data_shards.settings import AugmentationSettings, BoxRules, ReadSettings
+from data_shards.settings import AugmentationSettings, BoxRules, Corners, ReadSettings, Resizing
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class DataSettings:
     """End of a box. edge: x + width; last_pixel: x + width - 1, as FCOS's authors read COCO (their weights expect it,
     and results get the pixel back)."""
 
+    resizing: Resizing = "plain"
+    """Sizes and pixels of images in the geometry shorter_side, as a library makes them: authors (FCOS's), torchvision,
+    detectron2 (AdelaiDet, too) or mmdetection. plain: sizes as authors, shrunk without averaging."""
+
     threads: int = 2
     """Decoding threads per worker."""
 
@@ -128,14 +132,15 @@ class DataSettings:
             return train, train if self.validation else None
         return train, self.split(self.validation)
 
-    def reading(self, split: "DataSplit") -> "Reading":
-        """Return the reading of a split with these settings."""
+    def reading(self, split: "DataSplit", corners: Corners) -> "Reading":
+        """Return the reading of a split with these settings, for a detector whose boxes have such corners."""
         from data_shards.reading.reading import Reading
 
         return Reading(
             split=split,
             max_objects=self.max_objects,
-            boxes=self.box_rules,
+            boxes=replace(self.box_rules, corners=corners),
+            resizing=self.resizing,
             undecodable=self.undecodable,
             decoded_cache_bytes=round(self.decoded_cache_gb * 1e9),
             threads=self.threads,

@@ -11,7 +11,7 @@ from data_shards.format.manifest import Manifest
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World
 from data_shards.reading.split import DataSplit
-from data_shards.settings import InputSizes
+from data_shards.settings import Corners, InputSizes
 from detectors import Detector
 from pipelines.recipes.settings import OptimizerSettings, Recipe
 from pipelines.training.initial_weights import fetch_weights
@@ -78,6 +78,7 @@ def training_loader(
     world: World,
     *,
     sizes: InputSizes,
+    corners: Corners,
     microbatches: int,
     steps: tuple[int, int],
 ) -> TrainingLoader:
@@ -88,11 +89,12 @@ def training_loader(
         plan: the order of samples.
         world: this rank's place in it.
         sizes: sizes that the network takes.
+        corners: meaning of a box's corners to the detector.
         microbatches: per step.
         steps: steps done before, and the last step; batches are those between.
     """
     return TrainingLoader(
-        recipe.data.reading(split),
+        recipe.data.reading(split, corners),
         plan,
         world,
         input_size=recipe.data.input_size,

@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
 from data_shards.loading.batch import Batch
-from data_shards.loading.random_draws import resized
 from data_shards.order.plan import World, make_plan
 from data_shards.reading.decode import decode_jpeg
+from data_shards.reading.resizing import resized
 from data_shards.reading.shards import Shards
 from data_shards.storage.open import open_store
 from detectors.sizes import Multiples, OneLessThanMultiples

@@ -11,16 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from PIL import Image
 
 from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
 from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
-from data_shards.loading.random_draws import draw, resized
+from data_shards.loading.random_draws import draw
 from data_shards.order.plan import World, make_plan
 from data_shards.reading.geometry import crop_matrix, without_rotation
-from data_shards.settings import AugmentationSettings
-from detectors.sizes import Multiples
+from data_shards.settings import AugmentationSettings, BoxRules, Resizing
 from tests.data_shards.loaders import evaluation_loader, training_loader
 from tests.data_shards.loading.test_augment import CocoNormalisation
 from tests.data_shards.samples import document, write_coco
@@ -187,48 +187,28 @@ def test_a_crop_is_turned_about_its_centre_and_back(
 # --- the shorter side
 
 
-@pytest.mark.parametrize(
-    ("size", "shorter", "expected"),
-    [
-        ((480, 640), 800, (800, 1066)),  # 800 x 640 / 480 = 1066.7, cut off
-        ((640, 480), 800, (1066, 800)),
-        ((427, 640), 800, (800, 1199)),  # 1199.06
-        ((333, 640), 800, (694, 1333)),  # 1333 x 333 / 640 = 693.6, to the nearest: 694 x 640 / 333 = 1333.8
-        ((500, 500), 640, (640, 640)),
-        ((800, 1200), 800, (800, 1200)),
-        ((10, 4000), 800, (3, 1200)),  # 3.3
-    ],
-)
-def test_sizes_are_rounded_as_the_authors_round_them(
-    size: tuple[int, int], shorter: int, expected: tuple[int, int]
-) -> None:
-    assert tuple(resized(np.array([size]), shorter, 1333)[0]) == expected
-
-
-@given(st.integers(8, 3000), st.integers(8, 3000), st.integers(16, 900))
-def test_no_input_exceeds_the_room_that_is_made_for_it(height: int, width: int, shorter: int) -> None:
-    settings = AugmentationSettings(geometry="shorter_side", shorter_sides=(shorter,), longer_side_limit=900)
-    found = resized(np.array([[height, width]]), shorter, 900)
-    assert found.min() >= 1
-    for divisor in (8, 32, 128):
-        most = settings.largest_input((512, 512), Multiples(divisor))
-        padded = Multiples(divisor).padded(*found[0].tolist())
-        assert padded[0] <= most[0]
-        assert padded[1] <= most[1]
-
-
-def authors_sample(
-    bgr: np.ndarray, xywh: np.ndarray, size: tuple[int, int], flip: bool
+def published_sample_resized(
+    bgr: np.ndarray, xywh: np.ndarray, size: tuple[int, int], flip: bool, resizing: Resizing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize, mirror, normalise in the authors' order; boxes mirrored by x' = width - 1 - x."""
+    """Resize, mirror, normalise in the order of FCOS's authors or of torchvision.
+
+    Boxes of the authors end on their last pixel and are mirrored by x' = width - 1 - x, those of torchvision end on
+    edges and are mirrored by x' = width - x.
+    """
     height, width = bgr.shape[:2]
-    pixels = cv2.resize(bgr, size[::-1], interpolation=cv2.INTER_LINEAR)
-    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    pixel = 1 if resizing == "authors" else 0
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - pixel], axis=1)
     boxes = boxes * np.array([size[1] / width, size[0] / height] * 2)
+    if resizing == "authors":
+        pixels = np.asarray(Image.fromarray(bgr).resize(size[::-1], Image.Resampling.BILINEAR))
+    else:
+        planes = torch.from_numpy(bgr).permute(2, 0, 1)[None].float()
+        planes = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+        pixels = planes[0].permute(1, 2, 0).numpy()
     if flip:
         pixels = pixels[:, ::-1]
         boxes = boxes.copy()
-        boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]] - 1
+        boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]] - pixel
     pixels = pixels.astype(np.float32) / 255
     return ((pixels - CocoNormalisation.mean) / CocoNormalisation.std).transpose(2, 0, 1), boxes
 
@@ -241,14 +221,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     return content, images, build_shards(annotations, images, str(folder / "out"), split="train")
 
 
-def check_batch(batch: Batch, pixels: torch.Tensor, flips: np.ndarray, content: dict[str, Any], images: Path) -> None:
+def check_batch(
+    batch: Batch, pixels: torch.Tensor, flips: np.ndarray, content: dict[str, Any], images: Path, resizing: Resizing
+) -> None:
     assert batch.content_sizes is not None
     for row, image_id in enumerate(batch.image_ids.tolist()):
         own = [item["bbox"] for item in content["annotations"] if item["image_id"] == image_id]
         height, width = batch.content_sizes[row].tolist()
         bgr = cv2.imread(str(images / f"{image_id}.jpg"))
-        expected, boxes = authors_sample(
-            bgr, np.array(own, np.float32).reshape(-1, 4), (height, width), bool(flips[row])
+        expected, boxes = published_sample_resized(
+            bgr, np.array(own, np.float32).reshape(-1, 4), (height, width), bool(flips[row]), resizing
         )
         # libjpeg and OpenCV differ by a level here and there.
         assert np.abs(pixels[row, :, :height, :width].numpy() - expected).max() < 4 / 255 / 0.27
@@ -260,25 +242,39 @@ def check_batch(batch: Batch, pixels: torch.Tensor, flips: np.ndarray, content: 
             assert_allclose([x, y], [boxes[0, 2 if flips[row] else 0], boxes[0, 1]], atol=1e-3)
 
 
-def test_training_resizes_mirrors_and_pads_as_the_authors_do(
-    photographs: tuple[dict[str, Any], Path, BuildReport],
+OF_LIBRARIES: dict[Resizing, BoxRules] = {"authors": BoxRules(box_ends="last_pixel"), "torchvision": BoxRules()}
+
+
+@pytest.mark.parametrize("resizing", OF_LIBRARIES)
+def test_training_resizes_mirrors_and_pads_as_the_authors_and_torchvision_do(
+    photographs: tuple[dict[str, Any], Path, BuildReport], resizing: Resizing
 ) -> None:
     content, images, report = photographs
     settings = AugmentationSettings(
-        geometry="shorter_side", shorter_side_range=(60, 100), longer_side_limit=160, **PLAIN
+        geometry="shorter_side", shorter_side_range=(20, 100), longer_side_limit=160, **PLAIN
     )
     plan = make_plan(report.manifest, seed=5, global_batch_size=5)
     shapes, flipped, sides = set(), 0, set()
     with training_loader(
-        report.location, plan, World(1, 0), input_size=(8, 8), augmentation=settings, stop_step=8, max_objects=4
+        report.location,
+        plan,
+        World(1, 0),
+        input_size=(8, 8),
+        augmentation=settings,
+        stop_step=8,
+        max_objects=4,
+        boxes=OF_LIBRARIES[resizing],
+        resizing=resizing,
     ) as loader:
         for batch in loader:
-            draws = draw(settings, 5, batch.epoch, batch.sample_ids.numpy(), batch.original_sizes.numpy())
+            draws = draw(settings, 5, batch.epoch, batch.sample_ids.numpy(), batch.original_sizes.numpy(), resizing)
+            assert batch.content_sizes is not None
+            assert batch.content_sizes.tolist() == draws.content_sizes.tolist()
             assert batch.content_sizes is not None
             largest = batch.content_sizes.numpy().max(axis=0)
             assert batch.input_size == tuple(-(-largest // 32) * 32)  # the next multiple that holds the largest
             flips = draws.flips.copy()
-            check_batch(batch, augment(batch, CocoNormalisation()), flips, content, images)
+            check_batch(batch, augment(batch, CocoNormalisation()), flips, content, images, resizing)
             shapes.add(batch.input_size)
             flipped += int(flips.sum())
             sides |= set(batch.content_sizes.amin(dim=1).tolist())
@@ -326,25 +322,32 @@ def test_colours_are_jittered_by_the_image_without_its_padding(
         assert_allclose(together[row, :, :height, :width], alone[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_evaluation_by_the_shorter_side(photographs: tuple[dict[str, Any], Path, BuildReport], ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "resizing", "shorter_side"), [(1, "authors", 80), (3, "torchvision", 80), (1, "authors", 30)]
+)
+def test_evaluation_by_the_shorter_side(
+    photographs: tuple[dict[str, Any], Path, BuildReport], ranks: int, resizing: Resizing, shorter_side: int
+) -> None:
     content, images, report = photographs
+    # 80 x 106, 106 x 80 and, at the limit, 59 x 133 become multiples of 32; so do 30 x 40, 40 x 30 and 30 x 67.
+    inputs = {80: {(96, 128), (128, 96), (64, 160)}, 30: {(32, 64), (64, 32), (32, 96)}}
     seen: list[int] = []
     for rank in range(ranks):
         with evaluation_loader(
             report.location,
             World(ranks, rank),
             geometry="shorter_side",
-            shorter_side=80,
+            shorter_side=shorter_side,
             longer_side_limit=133,
             batch_size=4,
+            boxes=OF_LIBRARIES[resizing],
+            resizing=resizing,
         ) as loader:
             for batch in loader:
                 seen += batch.sample_ids.tolist()
                 pixels = augment(batch, CocoNormalisation())
-                check_batch(batch, pixels, np.zeros(len(pixels), bool), content, images)
-                # 80 x 106, 106 x 80 and, at the limit, 59 x 133 become multiples of 32.
-                assert batch.input_size in {(96, 128), (128, 96), (64, 160)}
+                check_batch(batch, pixels, np.zeros(len(pixels), bool), content, images, resizing)
+                assert batch.input_size in inputs[shorter_side]
     assert sorted(seen) == list(range(10))
 
 
