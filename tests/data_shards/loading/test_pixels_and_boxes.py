@@ -45,6 +45,11 @@ def of_centernet(zoom: float, mirrored: bool) -> tuple[float, float]:
     return distance, distance
 
 
+def of_cornernet(zoom: float, mirrored: bool) -> tuple[float, float]:
+    """CornerNet moves corners as edges and mirrors them as indexes."""
+    return (-1, -1) if mirrored else (0, 0)
+
+
 def of_last_pixels(zoom: float, mirrored: bool) -> tuple[float, float]:
     """The indexes of a box's first and last pixel: before its left edge, and a zoomed pixel less on the right."""
     return (zoom - 1) / 2, -(zoom + 1) / 2
@@ -68,6 +73,9 @@ class Case:
 CROP = AugmentationSettings(**PLAIN)
 SHIFT = AugmentationSettings(geometry="shift", **PLAIN)
 WIDE = AugmentationSettings(geometry="shift", fit="width", shift_probability=0.5, **PLAIN)
+# Of even sides: the last row of an odd crop is black, so what it cuts off would not be noticed.
+PIXEL_CROP = AugmentationSettings(geometry="pixel_crop", crop_scales=(0.75, 1.0, 1.25), **PLAIN)
+OBJECT_CROP = AugmentationSettings(geometry="object_crop", **PLAIN)
 OFF = AugmentationSettings(crop_scales=(), **PLAIN)
 LARGER, SMALLER = (
     AugmentationSettings(geometry="shorter_side", shorter_side_range=sides, longer_side_limit=limit, **PLAIN)
@@ -76,6 +84,7 @@ LARGER, SMALLER = (
 RESIZED = {"geometry": "shorter_side", "shorter_side": 150, "longer_side_limit": 250}
 CROPPED = {
     "centernet": (OF_CENTERNET, of_centernet),
+    "cornernet": (OF_CENTERNET, of_cornernet),
     "edges": (OF_EDGES, none),
     "last": (OF_LAST_PIXELS, of_last_pixels),
 }
@@ -87,6 +96,8 @@ CASES = [
             ("shift", SHIFT, ("centernet", "edges")),
             ("shift-by-width", WIDE, ("centernet",)),
             ("whole", OFF, ("centernet", "edges")),
+            ("pixel-crop", PIXEL_CROP, ("cornernet", "edges")),
+            ("object-crop", OBJECT_CROP, ("edges",)),
         )
         for of in conventions
     ),
