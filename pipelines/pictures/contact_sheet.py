@@ -130,7 +130,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole
     )
     arrays.take(draws)
-    rules = replace(recipe.data.box_rules, corners=detector.corners)
+    rules = replace(recipe.data.box_rules, corners=detector.box_corners)
     for row, number in enumerate(sample_ids.tolist()):
         matrix = draws.matrix(row, input_size)
         fill(arrays, row, images, number, matrix, rules, recipe.data.resizing)
