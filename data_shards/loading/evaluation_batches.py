@@ -147,7 +147,9 @@ class _Share:
         height, width = (int(side) for side in self._sizes[sample])
         ((now_height, now_width),) = self._content_sizes(np.array([sample]), self._source.view).tolist()
         if self._source.geometry == "keep":
-            return crop_matrix((now_width // 2, now_height // 2), input_size[1], input_size)
+            # By whole pixels, also where the input's sides are odd (CornerNet's), so that pixels are only copied.
+            right, down = input_size[1] // 2 - now_width // 2, input_size[0] // 2 - now_height // 2
+            return np.array([[1.0, 0.0, right], [0.0, 1.0, down]])
         if self._source.geometry == "shorter_side":
             return np.array([[now_width / width, 0.0, 0.0], [0.0, now_height / height, 0.0]])
         return crop_matrix(
