@@ -102,7 +102,7 @@ class Detector(nn.Module, ABC):
     """Names of the further annotations that `encode` cannot do without."""
     takes_rotated_images: bool = False
     """`encode` can use images that augmentation has rotated, though their boxes are those from before (`rotated`)."""
-    corners: Literal["indexes", "edges"] = "indexes"
+    box_corners: Literal["indexes", "edges"] = "indexes"
     """Meaning of the corners of boxes in cropped inputs: indexes of pixels, as CenterNet has them, or edges, which are
     half a pixel from them. Boxes in resized whole images are always edges."""
 

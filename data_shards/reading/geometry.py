@@ -1,6 +1,7 @@
 """The published crop geometry: from pixels, points and boxes of an image to those of the network's input.
 
-Pixels, points and boxes go through the same affine matrix, image frame to input frame.
+Pixels, points and boxes go through the same affine matrix, image frame to input frame. It is one of pixel indexes, for
+which CenterNet takes the corners of boxes, too; `of_edges` turns it into one of edges.
 """
 
 import math

@@ -86,7 +86,7 @@ class FCOS(Detector):
     """A point per cell of five levels, its distances to the sides of its box, and its centerness."""
 
     sizes = Multiples(32)
-    corners = "edges"
+    box_corners = "edges"
     test_time = TestTime(
         modes=MODES,
         # The image at its test size, then shorter sides of 400 to 1200 pixels where that one is 800.

@@ -215,7 +215,7 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
     check_input_size(recipe, detector)
     detector.load_state_dict(checkpoint.weights())
     input_size = recipe.evaluation.input_size or recipe.data.input_size
-    reading = recipe.data.reading(split, detector.corners)
+    reading = recipe.data.reading(split, detector.box_corners)
     return _Judged(checkpoint, recipe, detector.eval(), manifest, location, reading, input_size, device)
 
 

@@ -149,7 +149,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
         clipped=sees_objects,
     )
     arrays.take(draws)
-    rules = replace(recipe.data.box_rules, corners=detector.corners)
+    rules = replace(recipe.data.box_rules, corners=detector.box_corners)
     for row, number in enumerate(sample_ids.tolist()):
         matrix, window = draws.matrix(row, input_size), draws.windows[row]
         fill(arrays, row, images, number, matrix, rules, recipe.data.resizing, window=window)

@@ -263,7 +263,7 @@ class Training:
         assert self.split_to_evaluate is not None
         evaluation = evaluate(
             judged,
-            data.reading(self.split_to_evaluate, judged.corners),
+            data.reading(self.split_to_evaluate, judged.box_corners),
             settings,
             input_size=settings.input_size or data.input_size,
             device=self.context.device,
@@ -351,7 +351,7 @@ class Training:
             self.plan,
             self.world,
             sizes=self.detector.sizes,
-            corners=self.detector.corners,
+            corners=self.detector.box_corners,
             microbatches=self.split.accumulation_steps,
             steps=(self.step, self.last_step),
         )

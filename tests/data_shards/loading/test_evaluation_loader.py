@@ -15,7 +15,7 @@ from data_shards.reading.decode import decode_jpeg
 from data_shards.reading.resizing import resized
 from data_shards.reading.shards import Shards
 from data_shards.storage.open import open_store
-from detectors.sizes import Multiples, OneLessThanMultiples
+from detectors.sizes import InputSizes, Multiples, OneLessThanMultiples
 from tests.data_shards.loaders import evaluation_loader
 from tests.data_shards.samples import document, jpeg, photo, write_coco
 
@@ -51,15 +51,24 @@ def test_fixed_geometry_is_the_published_letterbox(built: BuildReport) -> None:
         assert np.array_equal(batches[0].images[number].permute(1, 2, 0), pixels)
 
 
-@pytest.mark.parametrize("divisor", [32, 128])
-def test_kept_resolution_is_pasted_in_the_middle_of_the_next_multiple(tmp_path: Path, divisor: int) -> None:
-    # Strictly greater, as published: 480 becomes 512, but 512 becomes 544 (here 64 becomes 96).
+@pytest.mark.parametrize(
+    ("taken", "padded"),
+    [
+        # Strictly greater, as published: 480 becomes 512, but 512 becomes 544 (here 64 becomes 96).
+        (Multiples(32), [(64, 96), (96, 64)]),
+        (Multiples(128), [(128, 128)]),
+        (OneLessThanMultiples(96), [(95, 95)]),
+    ],
+    ids=str,
+)
+def test_kept_resolution_is_pasted_in_the_middle_of_a_larger_input(
+    tmp_path: Path, taken: InputSizes, padded: list[tuple[int, int]]
+) -> None:
     sizes = ((64, 63), (33, 64), (64, 63))
     content = document(3, sizes)
     annotations, images = write_coco(tmp_path, content)
     report = build_shards(annotations, images, str(tmp_path / "out"), split="val")
-    (batches,) = evaluate(report, geometry="keep", sizes=Multiples(divisor), batch_size=8)
-    padded = {32: [(64, 96), (96, 64)], 128: [(128, 128)]}[divisor]
+    (batches,) = evaluate(report, geometry="keep", sizes=taken, batch_size=8)
     assert sorted(batch.input_size for batch in batches) == padded
     seen = 0
     for batch in batches:

@@ -166,6 +166,25 @@ def test_a_batch_that_no_workers_share_has_near_ones_that_they_do() -> None:
     assert split.microbatch_size == 6
 
 
+def test_fcos_resizes_as_its_variant_was_published() -> None:
+    resizing = {name: recipes.get(name).data.resizing for name in recipes.names()}
+    assert {name for name, library in resizing.items() if library == "torchvision"} == {"fcos_torchvision_resnet50"}
+    assert {name for name, library in resizing.items() if library == "plain"} == {
+        name for name in recipes.names() if not name.startswith("fcos")
+    }
+    assert set(resizing.values()) == {"authors", "torchvision", "plain"}
+
+
+def test_a_run_of_a_version_without_resizing_is_found_and_its_rule_is_named() -> None:
+    recipe = recipes.get("fcos_resnet50_1x")
+    recorded = to_dict(recipe)
+    del recorded["data"]["resizing"]
+    earlier = from_dict(recorded)
+    assert run_name(earlier) == run_name(recipe)
+    assert differences(to_dict(earlier), to_dict(recipe)) == ["data.resizing: plain → authors"]
+    assert differences(to_dict(earlier), to_dict(with_flags(recipe, ["--data.resizing", "plain"]))) == []
+
+
 def test_the_ablations_change_one_thing_each() -> None:
     base = recipes.get("centernet_dla34_1x")
     names = ("test_resolution_384", "size_weight_0_2", "size_weight_0_02", "loss_smooth_l1", "epochs_230")

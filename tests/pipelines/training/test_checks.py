@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+import detectors
 from data_shards.building.build import build_shards
-from data_shards.settings import AugmentationSettings
+from data_shards.settings import AugmentationSettings, BoxRules
 from detectors import DetectorError
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import with_flags
@@ -65,18 +66,25 @@ def test_a_detector_of_3d_takes_kitti_and_refuses_other_data(tmp_path: Path, sma
         check(recipe_of(str(small_shards / "train"), "centernet_dla34_3d"))
 
 
-def test_geometries_and_box_rules_are_flags() -> None:
+def test_geometries_box_rules_and_resizing_are_flags(small_shards: Path) -> None:
     flags = (
         "--augmentation.geometry shorter_side --augmentation.shorter_side_range 640 800 --data.crowd drop "
-        "--data.box_ends last_pixel --evaluation.geometry shorter_side --evaluation.shorter_side 800"
+        "--data.box_ends last_pixel --data.resizing detectron2 "
+        "--evaluation.geometry shorter_side --evaluation.shorter_side 800"
     )
     recipe = with_flags(Recipe(recipe=""), flags.split())
     assert recipe.augmentation.shorter_side_range == (640, 800)
     assert recipe.data.box_rules.crowd == "drop"
     assert recipe.data.box_rules.box_ends == "last_pixel"
+    detector = detectors.build("fcos_resnet50", 3, width=8, channels=64)
+    reading = recipe.data.reading(recipe.data.split(str(small_shards / "train")), detector.box_corners)
+    assert reading.boxes == BoxRules(crowd="drop", box_ends="last_pixel", corners="edges")
+    assert reading.resizing == "detectron2"
+    assert detectors.build("centernet_resnet18", 3, width=8, head_channels=8).box_corners == "indexes"
     for flag, message in [
         ("--augmentation.geometry shorter", "augmentation.geometry is 'shorter'"),
         ("--data.crowd ignore", "data.crowd is 'ignore'"),
+        ("--data.resizing pillow", "data.resizing is 'pillow'"),
         ("--evaluation.shorter_side 1400", "evaluation.shorter_side is 1400 and longer_side_limit 1333"),
         ("--augmentation.shorter_side 800", "did you mean --augmentation.shorter_sides"),
     ]:
