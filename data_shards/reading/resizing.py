@@ -68,7 +68,7 @@ def resize(image: Image, out: Image, resizing: Resizing = "plain") -> None:
 
 
 # Each rule repeats its library's operations in their order, in float64 as Python's own numbers are: products such as
-# 333 * (800 / 333) fall below 800, and a side that is rounded down loses a pixel then.
+# 289 * (800 / 289) fall below 800, and a side that is rounded down loses a pixel then.
 
 
 def _authors(shorter: Sides, longer: Sides, wanted: Sides, limit: int) -> tuple[Sides, Sides]:
