@@ -27,17 +27,14 @@ from detectors.layers.head import (
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
 from detectors.settings import require_choice, require_count, require_flag
 from detectors.shapes import Float
+from detectors.shared.pixels import COCO_BGR
 from detectors.sizes import InputSizes, Multiples
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
 
 PREPROCESSING = {
-    "coco": Preprocessing(
-        channel_order="bgr",
-        mean=(0.40789654, 0.44719302, 0.47026115),
-        std=(0.28863828, 0.27408164, 0.27809835),
-    ),
+    "coco": COCO_BGR,
     # ImageNet's numbers for RGB on images that are BGR, as published.
     "imagenet": Preprocessing(channel_order="bgr", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
