@@ -12,7 +12,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from detectors.backbones.dla import DLA34, DLA34_IMAGENET, HierarchicalAggregation, IterativeAggregation
-from detectors.backbones.hourglass import ConvolutionBlock, Hourglass, HourglassLayers, run_stacks
+from detectors.backbones.hourglass import Hourglass, HourglassForm, HourglassLayers, hourglass_head, run_stacks
 from detectors.backbones.resnet import IMAGENET, ResNet, ResNetLayers, run_stages
 from detectors.detector import Preprocessing
 from detectors.errors import DetectorError
@@ -262,10 +262,10 @@ class HourglassNetwork(Network):
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""
         settings = self.settings
-        trunk = Hourglass(settings.width, self.stacks, settings.activation_checkpointing)
+        trunk = Hourglass(settings.width, HourglassForm(stacks=self.stacks), settings.activation_checkpointing)
         layers: dict[str, nn.Module] = dict(trunk.named_children())
         for name, out_channels in self.head_channels.items():
-            heads = [_hourglass_head(settings.width, out_channels) for _ in range(self.stacks)]
+            heads = [hourglass_head(settings.width, settings.width, out_channels) for _ in range(self.stacks)]
             if "hm" in name:
                 for head in heads:
                     start_heatmap(head)
@@ -279,7 +279,3 @@ class HourglassNetwork(Network):
             {name: getattr(detector, name)[stack](features) for name in self.head_channels}
             for stack, features in enumerate(of_stacks)
         ]
-
-
-def _hourglass_head(channels: int, out_channels: int) -> Head:
-    return Head(ConvolutionBlock(channels, channels, batch_norm=False), nn.Conv2d(channels, out_channels, 1))
