@@ -10,9 +10,11 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from detectors.errors import DetectorError
 from detectors.layers.convolution_block import ConvolutionBlock
 from detectors.layers.head import Head
 from detectors.layers.recomputation import Recomputable, set_activation_checkpointing
+from detectors.settings import require_count, require_flag
 
 
 @runtime_checkable
@@ -69,12 +71,32 @@ class HourglassForm:
     """Blocks on each path of these levels."""
     stem_residuals: int = 1
     """Residuals of the stem, each of which halves the resolution, after a convolution that does."""
-    block: Callable[[int, int, int], Recomputable] = lambda *arguments: Residual(*arguments)
+    block: Callable[[int, int, int], Recomputable] = lambda inputs, outputs, stride: Residual(inputs, outputs, stride)
     """Makes a block of the hourglasses from input channels, output channels and stride."""
     enlarge: Callable[[int], nn.Module] = lambda channels: nn.Upsample(scale_factor=2)
     """Makes the layer that doubles the resolution of this many channels."""
     hourglasses: str = "kps"
     """Published name of the list of hourglasses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HourglassSettings:
+    """Settings of a network of hourglasses."""
+
+    width: int = 256
+    """Channels at the stem's stride, also of the heads; fewer make a lighter network, which no published file fits."""
+
+    activation_checkpointing: bool = False
+    """Recompute the inside of residuals and pooling modules in backward instead of keeping it: less memory, more time,
+    same results."""
+
+    def __post_init__(self) -> None:
+        require_count("width", self.width)
+        require_flag("activation_checkpointing", self.activation_checkpointing)
+        if self.width % 2:
+            raise DetectorError(
+                f"width is {self.width}; an hourglass has levels of half and 1.5 times as many. Choose an even number."
+            )
 
 
 class Hourglass(nn.Module):
