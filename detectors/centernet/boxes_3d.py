@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
-from detectors.centernet.networks import DLANetwork, DLASettings, Outputs
+from detectors.centernet.networks import DLANetwork, DLASettings
 from detectors.detections import Detections
 from detectors.detector import TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
 from detectors.shapes import Bool, Float, Int
 from detectors.shared.losses import at_centers, penalty_reduced_focal_loss
+from detectors.shared.network import Outputs
 from detectors.shared.slots import in_slots
 
 _NEARLY_A_CENTER = 0.9999

@@ -12,20 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from detectors.backbones.hourglass import HourglassSettings
 from detectors.centernet.networks import (
     PREPROCESSING,
     DLANetwork,
     DLASettings,
     HourglassNetwork,
-    HourglassSettings,
     Network,
-    Outputs,
     ResNetDCNNetwork,
     ResNetNetwork,
     ResNetSettings,
 )
 from detectors.detections import Detections
-from detectors.detector import MODES, Detector, Published, TestTime
+from detectors.detector import MODES, Detector, TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.shapes import Bool, Float, Int
@@ -37,6 +36,7 @@ from detectors.shared.losses import (
     masked_smooth_l1_loss,
     penalty_reduced_focal_loss,
 )
+from detectors.shared.network import Outputs
 from detectors.shared.peaks import Peaks, top_peaks
 from detectors.shared.slots import in_slots
 from detectors.shared.test_time_augmentation import averaged_with_mirror, merge_by_soft_nms
@@ -136,12 +136,7 @@ class CenterNet(Detector):
         self.network = network(self.head_channels())
         self.sizes = self.network.sizes
         self.preprocessing = PREPROCESSING[settings.pixel_statistics]
-        self.published = Published(
-            imagenet_weights=self.network.imagenet_weights,
-            backbone_prefix=self.network.backbone_prefix,
-            # The heads of an hourglass are lists with an entry per stack, of two layers each.
-            class_layers=("hm.2",) if self.network.stacks == 1 else ("hm.0.1", "hm.1.1"),
-        )
+        self.published = self.network.published()
         for name, layer in self.network.make_layers().items():
             self.add_module(name, layer)
 

@@ -12,13 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from detectors.backbones.hourglass import HourglassSettings
 from detectors.centernet.centernet import STRIDE, CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet.networks import (
     DLANetwork,
     DLASettings,
     HourglassNetwork,
-    HourglassSettings,
-    Outputs,
 )
 from detectors.detections import Detections
 from detectors.errors import DetectorError
@@ -30,6 +29,7 @@ from detectors.shared.losses import (
     masked_smooth_l1_loss,
     penalty_reduced_focal_loss,
 )
+from detectors.shared.network import Outputs
 from detectors.shared.peaks import suppress_neighbours
 from detectors.shared.slots import in_slots
 from detectors.shared.test_time_augmentation import averaged_with_mirror, exchange_joints, mirror_displacements

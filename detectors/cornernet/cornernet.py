@@ -10,8 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from detectors.backbones.hourglass import HourglassSettings
+from detectors.backbones.squeeze_hourglass import SqueezeSettings
 from detectors.cornernet.decoding import Pairs, joined_pairs, mirrored_pairs, pair_corners
 from detectors.cornernet.losses import corner_losses
+from detectors.cornernet.networks import CornerNetNetwork, SqueezeNetwork
 from detectors.cornernet.placement import Placement, placements, whole_input
 from detectors.cornernet.targets import (
     RADIUS_FORMULAS,
@@ -27,7 +30,7 @@ from detectors.cornernet.targets import (
 from detectors.detections import Detections
 from detectors.detector import MODES, Detector, TestMode, TestTime, View
 from detectors.errors import DetectorError
-from detectors.settings import require_choice, require_count, require_fraction, require_weight
+from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.shapes import Float, Int
 from detectors.shared.network import Network, Outputs
 from detectors.shared.pixels import COCO_BGR
@@ -36,6 +39,9 @@ from detectors.shared.test_time_augmentation import best_with_ties, merge_by_sof
 
 _MERGE_EXPONENT = 10
 """Exponent of the weights of boxes that several scales merge (`weight_exp`)."""
+
+_CAPTIONS = {"top_left": "top-left", "bottom_right": "bottom-right", "center": "centre"}
+"""Words for the points, for pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +103,6 @@ class CornerDetector(Detector):
     """
 
     preprocessing = COCO_BGR
-    captions = {"top_left": "top-left", "bottom_right": "bottom-right", "center": "centre"}
-    """Words for the points, for pictures."""
 
     def __init__(self, num_classes: int, network: Network, settings: CornerSettings) -> None:
         super().__init__()
@@ -164,7 +168,7 @@ class CornerDetector(Detector):
 
     def heatmaps(self, targets: CornerTargets) -> dict[str, Float[Tensor, "batch planes height width"]]:
         """Heatmaps of the points; see `Detector.heatmaps`."""
-        return {self.captions[name]: point.heatmap for name, point in targets.points.items()}
+        return {_CAPTIONS[name]: point.heatmap for name, point in targets.points.items()}
 
     def locate(
         self, boxes: Float[Tensor, "batch objects 4"], labels: Int[Tensor, "batch objects"], input_size: tuple[int, int]
@@ -347,3 +351,16 @@ class CornerNet(CornerDetector):
         )
         best = best_with_ties(merged.scores if published else merged.scores[: merged.num_kept], limit)
         return Detections(merged.boxes[best], merged.scores[best], pairs.labels[merged.rows[best]])
+
+
+def cornernet_hourglass104(num_classes: int = 80, **settings: Any) -> CornerNet:
+    """CornerNet with Hourglass-104: 201.0 M parameters, 40.6 AP on COCO test-dev with flip, 42.2 with five scales."""
+    network, chosen = configure("cornernet_hourglass104", settings, HourglassSettings(), CornerNetSettings())
+    return CornerNet(num_classes, CornerNetNetwork(network, num_classes), chosen)
+
+
+def cornernet_squeeze(num_classes: int = 80, **settings: Any) -> CornerNet:
+    """CornerNet-Squeeze: 31.8 M parameters, 34.4 AP on COCO test-dev without flip."""
+    defaults = CornerNetSettings(corners=20, candidates=100)
+    network, chosen = configure("cornernet_squeeze", settings, SqueezeSettings(), defaults)
+    return CornerNet(num_classes, SqueezeNetwork(network, num_classes), chosen)

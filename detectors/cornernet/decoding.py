@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from detectors.shapes import Float, Int
 from detectors.cornernet.targets import Grid
+from detectors.shapes import Float, Int
 from detectors.shared.losses import at_centers
 from detectors.shared.peaks import Peaks, top_peaks
 

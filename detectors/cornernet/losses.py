@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from detectors.shapes import Bool, Float
 from detectors.cornernet.targets import CornerTargets
+from detectors.shapes import Bool, Float
 from detectors.shared.losses import at_centers, masked_smooth_l1_loss, penalty_reduced_focal_loss
 
 _DENOMINATOR_FLOOR = 1e-4
@@ -72,15 +72,16 @@ def corner_losses(
     parts = dict.fromkeys(("heatmap", "pull", "push", "offset"), zero)
     for maps in outputs:
         for name, point in targets.points.items():
-            heatmap = penalty_reduced_focal_loss(maps[f"{name}_heatmap"], point.heatmap, counted and counted[name])
+            cells = None if counted is None else counted[name]
+            heatmap = penalty_reduced_focal_loss(maps[f"{name}_heatmap"], point.heatmap, cells)
             # Smooth L1 over all coordinates, divided by the number of objects; the points are added, not averaged.
             offset = masked_smooth_l1_loss(at_centers(maps[f"{name}_offset"], point.index), point.offset, mask)
             parts["heatmap"] = parts["heatmap"] + heatmap / len(outputs)
             parts["offset"] = parts["offset"] + offset / len(outputs)
-        tags = (
+        top_left, bottom_right = (
             at_centers(maps[f"{name}_tag"], targets.points[name].index)[..., 0] for name in ("top_left", "bottom_right")
         )
-        pull, push = pull_and_push(*tags, mask)
+        pull, push = pull_and_push(top_left, bottom_right, mask)
         parts["pull"] = parts["pull"] + pull / len(outputs)
         parts["push"] = parts["push"] + push / len(outputs)
     return parts

@@ -15,7 +15,7 @@ from detectors.shared.gaussian import corrected_radius, heatmaps_of_batch, publi
 from detectors.shared.slots import in_slots
 
 RadiusFormula = Literal["original", "corrected"]
-"""Formula of the Gaussians' radius: "original", with the slip that CornerNet was first published with, or "corrected"."""
+"""Formula of the Gaussians' radius: "original", with the slip of CornerNet as first published, or "corrected"."""
 RADIUS_FORMULAS: tuple[RadiusFormula, ...] = ("original", "corrected")
 
 

@@ -15,7 +15,6 @@ from detectors.cornernet.decoding import pair_corners
 from detectors.detector import TestMode
 from detectors.shared.network import Outputs
 from detectors.shared.suppression import merging_soft_nms
-from detectors.shared.test_time_augmentation import merge_by_soft_nms
 from tests.detectors.cornernet import reference
 from tests.detectors.cornernet.stand_in import StandIn, perfect_maps, random_maps
 

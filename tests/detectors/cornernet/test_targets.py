@@ -98,9 +98,8 @@ def test_targets_are_those_of_the_published_procedure(seed: int, formula: str, o
 
 
 def test_an_object_by_hand() -> None:
-    # A cell is 127 / 32 = 3.97 pixels wide and 95 / 24 = 3.96 high: x 10 and 50 are at 2.52 and 12.60 cells, y 16 and
-    # 39 at 4.04 and 9.85. Width and height are 11 and 6 whole cells, and the radius (34 - sqrt(34^2 - 16 x 0.7 x 66)) / 8
-    # = 1.70.
+    # A cell is 127 / 32 = 3.97 pixels wide and 95 / 24 = 3.96 high: x 10 and 50 are at 2.52 and 12.60 cells, y 16
+    # and 39 at 4.04 and 9.85. It is 11 cells wide and 6 high: a radius of (34 - sqrt(34^2 - 16 x 0.7 x 66)) / 8 = 1.70.
     targets = encode([[10, 16, 50, 39]], [2])
     top_left, bottom_right = targets.points["top_left"], targets.points["bottom_right"]
     assert top_left.index[0, 0] == 4 * 32 + 2
