@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from detectors.centernet import boxes_3d, centernet, pose
-from detectors.cornernet import cornernet
+from detectors.cornernet import cornernet, saccade
 from detectors.detector import Detector
 from detectors.errors import DetectorError, nearest
 from detectors.fcos import fcos
@@ -33,6 +33,7 @@ _BUILDERS: dict[str, Callable[..., Detector]] = {
     "centernet_hourglass104_pose": pose.centernet_hourglass104_pose,
     "centernet_dla34_3d": boxes_3d.centernet_dla34_3d,
     "cornernet_hourglass104": cornernet.cornernet_hourglass104,
+    "cornernet_saccade": saccade.cornernet_saccade,
     "cornernet_squeeze": cornernet.cornernet_squeeze,
     "fcos_resnet50": fcos.fcos_resnet50,
     "fcos_resnet101": fcos.fcos_resnet101,

@@ -94,7 +94,7 @@ class CornerNetSettings(CornerSettings):
 
 
 class CornerDetector(Detector):
-    """What detectors that pair corners share: the network, targets and losses.
+    """The parts that detectors of corners share: the network, targets and losses.
 
     Args:
         num_classes: classes to tell apart.
@@ -224,7 +224,7 @@ class CornerDetector(Detector):
 
 @dataclass(frozen=True)
 class Found:
-    """What one view of an image has, in the image frame."""
+    """Candidates of one view of an image, in the image frame."""
 
     pairs: Pairs
 

@@ -35,6 +35,10 @@ class Pairs:
         return [Pairs(*rows) for rows in parts]
 
 
+NO_PAIRS = Pairs(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
+"""Pairs of an image without any."""
+
+
 @dataclass(frozen=True)
 class Centers:
     """The best centres of a batch, best first; or, without the first dimension, of one image."""

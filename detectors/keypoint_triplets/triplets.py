@@ -29,7 +29,7 @@ _LARGE = 22_500
 
 @dataclass(frozen=True)
 class FoundTriplets(Found):
-    """What one view of an image has, in the image frame."""
+    """Candidates of a view at scale 1, in the image frame."""
 
     centers: Centers
     """Those of the image, best first, then those of the mirror."""

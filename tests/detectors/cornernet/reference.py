@@ -48,14 +48,10 @@ def pairs(
     found = {}
     for name in ("top_left", "bottom_right"):
         heat = 1 / (1 + np.exp(-maps[f"{name}_heatmap"][0].numpy().astype(np.float64)))
-        classes, height, width = heat.shape
-        peaks = []
-        for label in range(classes):
-            for y in range(height):
-                for x in range(width):
-                    around = heat[label, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
-                    if heat[label, y, x] == around.max():
-                        peaks.append((heat[label, y, x], label, y, x))
+        _, height, width = heat.shape
+        wide = np.pad(heat, ((0, 0), (1, 1), (1, 1)))
+        around = np.max([wide[:, y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
+        peaks = [(heat[label, y, x], label, y, x) for label, y, x in np.argwhere(heat == around).tolist()]
         found[name] = sorted(peaks, key=lambda peak: -peak[0])[:corners]
     rows = []
     for first, label, y1, x1 in found["top_left"]:
@@ -69,3 +65,42 @@ def pairs(
                 continue
             rows.append([x1 + dx1, y1 + dy1, x2 + dx2, y2 + dy2, (first + second) / 2, label, first, second])
     return sorted(rows, key=lambda row: -row[4])[:limit]
+
+
+def soft_nms(rows: list[list[float]], merging: bool, stale: bool, own_corners: bool = False) -> list[list[float]]:
+    """Soft-NMS over single boxes, class by class; rows are x1, y1, x2, y2, score, label, both corner scores."""
+    merged = []
+    for label in range(3):
+        table = [[*row[:5], *row[6:]] for row in rows if row[5] == label]
+        end, place = len(table), 0
+        columns = 7 if own_corners else 5
+        while place < end:
+            best = max(range(place, end), key=lambda row: (table[row][4], -row))
+            first, second = list(table[place]), list(table[best])
+            table[place][:columns], table[best][:columns] = second[:columns], first[:columns]
+            me = list(table[place])
+            sums = [me[0] * me[5], me[1] * me[5], me[2] * me[6], me[3] * me[6], me[5], me[6]]
+            at = place + 1
+            while at < end:
+                it = table[at]
+                wide = min(me[2], it[2]) - max(me[0], it[0]) + 1
+                high = min(me[3], it[3]) - max(me[1], it[1]) + 1
+                if wide > 0 and high > 0:
+                    areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (me, it)]
+                    overlap = wide * high / (sum(areas) - wide * high)
+                    decay = math.exp(-overlap * overlap / 0.5)
+                    weight = (1 - decay) ** 10
+                    for axis in range(4):
+                        sums[axis] += it[axis] * it[5 + axis // 2] * weight
+                    sums[4], sums[5] = sums[4] + it[5] * weight, sums[5] + it[6] * weight
+                    it[4] *= decay
+                    if it[4] < 0.001:
+                        it[:columns] = table[end - 1][:columns]
+                        end -= 1
+                        continue
+                at += 1
+            if merging:
+                table[place][:4] = [sums[axis] / sums[4 + axis // 2] for axis in range(4)]
+            place += 1
+        merged += [[*row[:5], label] for row in (table if stale else table[:end])]
+    return sorted(merged, key=lambda row: -row[4])
