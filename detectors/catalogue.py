@@ -14,9 +14,11 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from detectors.centernet import boxes_3d, centernet, pose
+from detectors.cornernet import cornernet, saccade
 from detectors.detector import Detector
 from detectors.errors import DetectorError, nearest
 from detectors.fcos import fcos
+from detectors.keypoint_triplets import triplets
 
 ENTRY_POINT_GROUP = "aweigh.detectors"
 
@@ -30,8 +32,13 @@ _BUILDERS: dict[str, Callable[..., Detector]] = {
     "centernet_dla34_pose": pose.centernet_dla34_pose,
     "centernet_hourglass104_pose": pose.centernet_hourglass104_pose,
     "centernet_dla34_3d": boxes_3d.centernet_dla34_3d,
+    "cornernet_hourglass104": cornernet.cornernet_hourglass104,
+    "cornernet_saccade": saccade.cornernet_saccade,
+    "cornernet_squeeze": cornernet.cornernet_squeeze,
     "fcos_resnet50": fcos.fcos_resnet50,
     "fcos_resnet101": fcos.fcos_resnet101,
+    "keypoint_triplets_hourglass104": triplets.keypoint_triplets_hourglass104,
+    "keypoint_triplets_hourglass52": triplets.keypoint_triplets_hourglass52,
 }
 
 

@@ -46,6 +46,10 @@ class View:
     content_sizes: Int[Tensor, "batch 2"] | None = None
     """Rows and columns that hold the photograph, if all padding is right of and below it; None if the whole input
     counts."""
+    image_sizes: Int[Tensor, "batch 2"] | None = None
+    """Height and width of each image in its own frame, on the CPU; None if unknown."""
+    scale: float = 1.0
+    """The one of `Detector.scales_shown` that this view shows."""
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
-from detectors.centernet.networks import DLANetwork, DLASettings, Outputs
+from detectors.centernet.networks import DLANetwork, DLASettings
 from detectors.detections import Detections
 from detectors.detector import TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
 from detectors.shapes import Bool, Float, Int
 from detectors.shared.losses import at_centers, penalty_reduced_focal_loss
+from detectors.shared.network import Outputs
+from detectors.shared.slots import in_slots
 
 _NEARLY_A_CENTER = 0.9999
 """Value of the heatmap at the centre of an ignored object: not a positive, and almost no penalty."""
@@ -216,7 +218,7 @@ class CenterNet3D(CenterNet):
                     f"{self.name} needs {name} of shape {expected} beside boxes of shape {tuple(boxes.shape)}, and "
                     f"got {got}. Train it on annotations with depth, dimensions and alpha, such as KITTI's."
                 )
-            fields[name] = self.in_slots(extra[name].float())
+            fields[name] = in_slots(extra[name].float(), self.settings.max_objects)
         return fields
 
 

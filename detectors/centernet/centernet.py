@@ -11,34 +11,34 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from detectors.backbones.hourglass import HourglassSettings
 from detectors.centernet.networks import (
     PREPROCESSING,
     DLANetwork,
     DLASettings,
     HourglassNetwork,
-    HourglassSettings,
     Network,
-    Outputs,
     ResNetDCNNetwork,
     ResNetNetwork,
     ResNetSettings,
 )
 from detectors.detections import Detections
-from detectors.detector import MODES, Detector, Published, TestTime
+from detectors.detector import MODES, Detector, TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.shapes import Bool, Float, Int
 from detectors.shared import boxes as box
-from detectors.shared.gaussian import gaussian_heatmaps, published_radius
+from detectors.shared.gaussian import heatmaps_of_batch, published_radius
 from detectors.shared.losses import (
     at_centers,
     masked_l1_loss,
     masked_smooth_l1_loss,
     penalty_reduced_focal_loss,
 )
+from detectors.shared.network import Outputs
 from detectors.shared.peaks import Peaks, top_peaks
+from detectors.shared.slots import in_slots
 from detectors.shared.test_time_augmentation import averaged_with_mirror, merge_by_soft_nms
 
 STRIDE = 4
@@ -136,12 +136,7 @@ class CenterNet(Detector):
         self.network = network(self.head_channels())
         self.sizes = self.network.sizes
         self.preprocessing = PREPROCESSING[settings.pixel_statistics]
-        self.published = Published(
-            imagenet_weights=self.network.imagenet_weights,
-            backbone_prefix=self.network.backbone_prefix,
-            # The heads of an hourglass are lists with an entry per stack, of two layers each.
-            class_layers=("hm.2",) if self.network.stacks == 1 else ("hm.0.1", "hm.1.1"),
-        )
+        self.published = self.network.published()
         for name, layer in self.network.make_layers().items():
             self.add_module(name, layer)
 
@@ -304,9 +299,9 @@ class CenterNet(Detector):
         """Move annotations into their slots and into the frame of cells; see `encode` for arguments and errors."""
         self.check_input_size(input_size)
         height, width = input_size[0] // STRIDE, input_size[1] // STRIDE
-        labels = self.in_slots(labels, fill=-1)
+        labels = in_slots(labels, self.settings.max_objects, fill=-1)
         self.check_labels(labels)
-        boxes_in_cells = box.clip(self.in_slots(boxes.float()) / STRIDE, height - 1, width - 1)
+        boxes_in_cells = box.clip(in_slots(boxes.float(), self.settings.max_objects) / STRIDE, height - 1, width - 1)
         size = box.sizes(boxes_in_cells)
         in_frame = (size > 0).all(dim=-1) & (labels != -1)
         # Dropped boxes may hold anything, NaN included; their cells are read and drawn to, so they must be valid.
@@ -320,14 +315,6 @@ class CenterNet(Detector):
             offset=center - cell,
             index=cell[..., 1] * width + cell[..., 0],
         )
-
-    def in_slots(self, rows: Tensor, fill: int = 0) -> Tensor:
-        """The first `max_objects` entries of dimension 1, padded with `fill` if there are fewer."""
-        # The number of slots is fixed, so that no shape of the training step depends on the data.
-        slots = self.settings.max_objects
-        rows = rows[:, :slots]
-        missing = slots - rows.shape[1]
-        return functional.pad(rows, (*(0, 0) * (rows.dim() - 2), 0, missing), value=fill)
 
     def draw(
         self,
@@ -348,15 +335,9 @@ class CenterNet(Detector):
             num_planes: planes an image.
             input_size: height and width of the input, in pixels.
         """
-        batch = len(planes)
-        # All planes of all images in one row, so that one call draws the whole batch.
         radii = published_radius(extent[..., 1], extent[..., 0], self.settings.min_overlap).long()
-        first_plane = torch.arange(batch, device=planes.device)[:, None] * num_planes
-        shape = (batch * num_planes, input_size[0] // STRIDE, input_size[1] // STRIDE)
-        heatmaps = gaussian_heatmaps(
-            (first_plane + planes).flatten(), cell.flatten(0, 1), radii.flatten(), drawn.flatten(), shape
-        )
-        return heatmaps.view(batch, num_planes, *shape[1:])
+        size = (input_size[0] // STRIDE, input_size[1] // STRIDE)
+        return heatmaps_of_batch(planes, cell, radii, drawn, num_planes, size)
 
 
 _RESNET_DCN = ResNetSettings(deconv_channels=(256, 128, 64))

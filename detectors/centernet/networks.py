@@ -4,7 +4,6 @@ A network is a part of a detector that knows nothing of its task: it makes the l
 them. The layers themselves belong to the detector, because published state-dict keys have no prefix for the network.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -12,7 +11,14 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from detectors.backbones.dla import DLA34, DLA34_IMAGENET, HierarchicalAggregation, IterativeAggregation
-from detectors.backbones.hourglass import ConvolutionBlock, Hourglass, HourglassLayers, run_stacks
+from detectors.backbones.hourglass import (
+    Hourglass,
+    HourglassForm,
+    HourglassLayers,
+    HourglassSettings,
+    hourglass_head,
+    run_stacks,
+)
 from detectors.backbones.resnet import IMAGENET, ResNet, ResNetLayers, run_stages
 from detectors.detector import Preprocessing
 from detectors.errors import DetectorError
@@ -25,19 +31,15 @@ from detectors.layers.head import (
     start_without_bias,
 )
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
-from detectors.settings import require_choice, require_count, require_flag
+from detectors.settings import require_choice, require_count
 from detectors.shapes import Float
+from detectors.shared import network
+from detectors.shared.network import Outputs
+from detectors.shared.pixels import COCO_BGR
 from detectors.sizes import InputSizes, Multiples
 
-Outputs = list[dict[str, Tensor]]
-"""One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
-
 PREPROCESSING = {
-    "coco": Preprocessing(
-        channel_order="bgr",
-        mean=(0.40789654, 0.44719302, 0.47026115),
-        std=(0.28863828, 0.27408164, 0.27809835),
-    ),
+    "coco": COCO_BGR,
     # ImageNet's numbers for RGB on images that are BGR, as published.
     "imagenet": Preprocessing(channel_order="bgr", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
@@ -46,7 +48,7 @@ PREPROCESSING = {
 TRUNK_STARTS = ("pytorch", "he")
 
 
-class Network(ABC):
+class Network(network.Network):
     """One of the networks, without weights of its own; see the module's docstring.
 
     Args:
@@ -54,28 +56,11 @@ class Network(ABC):
     """
 
     sizes: InputSizes = Multiples(32)
-    stacks = 1
-    imagenet_weights = ""
-    backbone_prefix = ""
 
     def __init__(self, head_channels: Mapping[str, int]) -> None:
         self.head_channels = head_channels
-
-    @abstractmethod
-    def make_layers(self) -> dict[str, nn.Module]:
-        """Make all layers, in the published order and with their published start."""
-
-    @abstractmethod
-    def run(self, detector: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
-        """Run the layers, which are now children of `detector`.
-
-        Args:
-            detector: has what `make_layers` returned as its children.
-            images: normalised.
-
-        Returns:
-            Raw maps of each stack.
-        """
+        # The heads of an hourglass are lists with an entry per stack, of two layers each.
+        self.class_layers = ("hm.2",) if self.stacks == 1 else tuple(f"hm.{stack}.1" for stack in range(self.stacks))
 
     def run_heads(
         self, detector: nn.Module, features: Float[Tensor, "batch channels height width"]
@@ -230,25 +215,6 @@ class DLANetwork(Network):
         return [self.run_heads(detector, ida_up(levels[:3])[-1])]
 
 
-@dataclass(frozen=True, kw_only=True)
-class HourglassSettings:
-    """Settings of a CenterNet's hourglass."""
-
-    width: int = 256
-    """Channels at stride 4, also of the heads; fewer make a lighter network, which no published file fits."""
-
-    activation_checkpointing: bool = False
-    """Recompute the inside of residuals in backward instead of keeping it: less memory, more time, same results."""
-
-    def __post_init__(self) -> None:
-        require_count("width", self.width)
-        require_flag("activation_checkpointing", self.activation_checkpointing)
-        if self.width % 2:
-            raise DetectorError(
-                f"width is {self.width}; an hourglass has levels of half and 1.5 times as many. Choose an even number."
-            )
-
-
 class HourglassNetwork(Network):
     """Hourglass-104: two stacks, both trained, of which the last one is used (`hourglass`)."""
 
@@ -262,10 +228,10 @@ class HourglassNetwork(Network):
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""
         settings = self.settings
-        trunk = Hourglass(settings.width, self.stacks, settings.activation_checkpointing)
+        trunk = Hourglass(settings.width, HourglassForm(stacks=self.stacks), settings.activation_checkpointing)
         layers: dict[str, nn.Module] = dict(trunk.named_children())
         for name, out_channels in self.head_channels.items():
-            heads = [_hourglass_head(settings.width, out_channels) for _ in range(self.stacks)]
+            heads = [hourglass_head(settings.width, settings.width, out_channels) for _ in range(self.stacks)]
             if "hm" in name:
                 for head in heads:
                     start_heatmap(head)
@@ -279,7 +245,3 @@ class HourglassNetwork(Network):
             {name: getattr(detector, name)[stack](features) for name in self.head_channels}
             for stack, features in enumerate(of_stacks)
         ]
-
-
-def _hourglass_head(channels: int, out_channels: int) -> Head:
-    return Head(ConvolutionBlock(channels, channels, batch_norm=False), nn.Conv2d(channels, out_channels, 1))

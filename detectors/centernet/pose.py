@@ -12,13 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from detectors.backbones.hourglass import HourglassSettings
 from detectors.centernet.centernet import STRIDE, CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet.networks import (
     DLANetwork,
     DLASettings,
     HourglassNetwork,
-    HourglassSettings,
-    Outputs,
 )
 from detectors.detections import Detections
 from detectors.errors import DetectorError
@@ -30,7 +29,9 @@ from detectors.shared.losses import (
     masked_smooth_l1_loss,
     penalty_reduced_focal_loss,
 )
+from detectors.shared.network import Outputs
 from detectors.shared.peaks import suppress_neighbours
+from detectors.shared.slots import in_slots
 from detectors.shared.test_time_augmentation import averaged_with_mirror, exchange_joints, mirror_displacements
 
 _NEARLY_A_CENTER = 0.9999
@@ -125,7 +126,7 @@ class CenterNetPose(CenterNet):
         joints, labelled = keypoints[..., :2] / STRIDE, keypoints[..., 2] > 0
         inside = ((joints >= 0) & (joints < joints.new_tensor([width, height]))).all(dim=-1)
         rotated = extra.get("rotated", torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device))[:, None]
-        is_person = people.object_mask | (rotated & (self.in_slots(labels, fill=-1) >= 0))
+        is_person = people.object_mask | (rotated & (in_slots(labels, self.settings.max_objects, fill=-1) >= 0))
         joint_mask = is_person[..., None] & labelled & inside
         joints = torch.where(joint_mask[..., None], joints, 0)
         cell = joints.long()
@@ -237,7 +238,7 @@ class CenterNetPose(CenterNet):
                 f"{self.name} needs keypoints of shape {expected} beside boxes of shape {tuple(boxes.shape)}, and got "
                 f"{got}. Train it on COCO keypoint annotations, with joints={self.settings.joints} as the data has."
             )
-        return self.in_slots(keypoints.float())
+        return in_slots(keypoints.float(), self.settings.max_objects)
 
 
 def move_to_peaks(

@@ -4,6 +4,7 @@ Batch norm would update its running statistics twice with the same batch, once f
 one leaves them unchanged, so that losses, gradients and statistics are those of ordinary training, bit for bit.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -12,6 +13,34 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from detectors.shapes import Float
+
+
+class Recomputable(nn.Module, ABC):
+    """A block without randomness that keeps its inner activations for backward, or computes them again."""
+
+    activation_checkpointing = False
+    """In training, keep only the block's input for backward."""
+
+    def forward(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Features as from `compute`."""
+        if self.activation_checkpointing and self.training:
+            return recomputed(self.compute, self, features)
+        return self.compute(features)
+
+    @abstractmethod
+    def compute(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Compute the block."""
+
+
+def set_activation_checkpointing(owner: nn.Module, active: bool) -> None:
+    """Set `activation_checkpointing` in every block of `owner`."""
+    for module in owner.modules():
+        if isinstance(module, Recomputable):
+            module.activation_checkpointing = active
 
 
 def recomputed(

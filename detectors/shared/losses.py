@@ -14,13 +14,17 @@ _DENOMINATOR_FLOOR = 1e-4
 
 
 def penalty_reduced_focal_loss(
-    logits: Float[Tensor, "batch classes height width"], heatmap: Float[Tensor, "batch classes height width"]
+    logits: Float[Tensor, "batch classes height width"],
+    heatmap: Float[Tensor, "batch classes height width"],
+    counted: Bool[Tensor, "batch classes height width"] | None = None,
 ) -> Float[Tensor, ""]:
     """Focal loss on a heatmap of Gaussians: cells near a centre are punished less for a high score.
 
     Args:
         logits: before the sigmoid.
         heatmap: 0 .. 1; exactly 1 at object centres.
+        counted: False for cells to leave out of the sum. Centres among them still count in its denominator, as
+            CornerNet-Saccade's do.
 
     Returns:
         The sum over all cells divided by the number of cells that are exactly 1 in the whole batch of this process;
@@ -38,6 +42,8 @@ def penalty_reduced_focal_loss(
         positive = probabilities.log() * (1 - probabilities) ** 2 * is_center
         # At centres (1 - heatmap) is 0, which leaves them out.
         negative = (1 - probabilities).log() * probabilities**2 * (1 - heatmap) ** 4
+        if counted is not None:
+            positive, negative = positive * counted, negative * counted
         return -(positive.sum() + negative.sum()) / is_center.sum().clamp_min(1)
 
 

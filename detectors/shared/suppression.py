@@ -185,6 +185,118 @@ def _soft_nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: flo
     return SoftNMS(index, decayed, sum(len(values[0]) for values in kept), joints)
 
 
+class MergedBoxes(NamedTuple):
+    """The list that merging soft-NMS leaves; rows beyond `num_kept` are stale, as in `SoftNMS`."""
+
+    boxes: Float[Tensor, "boxes 4"]
+    """Merged boxes, float32; the stale ones are as they were."""
+    scores: Float[Tensor, " boxes"]
+    """The decayed score, float32."""
+    rows: Int[Tensor, " boxes"]
+    """The row of the box that the others were merged into."""
+    num_kept: int
+    """Places that count."""
+
+
+def merging_soft_nms(
+    boxes: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, " boxes"],
+    corner_scores: Float[Tensor, "boxes 2"],
+    labels: Int[Tensor, " boxes"],
+    *,
+    exponent: float,
+    corners_stay: bool = True,
+    sigma: float = 0.5,
+    threshold: float = 0.001,
+) -> MergedBoxes:
+    """Apply soft-NMS class by class, and move each corner to the weighted mean of those that its box overlaps.
+
+    The weight of a corner is its score times `(1 - decay) ** exponent`, where the decay is the factor on the score of
+    its box; that of the box itself is its corner's score.
+
+    Args:
+        boxes: x1, y1, x2, y2; sides are x2 - x1 + 1, as published.
+        scores: of each box.
+        corner_scores: of each top left and bottom right corner.
+        labels: every class has a list of its own; see `soft_nms` for the order of the result.
+        exponent: of the weights.
+        corners_stay: as published, boxes move within the list and the scores of their corners do not, so a box is
+            weighted with the corners of the one that started in its place. False: with its own.
+        sigma: width of the Gaussian.
+        threshold: score below which an overlapping box is dropped.
+
+    Source:
+        princeton-vl/CornerNet, external/nms.pyx, `soft_nms_merge`.
+    """
+    kept: list[tuple[Tensor, ...]] = []
+    stale: list[tuple[Tensor, ...]] = []
+    for label in torch.unique(labels):
+        rows = (labels == label).nonzero().squeeze(1)
+        one = _merge_one_class(
+            boxes[rows].float(),
+            scores[rows].float().clone(),
+            corner_scores[rows].float(),
+            exponent,
+            corners_stay,
+            sigma,
+            threshold,
+        )
+        places = (one.boxes, one.scores, rows[one.rows])
+        kept.append(tuple(values[: one.num_kept] for values in places))
+        stale.append(tuple(values[one.num_kept :] for values in places))
+    if not kept:
+        return MergedBoxes(boxes.float(), scores.float(), labels, 0)
+    merged, decayed, index = (torch.cat(parts) for parts in zip(*kept, *stale, strict=True))
+    return MergedBoxes(merged, decayed, index, sum(len(values[0]) for values in kept))
+
+
+def _merge_one_class(
+    boxes: Tensor,
+    scores: Tensor,
+    corner_scores: Tensor,
+    exponent: float,
+    corners_stay: bool,
+    sigma: float,
+    threshold: float,
+) -> MergedBoxes:
+    index = torch.arange(len(boxes), device=boxes.device)
+    corners = boxes.view(-1, 2, 2)
+    merged: list[Tensor] = []
+    end = len(boxes)
+    current = 0
+    while current < end:
+        best = current + scores[current:end].argmax()
+        swap = torch.stack((best, torch.full_like(best, current)))
+        index[swap.flip(0)], scores[swap.flip(0)] = index[swap], scores[swap]
+        behind = index[current + 1 : end]
+        overlap = _overlaps(boxes, None, index[current : current + 1], behind, plus_one=True)[0]
+        decay = torch.exp(-(overlap**2) / sigma)
+        decayed = torch.where(overlap > 0, scores[current + 1 : end] * decay, scores[current + 1 : end])
+        dropped = (overlap > 0) & (decayed < threshold)
+        if corners_stay:
+            own, others = corner_scores[current], corner_scores[current + 1 + _places_met(dropped)]
+        else:
+            own, others = corner_scores[index[current]], corner_scores[behind]
+        # Without overlap the decay is 1 and the weight 0.
+        weights = others * ((1 - decay) ** exponent)[:, None]
+        total = (own + weights.sum(dim=0))[:, None]
+        moved = own[:, None] * corners[index[current]] + (weights[..., None] * corners[behind]).sum(dim=0)
+        merged.append(torch.where(total > 0, moved / total, corners[index[current]]))
+        end = _close_gaps(index, scores, decayed, dropped, current + 1)
+        current += 1
+    return MergedBoxes(torch.cat((*(one.view(1, 4) for one in merged), boxes[index[end:]])), scores, index, end)
+
+
+def _places_met(dropped: Tensor) -> Tensor:
+    """The place in which the published loop meets each row of a round: rows at the list's end move into gaps."""
+    num_left = int((~dropped).sum())
+    gaps = dropped[:num_left].nonzero().squeeze(1)
+    stays = (~dropped[num_left:]).flip(0).long()
+    # From the right, all rows up to one that stays meet the loop in the same gap, the rest in the new end's place.
+    met = torch.cat((gaps, gaps.new_tensor([num_left])))[stays.cumsum(0) - stays].flip(0)
+    return torch.cat((torch.arange(num_left, device=dropped.device), met))
+
+
 def _settle(beats: Tensor) -> Tensor:
     """Find the boxes of a block that stay; `beats[i, j]`, for i before j: i removes j if i itself stays.
 

@@ -61,7 +61,18 @@ def mirror_content(
     return images.gather(-1, source[:, None, None].expand_as(images))
 
 
-def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
+def best_with_ties(scores: Float[Tensor, " boxes"], limit: int) -> Int[Tensor, " kept"]:
+    """Rows of all scores that are at least the `limit`-th best, best first; of equal ones the first in the list."""
+    order = scores.argsort(descending=True, stable=True)
+    if len(order) > limit:
+        ranked = scores[order]
+        order = order[ranked >= ranked[limit - 1]]
+    return order
+
+
+def merge_by_soft_nms(
+    parts: Sequence[Detections], limit: int, *, sigma: float = 0.5, with_stale_rows: bool = True
+) -> Detections:
     """Merge as CenterNet does: Gaussian soft-NMS class by class, then all that score at least the `limit`-th best.
 
     Two quirks are kept because published figures depend on them: the stale rows that soft-NMS leaves at the end of its
@@ -71,6 +82,8 @@ def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
     Args:
         parts: detections of each scale in one frame (the image's, as published), in the order of the scales.
         limit: best detections over all classes.
+        sigma: width of the Gaussian.
+        with_stale_rows: False leaves out the rows that soft-NMS has dropped.
 
     Returns:
         Best score first, on the CPU: soft-NMS is a chain of small steps, which a GPU would only slow down.
@@ -79,11 +92,8 @@ def merge_by_soft_nms(parts: Sequence[Detections], limit: int) -> Detections:
         xingyizhou/CenterNet, src/lib/detectors/ctdet.py and multi_pose.py, `merge_outputs`.
     """
     every = joined(parts).cpu()
-    places = soft_nms(every.boxes, every.scores, every.labels)
-    order = places.scores.argsort(descending=True, stable=True)
-    if len(order) > limit:
-        ranked = places.scores[order]
-        order = order[ranked >= ranked[limit - 1]]
+    places = soft_nms(every.boxes, every.scores, every.labels, sigma=sigma)
+    order = best_with_ties(places.scores if with_stale_rows else places.scores[: places.num_kept], limit)
     merged = every.rows(places.rows[order])
     # The published code swaps keypoints where it copies boxes, so they no longer match beyond the end of its list.
     keypoints = None if every.keypoints is None else every.keypoints[places.joints[order]]

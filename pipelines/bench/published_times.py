@@ -40,8 +40,8 @@ TIMES: dict[str, PublishedTime] = {
     "cornernet_hourglass104": PublishedTime((511, 511), 244, "Titan X", "with flip"),
     "cornernet_saccade": PublishedTime((255, 255), 190, "1080Ti", "an image, not one crop"),
     "cornernet_squeeze": PublishedTime((511, 511), 30, "1080Ti"),
-    "centernet_triplets_hourglass52": PublishedTime((511, 511), 270, "P100"),
-    "centernet_triplets_hourglass104": PublishedTime((511, 511), 340, "P100"),
+    "keypoint_triplets_hourglass52": PublishedTime((511, 511), 270, "P100"),
+    "keypoint_triplets_hourglass104": PublishedTime((511, 511), 340, "P100"),
 }
 """By detector. Sources: Objects as Points, table 1, and xingyizhou/CenterNet, readme/MODEL_ZOO.md; tianzhi0549/FCOS,
 README.md; open-mmlab/mmdetection, configs/foveabox; the papers of CornerNet, CornerNet-Lite and CenterNet Triplets."""

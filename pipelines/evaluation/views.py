@@ -104,7 +104,14 @@ def detect(detector: Detector, views: Sequence[Batch], settings: EvaluationSetti
             outputs_shown = outputs
 
     received = [
-        View(augment(view, detector.preprocessing), view.transforms.cpu(), view.content_sizes) for view in views
+        View(
+            images=augment(view, detector.preprocessing),
+            transforms=view.transforms.cpu(),
+            content_sizes=view.content_sizes,
+            image_sizes=view.original_sizes.cpu(),
+            scale=scale,
+        )
+        for scale, view in zip(scales, views, strict=True)
     ]
     # Normalising is part of reading, so the clock starts after it.
     synchronize(received[0].images.device)

@@ -23,14 +23,26 @@ def test_names_are_sorted_and_hold_the_published_detectors() -> None:
         "centernet_resdcn18",
         "centernet_resnet101",
         "centernet_resnet18",
+        "cornernet_hourglass104",
+        "cornernet_saccade",
+        "cornernet_squeeze",
         "fcos_resnet101",
         "fcos_resnet50",
+        "keypoint_triplets_hourglass104",
+        "keypoint_triplets_hourglass52",
     }
 
 
 @pytest.mark.parametrize(
     ("name", "num_classes"),
-    [("centernet_resnet18", 80), ("centernet_dla34_pose", 1), ("centernet_dla34_3d", 3), ("fcos_resnet50", 80)],
+    [
+        ("centernet_resnet18", 80),
+        ("centernet_dla34_pose", 1),
+        ("centernet_dla34_3d", 3),
+        ("fcos_resnet50", 80),
+        ("cornernet_squeeze", 80),
+        ("keypoint_triplets_hourglass52", 80),
+    ],
 )
 def test_without_a_number_of_classes_it_is_the_publications(name: str, num_classes: int) -> None:
     with torch.device("meta"):

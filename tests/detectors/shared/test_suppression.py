@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from detectors.shared.suppression import nms, shifting_nms, soft_nms
+from detectors.shared.suppression import merging_soft_nms, nms, shifting_nms, soft_nms
+from tests.detectors.cornernet import reference
 
 
 def iou(a: list[float], b: list[float], one: float) -> float:
@@ -178,3 +179,41 @@ def test_torchvision_moves_classes_apart_in_float32() -> None:
     assert shifting_nms(many, more, others, threshold=0.6)[:2].tolist() == [0, 2]  # 1,001 boxes: class by class
     assert shifting_nms(many[:1000], more[:1000], others[:1000], threshold=0.6)[:3].tolist() == [0, 1, 2]
     assert shifting_nms(boxes[:0], scores[:0], labels[:0], threshold=0.6).tolist() == []
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_merging_finds_boxes_in_the_place_where_the_loop_meets_them(stay: bool) -> None:
+    # Scores so low that most overlapping boxes are dropped, and the list's end moves into the gaps round by round.
+    generator = torch.Generator().manual_seed(5)
+    for count in (1, 2, 3, 40, 150):
+        centers = torch.randint(0, 4, (count, 2), generator=generator) * 20.0
+        sides = torch.rand(count, 2, generator=generator) * 20 + 2
+        boxes = torch.cat((centers, centers + sides), dim=1)
+        scores = torch.rand(count, generator=generator) ** 6 * 0.1
+        corners = torch.rand(count, 2, generator=generator)
+        rows = [[*b, s, 0, *c] for b, s, c in zip(boxes.tolist(), scores.tolist(), corners.tolist(), strict=True)]
+        expected = np.array(reference.soft_nms(rows, True, stale=True, own_corners=not stay))
+        given = merging_soft_nms(
+            boxes, scores, corners, torch.zeros(count, dtype=torch.int64), exponent=10, corners_stay=stay
+        )
+        order = given.scores.argsort(descending=True, stable=True)
+        np.testing.assert_allclose(given.scores[order], expected[:, 4], rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(given.boxes[order], expected[:, :4], rtol=1e-3, atol=1e-3)
+        assert count < 40 or given.num_kept < count
+
+
+def test_merging_by_hand() -> None:
+    # The boxes share an IoU of 10 x 8 / 100 = 0.8 (sides are 1 longer): decay exp(-0.64 / 0.5) = 0.278, weight 0.722^10
+    # = 0.0385. The right side is the mean of 9 and 7 with the bottom right scores 0.9 and 0.5 x 0.0385.
+    boxes, scores = tensor([[0.0, 0, 9, 9], [0, 0, 7, 9]]), tensor([0.9, 0.6])
+    corners = tensor([[0.9, 0.9], [0.7, 0.5]])
+    merged = merging_soft_nms(boxes, scores, corners, tensor([4, 4]), exponent=10)
+    torch.testing.assert_close(merged.boxes[0], tensor([0.0, 0.0, 8.9582, 9.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(merged.scores, tensor([0.9, 0.6 * 0.27804]), atol=1e-4, rtol=0)
+    assert merging_soft_nms(boxes[:0], scores[:0], corners[:0], tensor([4])[:0], exponent=10).num_kept == 0
+
+
+def test_a_corner_that_scores_0_moves_nothing() -> None:
+    boxes, corners = tensor([[0.0, 0, 9, 9]]), tensor([[0.0, 0.0]])
+    merged = merging_soft_nms(boxes, tensor([0.0]), corners, tensor([0]), exponent=10)
+    assert torch.equal(merged.boxes, boxes)

@@ -1,0 +1,219 @@
+"""Corner, cascade corner and centre pooling: a cell receives the largest value in a direction.
+
+A corner of a box is usually outside of the object, with nothing near it to recognise it by. Top pooling carries the
+features of the object's topmost part up to the row of the corner, left pooling those of its leftmost part.
+
+Where several cells are equally large, the whole gradient goes to the one that the scan reaches first, as in the
+published extension.
+"""
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from detectors.layers.convolution_block import ConvolutionBlock
+from detectors.layers.recomputation import Recomputable
+from detectors.shapes import Float
+
+Side = Literal["top", "left", "bottom", "right"]
+"""The side of a map towards which values are carried."""
+
+
+def corner_pool(
+    features: Float[Tensor, "batch channels height width"], towards: Side
+) -> Float[Tensor, "batch channels height width"]:
+    """Running maximum towards one side of the map.
+
+    Keeps one byte per element for backward, whatever the dtype. Gradients are summed in float32 or better, in a fixed
+    order, and have no second derivative.
+
+    Args:
+        features: of any dtype and memory format.
+        towards: "top": each cell receives the maximum of itself and all cells below it; "left": of all cells to its
+            right; "bottom" and "right": the opposite.
+
+    Returns:
+        In the dtype of `features`, and in its memory format.
+
+    Source:
+        Law and Deng, CornerNet, eq. 6 and 7 (arXiv:1808.01244); princeton-vl/CornerNet,
+        models/py_utils/_cpools/src/.
+    """
+    return cast(Tensor, _CornerPool.apply(features, towards))  # type: ignore[no-untyped-call]
+
+
+def center_pool(
+    for_columns: Float[Tensor, "batch channels height width"], for_rows: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Maximum of each cell's column in one map, plus that of its row in another.
+
+    This is what pooling towards the top and then the bottom computes, plus left and then right.
+
+    Source:
+        Duan et al., CenterNet: Keypoint Triplets, section 3.3 (arXiv:1904.08189).
+    """
+    return _last_maximum(for_columns, dim=-2) + _last_maximum(for_rows, dim=-1)
+
+
+class CornerPooling(Recomputable):
+    """Features for one kind of corner: two pooled maps added, convolved, added to the input, convolved.
+
+    Args:
+        channels: of the input and the output; half as many are pooled.
+        vertical: direction of the first map.
+        horizontal: direction of the second map.
+
+    Source:
+        CornerNet, figure 7; princeton-vl/CornerNet, models/CornerNet.py, `pool`.
+    """
+
+    def __init__(self, channels: int, vertical: Side, horizontal: Side) -> None:
+        super().__init__()
+        self.vertical, self.horizontal = vertical, horizontal
+        pooled = channels // 2
+        self.p1_conv1 = ConvolutionBlock(channels, pooled)
+        self.p2_conv1 = ConvolutionBlock(channels, pooled)
+        self.p_conv1 = nn.Conv2d(pooled, channels, 3, padding=1, bias=False)
+        self.p_bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = ConvolutionBlock(channels, channels)
+
+    def compute(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Features of the same shape."""
+        pooled = self.p_bn1(self.p_conv1(self.pool(features)))
+        return cast(Tensor, self.conv2(torch.relu(pooled + self.bn1(self.conv1(features)))))
+
+    def pool(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch pooled height width"]:
+        """Sum of both pooled maps."""
+        upright = corner_pool(self.p1_conv1(features), self.vertical)
+        return upright + corner_pool(self.p2_conv1(features), self.horizontal)
+
+
+class CascadeCornerPooling(CornerPooling):
+    """Corner pooling that first looks along a box's side into the box, so that corners see what is inside.
+
+    Source:
+        Keypoint Triplets, section 3.3; Duankaiwen/CenterNet, models/CenterNet-104.py, `pool`.
+    """
+
+    def __init__(self, channels: int, vertical: Side, horizontal: Side) -> None:
+        super().__init__(channels, vertical, horizontal)
+        pooled = channels // 2
+        self.look_conv1 = ConvolutionBlock(channels, pooled)
+        self.look_conv2 = ConvolutionBlock(channels, pooled)
+        # Neither norm nor ReLU follows these two.
+        self.P1_look_conv = nn.Conv2d(pooled, pooled, 3, padding=1, bias=False)
+        self.P2_look_conv = nn.Conv2d(pooled, pooled, 3, padding=1, bias=False)
+
+    def pool(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch pooled height width"]:
+        """Sum of both pooled maps."""
+        looked = corner_pool(self.look_conv1(features), self.horizontal)
+        upright = corner_pool(self.P1_look_conv(self.p1_conv1(features) + looked), self.vertical)
+        looked = corner_pool(self.look_conv2(features), self.vertical)
+        return upright + corner_pool(self.P2_look_conv(self.p2_conv1(features) + looked), self.horizontal)
+
+
+class CenterPooling(CornerPooling):
+    """Features for centres: as for corners, with the maximum of the whole column and of the whole row.
+
+    Source:
+        Keypoint Triplets, section 3.3; Duankaiwen/CenterNet, models/CenterNet-104.py, `pool_cross`.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, "bottom", "right")
+
+    def pool(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch pooled height width"]:
+        """Sum of both pooled maps."""
+        return center_pool(self.p1_conv1(features), self.p2_conv1(features))
+
+
+class _CornerPool(torch.autograd.Function):
+    """A loop over rows (or columns), each of which is one vectorised operation on the whole batch.
+
+    On a CPU this takes less time than `cummax`, which handles an element at a time and also writes eight bytes of index
+    for each, and in backward less than adding by index, whose order on a GPU is not fixed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, towards: Side) -> Tensor:
+        dim = -2 if towards in ("top", "bottom") else -1
+        # Cells that are neighbours in memory belong into one operation.
+        ctx.transposed = features.stride(dim) == 1 and features.shape[dim] > 1
+        ctx.dim = -3 - dim if ctx.transposed else dim
+        ctx.backwards = towards in ("top", "left")
+        values = _mirrored_copy(features) if ctx.transposed else features
+        # A copy may be overwritten.
+        result = values if ctx.transposed else torch.empty_like(features)
+        lines, maxima = (_in_order(maps, ctx.dim, ctx.backwards) for maps in (values, result))
+        maxima[0].copy_(lines[0])
+        if not ctx.needs_input_grad[0]:
+            for step in range(1, len(maxima)):
+                torch.maximum(lines[step], maxima[step - 1], out=maxima[step])
+            return _mirrored_copy(result) if ctx.transposed else result
+        # 1 where a larger value begins: not at a cell that is only as large as one before it. Comparisons that return
+        # their own type, and int8 instead of bool, are vectorised.
+        starts = torch.ones((len(maxima), *maxima[0].shape), dtype=torch.int8, device=features.device)
+        larger = torch.empty_like(starts[0], dtype=features.dtype)
+        for step in range(1, len(maxima)):
+            torch.gt(lines[step], maxima[step - 1], out=larger)
+            starts[step].copy_(larger)
+            torch.maximum(lines[step], maxima[step - 1], out=maxima[step])
+        ctx.save_for_backward(starts)
+        return _mirrored_copy(result) if ctx.transposed else result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (starts,) = ctx.saved_tensors
+        received = _mirrored_copy(gradient) if ctx.transposed else gradient
+        result = received if ctx.transposed else torch.empty_like(gradient)
+        lines, sums = (_in_order(maps, ctx.dim, ctx.backwards) for maps in (received, result))
+        # From the end of the scan to its beginning: `carried` collects the gradients of the cells that received one
+        # value, and is emptied at the cell where the value comes from.
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        carried = torch.zeros_like(starts[0], dtype=dtype)
+        start, here = torch.empty_like(carried), torch.empty_like(carried)
+        for step in reversed(range(len(sums))):
+            carried.add_(lines[step])
+            # Rounded only when it is stored, so that `carried` becomes exactly 0.
+            here = sums[step] if gradient.dtype == dtype else here
+            torch.mul(carried, start.copy_(starts[step]), out=here)
+            carried.sub_(here)
+            if gradient.dtype != dtype:
+                sums[step].copy_(here)
+        return _mirrored_copy(result) if ctx.transposed else result, None
+
+
+def _mirrored_copy(maps: Tensor) -> Tensor:
+    """Swap rows and columns of each map, in memory too."""
+    height, width = maps.shape[-2:]
+    cells = maps.contiguous().view(1, -1, 1, height * width).permute(0, 3, 1, 2)
+    # Shuffling channels is swapping rows and columns, and PyTorch's only vectorised way to do it on a CPU.
+    return torch.channel_shuffle(cells, height).permute(0, 2, 3, 1).reshape(*maps.shape[:-2], width, height)
+
+
+def _in_order(maps: Tensor, dim: int, backwards: bool) -> list[Tensor]:
+    """Rows or columns in the order of the scan."""
+    lines = list(maps.unbind(dim))
+    return lines[::-1] if backwards else lines
+
+
+def _last_maximum(features: Tensor, dim: int) -> Tensor:
+    """Maximum along a dimension, which is kept, with the gradient at its last cell if several are equal.
+
+    That is the cell where the first of the two published scans, from the end, finds it.
+    """
+    # `max` takes the first of equal cells.
+    return features.flip(dim).max(dim, keepdim=True).values
