@@ -69,6 +69,10 @@ class OneLessThanMultiples(InputSizes):
         princeton-vl/CornerNet, test/coco.py, `new_height | 127`.
     """
 
+    keeps_last_pixel: bool = False
+    """An image whose side is such a number is tested in a larger input. As published, CornerNet tests it in one of its
+    own size, without its last row or column."""
+
     def __str__(self) -> str:
         return f"one less than multiples of {self.divisor}"
 
@@ -76,7 +80,7 @@ class OneLessThanMultiples(InputSizes):
         return -(-(side + 1) // self.divisor) * self.divisor - 1
 
     def _around(self, side: int) -> int:
-        return self._least(side)
+        return self._least(side + self.keeps_last_pixel)
 
     def _nearest(self, side: int) -> int:
         return max(self.divisor, round((side + 1) / self.divisor) * self.divisor) - 1

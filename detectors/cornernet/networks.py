@@ -182,7 +182,8 @@ class SaccadeNetwork(_LiteNetwork):
     """
 
     # Published only with inputs of 255. Its hourglass halves three times after the stem.
-    sizes: InputSizes = OneLessThanMultiples(32)
+    # Crops are cut from the whole photograph, up to its last pixel.
+    sizes: InputSizes = OneLessThanMultiples(32, keeps_last_pixel=True)
     form: ClassVar[HourglassForm] = HourglassForm(
         stacks=3, widths=(1, 1.5, 1.5, 2), blocks=(1, 1, 1, 1), hourglasses="hgs"
     )

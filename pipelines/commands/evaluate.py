@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import console
 from pipelines.commands.arguments import Commands, add_json, check_picture, takes_fields
@@ -44,10 +44,10 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--tta",
         nargs="+",
-        choices=("none", "flip", "multiscale"),
+        choices=("none", "flip", "multiscale", "all"),
         default=[],
         metavar="MODE",
-        help="compare modes of test-time augmentation: none, flip, multiscale",
+        help="compare modes of test-time augmentation: none, flip, multiscale, or all that the detector has",
     )
     evaluate.add_argument(
         "--nms", action="store_true", help="soft-NMS for a single scale too, the published --nms of CenterNet"
@@ -80,7 +80,7 @@ def evaluate_run(
     pictures: Path | None,
     as_json: bool,
     flags: Sequence[str],
-    modes: Sequence[TestMode] = (),
+    modes: Sequence[TestMode | Literal["all"]] = (),
     timed_images: int = 20,
 ) -> None:
     """Evaluate a checkpoint in this process and print its table.
@@ -92,7 +92,8 @@ def evaluate_run(
         pictures: file in which predictions are drawn beside the truth.
         as_json: print the figures as one JSON object.
         flags: change the run's recipe, such as --evaluation.geometry keep.
-        modes: modes of test-time augmentation to compare; if empty, the recipe's own mode is evaluated.
+        modes: modes of test-time augmentation to compare, "all" for those that the detector was published with; if
+            empty, the recipe's own mode is evaluated.
         timed_images: images timed one by one for each of `modes`.
 
     Raises:
@@ -111,7 +112,8 @@ def evaluate_run(
         raise ConfigError(f"--timed-images is {timed_images}; it must be 1 or more.")
     judged = _open(path, data, newest, flags)
     own = judged.recipe.evaluation
-    settings = [replace(own, tta=mode) for mode in dict.fromkeys(modes)] or [own]
+    compared = judged.detector.test_time.modes if "all" in modes else [mode for mode in modes if mode != "all"]
+    settings = [replace(own, tta=mode) for mode in dict.fromkeys(compared)] or [own]
     for one in settings:
         judged.detector.check_test_mode(one.tta, one.soft_nms)
     if pictures:

@@ -175,8 +175,9 @@ def results_from_detections(
         scores: (detections,)
         labels: (detections,) indices into `class_ids`.
         class_ids: COCO's category id of each class.
-        rounding: round boxes, keypoints and scores to two decimals, as CenterNet's published evaluation does
-            (xingyizhou/CenterNet, src/lib/datasets/dataset/coco.py, `_to_float`).
+        rounding: round boxes, keypoints and scores to two decimals, as the published evaluations of CornerNet and
+            CenterNet do (princeton-vl/CornerNet, db/coco.py; xingyizhou/CenterNet, src/lib/datasets/dataset/coco.py,
+            `_to_float`).
         keypoints: (detections, joints, 2) x, y in pixels of the image. Their score is the box's, and all are marked
             as visible, as published (coco_hp.py).
 

@@ -32,3 +32,10 @@ def test_cornernets_sizes_are_a_pixel_short_of_multiples() -> None:
 
 def test_sizes_can_be_sent_to_another_process() -> None:
     assert pickle.loads(pickle.dumps(Multiples(128))) == Multiples(128)
+
+
+def test_a_size_that_fits_is_tested_in_a_larger_input_where_the_last_pixel_counts() -> None:
+    sizes = OneLessThanMultiples(32, keeps_last_pixel=True)
+    assert sizes.at_own_resolution(479, 480) == (511, 511)
+    assert sizes.padded(479, 480) == (479, 511)
+    assert OneLessThanMultiples(32).at_own_resolution(479, 480) == (479, 511)

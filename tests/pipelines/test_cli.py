@@ -362,7 +362,9 @@ def test_a_finished_checkpoint_of_other_classes_detector_or_data_is_refused(
     modes = json.loads(capsys.readouterr().out)["modes"]
     assert set(modes) == {"flip"}
     assert modes["flip"]["frames_per_second"] == pytest.approx(1000 / modes["flip"]["milliseconds_per_image"])
-    assert "unknown --tta 'mirror'; known are none, flip, multiscale" in _refused(
+    main(["evaluate", str(run), "--tta", "all", "--json", "--timed-images", "1"])
+    assert list(json.loads(capsys.readouterr().out)["modes"]) == ["none", "flip", "multiscale"]
+    assert "unknown --tta 'mirror'; known are none, flip, multiscale, all" in _refused(
         capsys, "evaluate", run, "--tta", "mirror"
     )
     assert "evaluation.scales contains 0; every scale must be from 0.1 to 10" in _refused(
