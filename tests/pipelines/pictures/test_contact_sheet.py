@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import pytest
 
 from data_shards.building.build import build_shards
@@ -41,3 +42,18 @@ def test_a_sample_is_found_by_its_key_its_image_id_or_its_file_name(tmp_path: Pa
 def test_an_output_that_is_not_a_picture_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sheet\.svg cannot be written as a picture"):
         write_contact_sheet(str(tmp_path / "nowhere"), recipes.get("demo"), tmp_path / "sheet.svg")
+
+
+@pytest.mark.parametrize(
+    ("name", "panels"),
+    [("cornernet_squeeze", 4), ("cornernet_saccade", 7), ("keypoint_triplets_hourglass52", 5)],
+)
+def test_crops_of_the_cornernet_family_are_drawn_with_their_targets(tmp_path: Path, name: str, panels: int) -> None:
+    annotations, images = write_coco(tmp_path, document(6, ((40, 60),)))
+    location = build_shards(annotations, images, str(tmp_path), split="train").location
+    small = ["--data.input_size", "127", "127", "--detector.settings.width", "4"]
+    sheet = tmp_path / "sheet.png"
+    assert len(write_contact_sheet(location, with_flags(recipes.get(name), small), sheet, samples=5)) == 5
+    # Two panels, and one for each heatmap: both corners, and centres or attention at three strides.
+    width = cv2.imread(str(sheet)).shape[1]
+    assert width > panels * 127
