@@ -155,7 +155,7 @@ def test_sides_are_one_less_than_multiples(name: str, fits: set[int]) -> None:
 
 
 def test_squeeze_refuses_a_width_that_fire_modules_cannot_halve() -> None:
-    with pytest.raises(detectors.DetectorError, match="width is 10; fire modules halve 1.5 times as many. Choose a mu"):
+    with pytest.raises(detectors.DetectorError, match=r"width is 10; fire modules halve 1\.5 times as many\. Choose"):
         owner("squeeze", 3, width=10)
     with pytest.raises(detectors.DetectorError, match="width is 9; an hourglass has levels of half"):
         owner("cornernet", 3, width=9)
