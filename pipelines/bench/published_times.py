@@ -29,6 +29,7 @@ TIMES: dict[str, PublishedTime] = {
     "centernet_resdcn18": PublishedTime(_KEPT, 7, _XP),
     "centernet_resdcn101": PublishedTime(_KEPT, 22, _XP),
     "centernet_dla34": PublishedTime(_KEPT, 19, _XP),
+    "centernet_dla34_original": PublishedTime(_KEPT, None),
     "centernet_hourglass104": PublishedTime(_KEPT_128, 71, _XP),
     "centernet_dla34_pose": PublishedTime((512, 512), 44, _XP, "with flip"),
     "centernet_hourglass104_pose": PublishedTime((512, 512), 151, _XP, "with flip"),
@@ -40,8 +41,8 @@ TIMES: dict[str, PublishedTime] = {
     "cornernet_hourglass104": PublishedTime((511, 511), 244, "Titan X", "with flip"),
     "cornernet_saccade": PublishedTime((255, 255), 190, "1080Ti", "an image, not one crop"),
     "cornernet_squeeze": PublishedTime((511, 511), 30, "1080Ti"),
-    "centernet_triplets_hourglass52": PublishedTime((511, 511), 270, "P100"),
-    "centernet_triplets_hourglass104": PublishedTime((511, 511), 340, "P100"),
+    "keypoint_triplets_hourglass52": PublishedTime((511, 511), 270, "P100"),
+    "keypoint_triplets_hourglass104": PublishedTime((511, 511), 340, "P100"),
 }
 """By detector. Sources: Objects as Points, table 1, and xingyizhou/CenterNet, readme/MODEL_ZOO.md; tianzhi0549/FCOS,
 README.md; open-mmlab/mmdetection, configs/foveabox; the papers of CornerNet, CornerNet-Lite and CenterNet Triplets."""

@@ -125,9 +125,8 @@ def test_bottlenecks() -> None:
     compare(detector, [{head: hand.head(x, head) for head in ("hm", "wh", "reg")}], images)
 
 
-def test_dla() -> None:
-    detector = randomised("centernet_dla34", width=4, head_channels=8)
-    hand, images = ByHand(detector), torch.randn(1, 3, 64, 96)
+def dla34(hand: ByHand, images: Tensor) -> list[Tensor]:
+    """The levels at strides 4, 8, 16 and 32."""
 
     def tree(x: Tensor, key: str, stride: int, children: list[Tensor]) -> Tensor:
         """Two blocks and their root, which also takes `children`."""
@@ -149,6 +148,14 @@ def test_dla() -> None:
         first = tree(x, f"base.level{level}.tree1", 2, [])
         levels.append(tree(first, f"base.level{level}.tree2", 1, [functional.max_pool2d(x, 2), first]))
     levels.append(tree(levels[-1], "base.level5", 2, [functional.max_pool2d(levels[-1], 2)]))
+    return levels
+
+
+def test_dla() -> None:
+    detector = randomised("centernet_dla34", width=4, head_channels=8)
+    hand, images = ByHand(detector), torch.randn(1, 3, 64, 96)
+
+    levels = dla34(hand, images)
 
     def deformable(x: Tensor, key: str) -> Tensor:
         return hand.bn(hand.half_conv(x, f"{key}.conv"), f"{key}.actf.0").relu()
@@ -167,6 +174,26 @@ def test_dla() -> None:
     at4 = merge(at8, from16, "dla_up.ida_2", 3, 2)
     x = merge(at8, at4, "ida_up", 1, 2)
     x = merge(at16, x, "ida_up", 2, 4)
+    compare(detector, [{head: hand.head(x, head) for head in ("hm", "wh", "reg")}], images)
+
+
+def test_original_dla() -> None:
+    detector = randomised("centernet_dla34_original", width=4, head_channels=8)
+    hand, images = ByHand(detector), torch.randn(1, 3, 64, 96)
+
+    def merge(fine: Tensor, coarse: Tensor, key: str, step: int) -> Tensor:
+        """`node(concatenate(fine, up(proj(coarse))))`."""
+        projected = hand.cbr(coarse, f"{key}.proj_{step}.0", f"{key}.proj_{step}.1")
+        up = hand.enlarge(projected, f"{key}.up_{step}", groups=fine.shape[1])
+        return hand.cbr(torch.cat([fine, up], dim=1), f"{key}.node_{step}.0", f"{key}.node_{step}.1")
+
+    stride4, stride8, stride16, stride32 = dla34(hand, images)
+    at16 = merge(stride16, stride32, "dla_up.ida_0", 1)
+    from16 = merge(stride8, stride16, "dla_up.ida_1", 1)
+    at8 = merge(from16, at16, "dla_up.ida_1", 2)
+    from8 = merge(stride4, stride8, "dla_up.ida_2", 1)
+    from16 = merge(from8, from16, "dla_up.ida_2", 2)
+    x = merge(from16, at8, "dla_up.ida_2", 3)
     compare(detector, [{head: hand.head(x, head) for head in ("hm", "wh", "reg")}], images)
 
 
