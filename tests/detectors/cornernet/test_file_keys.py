@@ -113,6 +113,104 @@ def test_cornernet_loads_from_and_is_written_for_cornernet_lite(tmp_path: Path) 
     assert all(torch.equal(written[key], original[key]) for key in original)
 
 
+def mmdetection_keys() -> list[str]:
+    """Keys of mmdetection's CornerNet, from what its modules are made of: a norm has five entries."""
+    keys: list[str] = []
+
+    def norm(name: str) -> None:
+        keys.extend(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
+        keys.append(f"{name}.num_batches_tracked")
+
+    def convolution(name: str, with_norm: bool = True) -> None:
+        keys.append(f"{name}.conv.weight")
+        if with_norm:
+            norm(f"{name}.bn")
+        else:
+            keys.append(f"{name}.conv.bias")
+
+    def block(name: str, downsample: bool = False) -> None:
+        for number in (1, 2):
+            keys.append(f"{name}.conv{number}.weight")
+            norm(f"{name}.bn{number}")
+        if downsample:
+            keys.append(f"{name}.downsample.0.weight")
+            norm(f"{name}.downsample.1")
+
+    def hourglass(name: str, channels: tuple[int, ...]) -> None:
+        for part in ("up1.0", "up1.1"):
+            block(f"{name}.{part}")
+        block(f"{name}.low1.0", downsample=True)
+        block(f"{name}.low1.1")
+        if len(channels) > 2:
+            hourglass(f"{name}.low2", channels[1:])
+        else:
+            for number in range(4):
+                block(f"{name}.low2.{number}")
+        block(f"{name}.low3.0")
+        block(f"{name}.low3.1", downsample=channels[0] != channels[1])
+
+    convolution("backbone.stem.0")
+    block("backbone.stem.1.0", downsample=True)
+    for stack in (0, 1):
+        hourglass(f"backbone.hourglass_modules.{stack}", (256, 256, 384, 384, 384, 512))
+    block("backbone.inters.0")
+    for name in ("conv1x1s.0", "out_convs.0", "out_convs.1", "remap_convs.0"):
+        convolution(f"backbone.{name}")
+    for corner in ("tl", "br"):
+        for stack in (0, 1):
+            for name in ("direction1_conv", "direction2_conv", "aftpool_conv", "conv1", "conv2"):
+                convolution(f"bbox_head.{corner}_pool.{stack}.{name}")
+            for name in ("heat", "off", "emb"):
+                for layer in (0, 1):
+                    convolution(f"bbox_head.{corner}_{name}.{stack}.{layer}", with_norm=False)
+    return keys
+
+
+MMDETECTION_PAIRS = {
+    "backbone.stem.0.bn.running_var": "pre.0.bn.running_var",
+    "backbone.stem.1.0.conv2.weight": "pre.1.conv2.weight",
+    "backbone.stem.1.0.downsample.0.weight": "pre.1.skip.0.weight",
+    "backbone.hourglass_modules.1.low2.low2.low1.0.downsample.1.bias": "kps.1.low2.low2.low1.0.skip.1.bias",
+    "backbone.hourglass_modules.0.up1.1.bn2.weight": "kps.0.up1.1.bn2.weight",
+    "backbone.out_convs.1.conv.weight": "cnvs.1.conv.weight",
+    # On the stack's input, and on its output.
+    "backbone.conv1x1s.0.conv.weight": "inters_.0.0.weight",
+    "backbone.remap_convs.0.bn.bias": "cnvs_.0.1.bias",
+    "bbox_head.tl_pool.0.direction1_conv.conv.weight": "tl_cnvs.0.p1_conv1.conv.weight",
+    "bbox_head.br_pool.1.direction2_conv.bn.weight": "br_cnvs.1.p2_conv1.bn.weight",
+    "bbox_head.br_pool.0.aftpool_conv.conv.weight": "br_cnvs.0.p_conv1.weight",
+    "bbox_head.br_pool.0.aftpool_conv.bn.weight": "br_cnvs.0.p_bn1.weight",
+    "bbox_head.tl_pool.1.conv1.conv.weight": "tl_cnvs.1.conv1.weight",
+    "bbox_head.tl_pool.1.conv1.bn.weight": "tl_cnvs.1.bn1.weight",
+    "bbox_head.tl_pool.1.conv2.bn.weight": "tl_cnvs.1.conv2.bn.weight",
+    "bbox_head.tl_heat.0.0.conv.bias": "tl_heats.0.0.conv.bias",
+    "bbox_head.br_heat.1.1.conv.bias": "br_heats.1.1.bias",
+    "bbox_head.tl_emb.1.1.conv.weight": "tl_tags.1.1.weight",
+    "bbox_head.br_off.0.1.conv.weight": "br_regrs.0.1.weight",
+}
+
+
+def test_cornernet_loads_from_and_is_written_for_mmdetection(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    saved = owner("cornernet", 3, width=8)
+    exported = save.save_as(saved, tmp_path / "theirs.pth", "mmdetection")
+    assert not exported.left_out
+    content = torch.load(tmp_path / "theirs.pth")
+    assert content["meta"] == {}
+    state = saved.state_dict()
+    assert set(content["state_dict"]) == set(mmdetection_keys())
+    for theirs, ours in MMDETECTION_PAIRS.items():
+        assert torch.equal(content["state_dict"][theirs], state[ours])
+    detector = owner("cornernet", 3, width=8)
+    receipt = published.load(detector, tmp_path / "theirs.pth")
+    assert receipt.library == "mmdetection"
+    assert not receipt.missing
+    assert receipt.skipped == {"meta": "beside 'state_dict': not a weight"}
+    assert receipt.renamed["bbox_head.tl_emb.1.1.conv.weight"] == "tl_tags.1.1.weight"
+    assert any("trains on RGB images with ImageNet's mean and deviation" in note for note in receipt.notes)
+    assert all(torch.equal(value, state[key]) for key, value in detector.state_dict().items())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_file_for_other_classes_is_refused_or_loads_without_its_class_layers(name: str, tmp_path: Path) -> None:
     file = authors_file(name, tmp_path / "five.pkl", num_classes=5)
