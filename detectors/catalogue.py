@@ -28,6 +28,7 @@ _BUILDERS: dict[str, Callable[..., Detector]] = {
     "centernet_resdcn18": centernet.centernet_resdcn18,
     "centernet_resdcn101": centernet.centernet_resdcn101,
     "centernet_dla34": centernet.centernet_dla34,
+    "centernet_dla34_original": centernet.centernet_dla34_original,
     "centernet_hourglass104": centernet.centernet_hourglass104,
     "centernet_dla34_pose": pose.centernet_dla34_pose,
     "centernet_hourglass104_pose": pose.centernet_hourglass104_pose,

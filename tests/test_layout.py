@@ -16,7 +16,7 @@ WITHOUT_A_MODULE = {
     "detectors/fcos/test_targets.py": "one step of fcos.py, against a loop over points and boxes",
     "detectors/test_wiring.py": "every network against its publication's forward pass",
     "detectors/weights/test_layouts.py": "the state dicts of every detector against the published keys",
-    "pipelines/bench/test_bench.py": "bench/detectors.py and bench/deformable.py through the command line",
+    "pipelines/bench/test_bench.py": "bench/detectors.py, deformable.py and corner_pooling.py through the command line",
     "pipelines/drill/test_drill.py": "verdict.py and the list of faults",
 }
 

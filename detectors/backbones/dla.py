@@ -1,4 +1,6 @@
-"""Deep layer aggregation, DLA-34: a trunk of trees, and the deformable steps that merge its levels upwards.
+"""Deep layer aggregation, DLA-34: a trunk of trees, and the steps that merge its levels upwards.
+
+CenterNet's steps are deformable and add levels; those of the original network are ordinary and concatenate them.
 
 Two parts of the published network have no effect, and are kept because its checkpoints hold them: the ImageNet
 classifier `fc`, and the projections of trees that contain trees (the inner tree makes its own), whose batch norm
@@ -170,11 +172,8 @@ class IterativeAggregation(nn.Module):
     def __init__(self, channels: int, in_channels: Sequence[int], factors: Sequence[int]) -> None:
         super().__init__()
         for step, (before, factor) in enumerate(zip(in_channels[1:], factors, strict=True), start=1):
-            enlarge = nn.ConvTranspose2d(
-                channels, channels, 2 * factor, factor, padding=factor // 2, groups=channels, bias=False
-            )
-            with torch.no_grad():
-                enlarge.weight.copy_(bilinear_kernel(factor).expand_as(enlarge.weight))
+            # Weights are drawn in this order, though the projection is the first in the state dict.
+            enlarge = _enlargement(channels, factor)
             self.add_module(f"proj_{step}", DeformableBlock(before, channels))
             self.add_module(f"up_{step}", enlarge)
             self.add_module(f"node_{step}", DeformableBlock(channels, channels))
@@ -220,6 +219,76 @@ class HierarchicalAggregation(nn.Module):
             levels[finest:] = getattr(self, f"ida_{turn}")(levels[finest:])
             results.insert(0, levels[-1])
         return results
+
+
+class ConcatenatingAggregation(nn.Module):
+    """The original iterative aggregation: each merge is a 3x3 convolution of two concatenated levels.
+
+    Args:
+        channels: channels of the result and of every merged level.
+        in_channels: channels of the levels, finest first; each but the first differs from `channels`.
+        factors: of enlargement, for each level but the first.
+
+    Source:
+        Yu et al., Deep Layer Aggregation, section 3.1; xingyizhou/CenterNet, src/lib/models/networks/dlav0.py, `IDAUp`.
+    """
+
+    def __init__(self, channels: int, in_channels: Sequence[int], factors: Sequence[int]) -> None:
+        super().__init__()
+        for step, (before, factor) in enumerate(zip(in_channels[1:], factors, strict=True), start=1):
+            self.add_module(f"proj_{step}", _convolution(before, channels, kernel_size=1))
+            self.add_module(f"up_{step}", _enlargement(channels, factor))
+        # After all of those above, in the published order.
+        for step in range(1, len(in_channels)):
+            self.add_module(f"node_{step}", _convolution(2 * channels, channels))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Result of each merge, all at the resolution of the finest level."""
+        merged = [levels[0]]
+        for step, level in enumerate(levels[1:], start=1):
+            project, enlarge, node = (getattr(self, f"{part}_{step}") for part in ("proj", "up", "node"))
+            merged.append(node(torch.cat((merged[-1], enlarge(project(level))), dim=1)))
+        return merged[1:]
+
+
+class OriginalHierarchicalAggregation(nn.Module):
+    """Merge levels from the coarse end, with `ConcatenatingAggregation`, until one is left.
+
+    Args:
+        channels: channels of the levels, finest first; each is twice as fine as the next.
+
+    Source:
+        Yu et al., Deep Layer Aggregation, section 3.2; dlav0.py, `DLAUp`.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        for turn, finest in enumerate(reversed(range(len(channels) - 1))):
+            # Earlier rounds left all coarser levels with the channels and resolution of the next one.
+            coarser = [channels[finest + 1]] * (turn + 1)
+            step = ConcatenatingAggregation(channels[finest], [channels[finest], *coarser], [2] * len(coarser))
+            self.add_module(f"ida_{turn}", step)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Features `(batch, channels[0], height, width)` at the resolution of the finest level."""
+        levels = list(levels)
+        for turn, finest in enumerate(reversed(range(len(levels) - 1))):
+            # The next round starts from the results, and from the finest level of this one as it was.
+            levels[finest + 1 :] = getattr(self, f"ida_{turn}")(levels[finest:])
+        return levels[-1]
+
+
+def _enlargement(channels: int, factor: int) -> nn.ConvTranspose2d:
+    """Transposed convolution of each channel by itself, which starts as bilinear interpolation."""
+    enlarge = nn.ConvTranspose2d(
+        channels, channels, 2 * factor, factor, padding=factor // 2, groups=channels, bias=False
+    )
+    with torch.no_grad():
+        enlarge.weight.copy_(bilinear_kernel(factor).expand_as(enlarge.weight))
+    return enlarge
 
 
 def _convolution(in_channels: int, channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:

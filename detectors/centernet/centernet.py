@@ -19,6 +19,8 @@ from detectors.centernet.networks import (
     DLASettings,
     HourglassNetwork,
     Network,
+    OriginalDLANetwork,
+    OriginalDLASettings,
     ResNetDCNNetwork,
     ResNetNetwork,
     ResNetSettings,
@@ -371,6 +373,12 @@ def centernet_dla34(num_classes: int = 80, **settings: Any) -> CenterNet:
     """DLA-34: 20.2 M parameters, 37.4 AP on COCO val2017 after 230 epochs."""
     network, chosen = configure("centernet_dla34", settings, DLASettings(), CenterNetSettings())
     return CenterNet(num_classes, partial(DLANetwork, network), chosen)
+
+
+def centernet_dla34_original(num_classes: int = 80, **settings: Any) -> CenterNet:
+    """DLA-34 without deformable convolutions: 18.5 M parameters; no published AP."""
+    network, chosen = configure("centernet_dla34_original", settings, OriginalDLASettings(), CenterNetSettings())
+    return CenterNet(num_classes, partial(OriginalDLANetwork, network), chosen)
 
 
 def centernet_hourglass104(num_classes: int = 80, **settings: Any) -> CenterNet:

@@ -10,7 +10,13 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from detectors.backbones.dla import DLA34, DLA34_IMAGENET, HierarchicalAggregation, IterativeAggregation
+from detectors.backbones.dla import (
+    DLA34,
+    DLA34_IMAGENET,
+    HierarchicalAggregation,
+    IterativeAggregation,
+    OriginalHierarchicalAggregation,
+)
 from detectors.backbones.hourglass import (
     Hourglass,
     HourglassForm,
@@ -153,11 +159,7 @@ class ResNetDCNNetwork(ResNetNetwork):
 
     def start_head(self, name: str, head: Head) -> None:
         """Give small weights to both convolutions; heatmaps keep PyTorch's."""
-        if "hm" in name:
-            start_heatmap(head)
-        else:
-            start_small(cast(nn.Conv2d, head[0]))
-            start_small(head.last)
+        _start_by_place(name, head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +217,34 @@ class DLANetwork(Network):
         return [self.run_heads(detector, ida_up(levels[:3])[-1])]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OriginalDLASettings(DLASettings):
+    """Settings of a CenterNet's original DLA-34."""
+
+    trunk_start: Literal["pytorch", "he"] = "he"
+    """Initial weights of the trunk if none are loaded: He et al.'s, as in the published code, or PyTorch's."""
+
+
+class OriginalDLANetwork(DLANetwork):
+    """DLA-34 as it was made for segmentation, without deformable convolutions (figure 6c of the paper, `dlav0_34`)."""
+
+    def make_layers(self) -> dict[str, nn.Module]:
+        """Make all layers, in the published order and with their published start."""
+        settings = self.settings
+        base = DLA34(settings.width, starts_as_pytorch=settings.trunk_start == "pytorch")
+        channels = base.channels[2:]
+        layers: dict[str, nn.Module] = {"base": base, "dla_up": OriginalHierarchicalAggregation(channels)}
+        for name, out_channels in self.head_channels.items():
+            layers[name] = head = convolutional_head(channels[0], settings.head_channels, out_channels)
+            _start_by_place(name, head)
+        return layers
+
+    def run(self, detector: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
+        """Raw maps of the one stack; see `Network.run`."""
+        base, dla_up = (getattr(detector, name) for name in ("base", "dla_up"))
+        return [self.run_heads(detector, dla_up(base(images)[2:]))]
+
+
 class HourglassNetwork(Network):
     """Hourglass-104: two stacks, both trained, of which the last one is used (`hourglass`)."""
 
@@ -245,3 +275,11 @@ class HourglassNetwork(Network):
             {name: getattr(detector, name)[stack](features) for name in self.head_channels}
             for stack, features in enumerate(of_stacks)
         ]
+
+
+def _start_by_place(name: str, head: Head) -> None:
+    if "hm" in name:
+        start_heatmap(head)
+    else:
+        start_small(cast(nn.Conv2d, head[0]))
+        start_small(head.last)

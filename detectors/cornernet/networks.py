@@ -18,7 +18,7 @@ from detectors.backbones.hourglass import (
     hourglass_head,
 )
 from detectors.backbones.squeeze_hourglass import SQUEEZE_HOURGLASS, SqueezeSettings
-from detectors.cornernet.file_keys import CORNERNET, CORNERNET_LITE, LAYOUTS, SACCADE, SQUEEZE
+from detectors.cornernet.file_keys import CORNERNET, CORNERNET_LITE, LAYOUTS, MMDETECTION, SACCADE, SQUEEZE
 from detectors.file_layouts import FileLayout
 from detectors.layers.corner_pooling import CornerPooling
 from detectors.layers.head import start_heatmap
@@ -57,7 +57,11 @@ class CornerNetNetwork(Network):
     head_kernel_size = 3
     """Side of the first of the two convolutions of a head."""
     file_layouts: tuple[FileLayout, ...] = LAYOUTS["cornernet"]
-    export_layouts: Mapping[str, FileLayout] = {"authors": CORNERNET, "cornernet_lite": CORNERNET_LITE}
+    export_layouts: Mapping[str, FileLayout] = {
+        "authors": CORNERNET,
+        "cornernet_lite": CORNERNET_LITE,
+        "mmdetection": MMDETECTION,
+    }
 
     def __init__(self, settings: HourglassSettings, num_classes: int) -> None:
         self.settings, self.num_classes = settings, num_classes

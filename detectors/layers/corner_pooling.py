@@ -140,46 +140,45 @@ class CenterPooling(CornerPooling):
 
 
 class _CornerPool(torch.autograd.Function):
-    """A loop over rows (or columns), each of which is one vectorised operation on the whole batch.
+    """A loop over rows or columns, each of which is one vectorised operation on the whole batch.
 
-    On a CPU this takes less time than `cummax`, which handles an element at a time and also writes eight bytes of index
-    for each, and in backward less than adding by index, whose order on a GPU is not fixed.
+    On a CPU this takes less time than `cummax`, which handles one element after the other and writes eight bytes of
+    index for each. Adding gradients by index would, on a GPU, add them in any order.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, towards: Side) -> Tensor:
-        dim = -2 if towards in ("top", "bottom") else -1
-        # Cells that are neighbours in memory belong into one operation.
-        ctx.transposed = features.stride(dim) == 1 and features.shape[dim] > 1
-        ctx.dim = -3 - dim if ctx.transposed else dim
+        ctx.dim = -2 if towards in ("top", "bottom") else -1
         ctx.backwards = towards in ("top", "left")
-        values = _mirrored_copy(features) if ctx.transposed else features
-        # A copy may be overwritten.
-        result = values if ctx.transposed else torch.empty_like(features)
-        lines, maxima = (_in_order(maps, ctx.dim, ctx.backwards) for maps in (values, result))
+        # Neighbours in memory have to be in one operation, so columns of an ordinary map become rows of a matrix.
+        ctx.transposed = ctx.dim == -1 and features.is_contiguous()
+        values = _transposed(features) if ctx.transposed else features
+        result = values if ctx.transposed else torch.empty_like(values)  # what is a copy may be overwritten
+        lines, maxima = _in_order(values, ctx), _in_order(result, ctx)
         maxima[0].copy_(lines[0])
         if not ctx.needs_input_grad[0]:
             for step in range(1, len(maxima)):
                 torch.maximum(lines[step], maxima[step - 1], out=maxima[step])
-            return _mirrored_copy(result) if ctx.transposed else result
-        # 1 where a larger value begins: not at a cell that is only as large as one before it. Comparisons that return
-        # their own type, and int8 instead of bool, are vectorised.
-        starts = torch.ones((len(maxima), *maxima[0].shape), dtype=torch.int8, device=features.device)
+            return _back(result, features.shape) if ctx.transposed else result
+        # By step of the scan, 1 where a larger value begins: not at a cell that is only as large as one before it.
+        # A comparison that returns its own type is vectorised, and so are conversions from and to int8, but not bool.
+        starts = torch.empty((len(maxima), *maxima[0].shape), dtype=torch.int8, device=features.device)
+        starts[0] = 1
         larger = torch.empty_like(starts[0], dtype=features.dtype)
         for step in range(1, len(maxima)):
             torch.gt(lines[step], maxima[step - 1], out=larger)
             starts[step].copy_(larger)
             torch.maximum(lines[step], maxima[step - 1], out=maxima[step])
         ctx.save_for_backward(starts)
-        return _mirrored_copy(result) if ctx.transposed else result
+        return _back(result, features.shape) if ctx.transposed else result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (starts,) = ctx.saved_tensors
-        received = _mirrored_copy(gradient) if ctx.transposed else gradient
-        result = received if ctx.transposed else torch.empty_like(gradient)
-        lines, sums = (_in_order(maps, ctx.dim, ctx.backwards) for maps in (received, result))
+        received = _transposed(gradient) if ctx.transposed else gradient
+        result = received if ctx.transposed else torch.empty_like(received)
+        lines, sums = _in_order(received, ctx), _in_order(result, ctx)
         # From the end of the scan to its beginning: `carried` collects the gradients of the cells that received one
         # value, and is emptied at the cell where the value comes from.
         dtype = torch.promote_types(gradient.dtype, torch.float32)
@@ -187,27 +186,38 @@ class _CornerPool(torch.autograd.Function):
         start, here = torch.empty_like(carried), torch.empty_like(carried)
         for step in reversed(range(len(sums))):
             carried.add_(lines[step])
-            # Rounded only when it is stored, so that `carried` becomes exactly 0.
+            # What is rounded is a copy, so that `carried` becomes exactly 0.
             here = sums[step] if gradient.dtype == dtype else here
             torch.mul(carried, start.copy_(starts[step]), out=here)
             carried.sub_(here)
-            if gradient.dtype != dtype:
+            if here is not sums[step]:
                 sums[step].copy_(here)
-        return _mirrored_copy(result) if ctx.transposed else result, None
+        return _back(result, gradient.shape) if ctx.transposed else result, None
 
 
-def _mirrored_copy(maps: Tensor) -> Tensor:
-    """Swap rows and columns of each map, in memory too."""
-    height, width = maps.shape[-2:]
-    cells = maps.contiguous().view(1, -1, 1, height * width).permute(0, 3, 1, 2)
-    # Shuffling channels is swapping rows and columns, and PyTorch's only vectorised way to do it on a CPU.
-    return torch.channel_shuffle(cells, height).permute(0, 2, 3, 1).reshape(*maps.shape[:-2], width, height)
-
-
-def _in_order(maps: Tensor, dim: int, backwards: bool) -> list[Tensor]:
+def _in_order(maps: Tensor, ctx: Any) -> list[Tensor]:
     """Rows or columns in the order of the scan."""
-    lines = list(maps.unbind(dim))
-    return lines[::-1] if backwards else lines
+    lines = list(maps.unbind(0 if ctx.transposed else ctx.dim))
+    return lines[::-1] if ctx.backwards else lines
+
+
+def _transposed(maps: Tensor) -> Tensor:
+    """A matrix whose rows are columns of the maps: `(width, batch * channels * height)`."""
+    return _swapped(maps.contiguous().view(-1, maps.shape[-1]))
+
+
+def _back(columns: Tensor, shape: torch.Size) -> Tensor:
+    """The reverse of `_transposed`."""
+    return _swapped(columns).view(shape)
+
+
+def _swapped(matrix: Tensor) -> Tensor:
+    """Transpose a matrix in memory."""
+    rows, columns = matrix.shape
+    # Shuffling channels is a transposition, and of PyTorch's the only one that is vectorised on a CPU. A single cell
+    # with all elements as its channels is stored like the matrix.
+    shuffled = torch.channel_shuffle(matrix.view(1, 1, 1, -1).permute(0, 3, 1, 2), rows)
+    return shuffled.reshape(columns, rows)
 
 
 def _last_maximum(features: Tensor, dim: int) -> Tensor:

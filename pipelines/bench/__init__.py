@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory on this machine: training, reading, detectors, the deformable convolution."""
+"""Benchmarks of speed and memory on this machine: training, reading, detectors, single layers."""

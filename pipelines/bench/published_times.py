@@ -29,6 +29,7 @@ TIMES: dict[str, PublishedTime] = {
     "centernet_resdcn18": PublishedTime(_KEPT, 7, _XP),
     "centernet_resdcn101": PublishedTime(_KEPT, 22, _XP),
     "centernet_dla34": PublishedTime(_KEPT, 19, _XP),
+    "centernet_dla34_original": PublishedTime(_KEPT, None),
     "centernet_hourglass104": PublishedTime(_KEPT_128, 71, _XP),
     "centernet_dla34_pose": PublishedTime((512, 512), 44, _XP, "with flip"),
     "centernet_hourglass104_pose": PublishedTime((512, 512), 151, _XP, "with flip"),

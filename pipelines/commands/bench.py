@@ -25,6 +25,7 @@ def add(commands: Commands) -> None:
         _add_loader,
         _add_detectors,
         _add_deformable,
+        _add_corner_pooling,
         _add_object_store,
         _add_engine,
         _add_checkpoint,
@@ -119,6 +120,20 @@ def _deformable(known: argparse.Namespace) -> None:
     from pipelines.bench.deformable import bench_deformable
 
     bench_deformable(device=known.device, repeats=known.repeats, as_json=known.json)
+
+
+def _add_corner_pooling(subjects: Commands) -> None:
+    pooling = subjects.add_parser("corner-pooling", help="corner pooling beside the same made of torch.cummax")
+    add_device(pooling)
+    pooling.add_argument("--repeats", type=int, default=10, help="timed repetitions (default: 10)")
+    add_json(pooling)
+    pooling.set_defaults(run=_corner_pooling)
+
+
+def _corner_pooling(known: argparse.Namespace) -> None:
+    from pipelines.bench.corner_pooling import bench_corner_pooling
+
+    bench_corner_pooling(device=known.device, repeats=known.repeats, as_json=known.json)
 
 
 def _add_object_store(subjects: Commands) -> None:

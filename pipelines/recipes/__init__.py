@@ -23,6 +23,8 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
         centernet.centernet_resdcn101_2x,
         centernet.centernet_dla34_1x,
         centernet.centernet_dla34_2x,
+        centernet.centernet_dla34_original_1x,
+        centernet.centernet_dla34_original_2x,
         centernet.centernet_hourglass104,
         centernet.centernet_resdcn18_voc_384,
         centernet.centernet_resdcn18_voc_512,

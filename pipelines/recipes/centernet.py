@@ -1,8 +1,8 @@
 """CenterNet (Objects as Points) for boxes: the published schedules of each network on COCO and on Pascal VOC.
 
 Batch and learning rate are those of the published scripts (`experiments/ctdet_*.sh`), which trained the published
-models, even though the paper says 128 images for all ResNets. The plain ResNets have no script and take the paper's
-values (section 5: 128 images, 5e-4). All but the hourglass start from ImageNet weights.
+models, even though the paper says 128 images for all ResNets. The plain ResNets and the original DLA-34 have no script
+and take the paper's values (section 5: 128 images, 5e-4). All but the hourglass start from ImageNet weights.
 """
 
 from dataclasses import replace
@@ -105,6 +105,21 @@ def centernet_dla34_2x() -> Recipe:
         _longer(centernet_dla34_1x()),
         purpose="CenterNet, deformable DLA-34: 230 epochs, batch 128 (published: 37.4 AP on COCO)",
     )
+
+
+def centernet_dla34_original_1x() -> Recipe:
+    """The original DLA-34, of ordinary convolutions (figure 6c of the paper); no script and no AP are published."""
+    return replace(
+        centernet_dla34_1x(),
+        recipe="centernet_dla34_original_1x",
+        purpose="CenterNet, original DLA-34: 140 epochs, batch 128 as for the deformable one",
+        detector=DetectorSettings(name="centernet_dla34_original", weights=IMAGENET),
+    )
+
+
+def centernet_dla34_original_2x() -> Recipe:
+    """The 230-epoch schedule."""
+    return _longer(centernet_dla34_original_1x())
 
 
 def centernet_hourglass104() -> Recipe:

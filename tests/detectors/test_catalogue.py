@@ -16,6 +16,7 @@ def test_names_are_sorted_and_hold_the_published_detectors() -> None:
     assert set(names) >= {
         "centernet_dla34",
         "centernet_dla34_3d",
+        "centernet_dla34_original",
         "centernet_dla34_pose",
         "centernet_hourglass104",
         "centernet_hourglass104_pose",

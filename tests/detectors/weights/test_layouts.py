@@ -19,6 +19,7 @@ PUBLISHED = [
     ("centernet_resdcn18", "centernet_resdcn_18", 14_437_349),
     ("centernet_resdcn101", "centernet_resdcn_101", 49_673_189),
     ("centernet_dla34", "centernet_dla_34", 20_188_892),
+    ("centernet_dla34_original", "centernet_dlav0_34", 18_474_476),
     ("centernet_hourglass104", "centernet_hourglass", 191_284_008),
     ("centernet_dla34_pose", "centernet_multi_pose_dla_34", 20_625_346),
     ("centernet_dla34_3d", "centernet_ddd_dla_34", 20_615_323),
@@ -254,6 +255,28 @@ def test_dla_starts_as_published() -> None:
     row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
     assert_close(state["dla_up.ida_2.up_3.weight"], torch.outer(row, row).expand(32, 1, 4, 4))
     assert not state["dla_up.ida_0.proj_1.conv.conv_offset_mask.weight"].any()
+
+
+def test_the_original_dla_starts_as_published() -> None:
+    torch.manual_seed(0)
+    state = detectors.build("centernet_dla34_original", 3, width=8, head_channels=32).state_dict()
+    assert_close(state["hm.2.bias"], torch.full((3,), -2.19))
+    assert state["hm.0.bias"].abs().max() > 0
+    for name in ("wh", "reg"):
+        assert state[f"{name}.0.weight"].std() == pytest.approx(0.001, rel=0.03)
+        assert not state[f"{name}.0.bias"].any()
+        assert not state[f"{name}.2.bias"].any()
+    # He's: a 3x3 convolution to 32 channels has a standard deviation of sqrt(2 / 288) = 0.0833.
+    for key in ("base.level2.tree1.conv2.weight", "dla_up.ida_2.node_3.0.weight"):
+        assert state[key].shape[::2] == (32, 3)
+        assert state[key].std() == pytest.approx(0.0833, rel=0.03)
+    # A 1x1 convolution to 64 channels: sqrt(2 / 64) = 0.1768.
+    assert state["dla_up.ida_1.proj_2.0.weight"].std() == pytest.approx(0.1768, rel=0.03)
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    assert_close(state["dla_up.ida_2.up_3.weight"], torch.outer(row, row).expand(32, 1, 4, 4))
+    # PyTorch's trunk is uniform, of standard deviation 0.0340.
+    state = detectors.build("centernet_dla34_original", 3, width=8, trunk_start="pytorch").state_dict()
+    assert state["base.level2.tree1.conv2.weight"].std() == pytest.approx(0.0340, rel=0.03)
 
 
 def test_hourglass_starts_as_published() -> None:

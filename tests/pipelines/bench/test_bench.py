@@ -1,4 +1,4 @@
-"""`aweigh bench detectors` and `bench deformable`: small real measurements, whose values are not checked."""
+"""`bench detectors`, `bench deformable` and `bench corner-pooling`: small real measurements of any value."""
 
 import json
 import os
@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import detectors
+from detectors.layers.corner_pooling import Side, corner_pool
+from pipelines.bench import corner_pooling
 from pipelines.bench.network_size import network_size
 from pipelines.bench.published_times import TIMES
 from pipelines.cli import main
@@ -68,6 +70,7 @@ def test_every_detector_has_a_published_size_that_its_network_takes() -> None:
         (["detectors", "--repeats", "0"], "--repeats is 0; it must be 1 or more"),
         (["detectors", "--device", "tpu9"], "--device is 'tpu9'; choose auto, cpu or cuda"),
         (["deformable", "--repeats", "0"], "--repeats is 0"),
+        (["corner-pooling", "--repeats", "0"], "--repeats is 0"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(
@@ -115,3 +118,33 @@ def test_the_deformable_convolution_is_timed_beside_a_plain_one(
         # The result alone is as large as the input; the nine sampled maps at once would be 9 inputs and more.
         assert 1 <= row["forward_memory"] < 6
         assert row["forward_memory"] < row["backward_memory"] < 12
+
+
+def test_corner_pooling_is_timed_beside_cummax(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(corner_pooling, "SHAPE", (1, 2, 8, 6))
+    main(["bench", "corner-pooling", "--repeats", "1", "--device", "cpu", "--json"])
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["shape"] == [1, 2, 8, 6]
+    *each, together = measured["rows"]
+    assert [row["towards"] for row in each] == ["top", "left", "bottom", "right"]
+    assert together["towards"] == "all four"
+    times = ("forward", "backward", "cummax_forward", "cummax_backward")
+    for name in times:
+        assert all(row[name] > 0 for row in each)
+        assert together[name] == pytest.approx(sum(row[name] for row in each))
+    ours, cummax = (together[f"{prefix}forward"] + together[f"{prefix}backward"] for prefix in ("", "cummax_"))
+    assert together["ratio"] == pytest.approx(ours / cummax)
+    main(["bench", "corner-pooling", "--repeats", "1", "--device", "cpu"])
+    header, top, *_, last, note = capsys.readouterr().out.splitlines()
+    assert header.split() == ["1", "x", "2", "x", "8", "x", "6", "forward", "backward", "cummax", "backward", "ratio"]
+    assert top.startswith("towards top ")
+    assert last.startswith("all four ")
+    assert note == "ratio: both passes, over those of torch.cummax"
+
+
+@pytest.mark.parametrize("towards", ["top", "left", "bottom", "right"])
+def test_pooling_by_cummax_computes_corner_pooling(towards: Side) -> None:
+    features = torch.randn(2, 3, 4, 5)
+    assert torch.equal(corner_pooling.pool_by_cummax(features, towards), corner_pool(features, towards))

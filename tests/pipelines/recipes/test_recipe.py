@@ -31,6 +31,8 @@ from pipelines.recipes.settings import Schedule
         ("centernet_resdcn101_2x", 96, 3.75e-4, 230, (180, 210)),
         ("centernet_dla34_1x", 128, 5e-4, 140, (90, 120)),
         ("centernet_dla34_2x", 128, 5e-4, 230, (180, 210)),
+        ("centernet_dla34_original_1x", 128, 5e-4, 140, (90, 120)),
+        ("centernet_dla34_original_2x", 128, 5e-4, 230, (180, 210)),
         ("centernet_hourglass104", 24, 2.5e-4, 50, (40,)),
         ("centernet_resnet18_1x", 128, 5e-4, 140, (90, 120)),
         ("centernet_resnet101_2x", 128, 5e-4, 230, (180, 210)),
