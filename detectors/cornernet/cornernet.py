@@ -171,12 +171,17 @@ class CornerDetector(Detector):
         return {_CAPTIONS[name]: point.heatmap for name, point in targets.points.items()}
 
     def locate(
-        self, boxes: Float[Tensor, "batch objects 4"], labels: Int[Tensor, "batch objects"], input_size: tuple[int, int]
+        self,
+        boxes: Float[Tensor, "batch objects 4"],
+        labels: Int[Tensor, "batch objects"],
+        input_size: tuple[int, int],
+        limits: Float[Tensor, "batch 4"] | None = None,
     ) -> tuple[BoxesInInput, Grid]:
-        """Move annotations into their slots; see `encode` for arguments and errors."""
+        """Move annotations into their slots; see `boxes_in_slots`, and `encode` for errors."""
         self.check_input_size(input_size)
         self.check_labels(labels)
-        return boxes_in_slots(boxes, labels, self.settings.max_objects, input_size), self.grid(input_size)
+        objects = boxes_in_slots(boxes, labels, self.settings.max_objects, input_size, limits)
+        return objects, self.grid(input_size)
 
     def radii(self, objects: BoxesInInput, grid: Grid) -> Int[Tensor, "batch max_objects"]:
         """Reach of each object's Gaussians, in cells."""
@@ -316,7 +321,7 @@ class CornerNet(CornerDetector):
 
     def place(self, pairs: Pairs, place: Placement, grid: Grid) -> Pairs:
         """Move the pairs of one image from cells to the image frame, and clip them to the image."""
-        corners = place.from_origin(pairs.boxes.view(-1, 2, 2) / torch.tensor(grid.cells_per_pixel))
+        corners = place.from_origin(grid.in_input(pairs.boxes.view(-1, 2, 2)))
         kept = self.kept(corners, pairs.scores, place)
         boxes = place.in_image(place.clipped(corners)).view(-1, 4)
         return Pairs(boxes, pairs.scores, pairs.labels, pairs.corner_scores).rows(kept)

@@ -97,13 +97,14 @@ class CornerNetSaccade(CornerDetector):
     ) -> SaccadeTargets:
         """Encode the targets of a batch of crops; see `CornerDetector.encode`.
 
+        Boxes are clipped to `clip_boxes` (batch, 4), the part of each crop that shows the image, if it is in `extra`.
         An object is positive if more than half of it is in the crop and its longer side there is 16 pixels or more.
         Around the corners of others, the focal loss does not count.
 
         Source:
             princeton-vl/CornerNet-Lite, core/sample/cornernet_saccade.py.
         """
-        objects, grid = self.locate(boxes, labels, input_size)
+        objects, grid = self.locate(boxes, labels, input_size, extra.get("clip_boxes"))
         whole = box.sizes(in_slots(boxes.double(), self.settings.max_objects)).prod(dim=-1)
         visible = box.sizes(objects.boxes).prod(dim=-1) / torch.where(objects.is_object, whole, 1)
         # As published, corners are truncated to whole pixels before the side is measured.
@@ -232,7 +233,7 @@ class CornerNetSaccade(CornerDetector):
         grid = self.grid(input_size)
         found = []
         for pairs in self.pairs(outputs[-1], grid, rejects_border=True).images():
-            boxes = (pairs.boxes.view(-1, 2, 2) / torch.tensor(grid.cells_per_pixel)).view(-1, 4)
+            boxes = grid.in_input(pairs.boxes.view(-1, 2, 2)).view(-1, 4)
             found.append(Pairs(boxes, pairs.scores, pairs.labels, pairs.corner_scores).rows(pairs.scores > -1))
         return found
 

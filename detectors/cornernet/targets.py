@@ -70,12 +70,23 @@ class Grid:
         (height, width), (rows, columns) = self.input_size, self.size
         return columns / width, rows / height
 
+    def in_cells(self, points: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
+        """Points of the input in cells."""
+        (x, y), (of_x, of_y) = points.unbind(dim=-1), self.cells_per_pixel
+        return torch.stack((x * of_x, y * of_y), dim=-1)
+
+    def in_input(self, points: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
+        """Points in cells, in the input frame."""
+        (x, y), (of_x, of_y) = points.unbind(dim=-1), self.cells_per_pixel
+        return torch.stack((x / of_x, y / of_y), dim=-1)
+
 
 def boxes_in_slots(
     boxes: Float[Tensor, "batch objects 4"],
     labels: Int[Tensor, "batch objects"],
     max_objects: int,
     input_size: tuple[int, int],
+    limits: Float[Tensor, "batch 4"] | None = None,
 ) -> BoxesInInput:
     """Move annotations into their slots, and clip their boxes to 0 .. width - 1 and 0 .. height - 1 of the input.
 
@@ -86,10 +97,15 @@ def boxes_in_slots(
         labels: negative for padding and regions to ignore.
         max_objects: slots.
         input_size: height and width of the input, in pixels.
+        limits: x1, y1, x2, y2 in each input to which boxes are clipped instead.
     """
     labels = in_slots(labels, max_objects, fill=-1)
-    # float64, as in the published code, which decides the cell of a corner that is near a cell's side.
-    clipped = box.clip(in_slots(boxes.double(), max_objects), input_size[0] - 1, input_size[1] - 1)
+    # float64, as in the published code, because it decides the cell of a corner that is near a cell's side.
+    boxes = in_slots(boxes.double(), max_objects)
+    clipped = box.clip(boxes, input_size[0] - 1, input_size[1] - 1)
+    if limits is not None:
+        first, last = (limits[:, None, axes].double().repeat(1, 1, 2) for axes in (slice(0, 2), slice(2, 4)))
+        clipped = torch.minimum(torch.maximum(clipped, first), last)
     is_object = (box.sizes(clipped) > 0).all(dim=-1) & (labels >= 0)
     # Dropped boxes may hold anything, NaN included; their cells are read and drawn to, so they must be valid.
     return BoxesInInput(labels, torch.where(is_object[..., None], clipped, 0), is_object)
@@ -106,7 +122,7 @@ def radii_in_cells(
         formula: see `RadiusFormula`.
         min_overlap: IoU that boxes keep whose corners are shifted by the radius.
     """
-    size = (box.sizes(boxes) * boxes.new_tensor(grid.cells_per_pixel)).ceil()
+    size = grid.in_cells(box.sizes(boxes)).ceil()
     radius = published_radius if formula == "original" else corrected_radius
     return radius(size[..., 1], size[..., 0], min_overlap).long().clamp_min(0)
 
@@ -131,7 +147,7 @@ def point_targets(
         grid: the input and its maps.
         deviations: standard deviations in the diameter of a Gaussian.
     """
-    in_cells = points * points.new_tensor(grid.cells_per_pixel)
+    in_cells = grid.in_cells(points)
     cells = in_cells.long()
     index = cells[..., 1] * grid.size[1] + cells[..., 0]
     return PointTargets(

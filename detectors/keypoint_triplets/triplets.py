@@ -95,7 +95,7 @@ class KeypointTriplets(CornerNet):
             parts.append(mirrored_centers(find_centers(mirrored[-1], limit), grid).images())
         with_centers: list[Found] = []
         for one, place, *both in zip(found, here, *parts, strict=True):
-            points = torch.cat([centers.points for centers in both]) / torch.tensor(grid.cells_per_pixel)
+            points = grid.in_input(torch.cat([centers.points for centers in both]))
             # Unlike boxes, centres are not clipped: the published code clips a copy.
             centers = Centers(
                 place.in_image(place.from_origin(points)),

@@ -89,6 +89,21 @@ def test_the_longer_side_is_measured_between_whole_pixels() -> None:
     assert encode([[10.9, 10, 26.0, 20]], [0]).object_mask[0, 0]  # 15.1 wide, but 26 - 10 = 16
 
 
+def test_boxes_are_clipped_to_the_part_of_the_crop_that_shows_the_image() -> None:
+    boxes, labels = (
+        tensor([[[10.0, 10, 200, 200]], [[10.0, 10, 200, 200]], [[10.0, 10, 40, 40]]]),
+        torch.zeros(3, 1).long(),
+    )
+    limits = tensor([[0.0, 0, 254, 254], [51, 20, 199, 180], [51, 20, 199, 180]])
+    targets = detector().encode(boxes, labels, INPUT, clip_boxes=limits)
+    # Half of the second box is left, and nothing of the third.
+    assert targets.object_mask[:, 0].tolist() == [True, True, False]
+    assert targets.attention[16][1, 0].nonzero().tolist() == [[6, 7]]  # 100 / 16 and 125 / 16
+    cell = int(20 * 64 / 255) * 64 + int(51 * 64 / 255)
+    assert targets.points["top_left"].index[:, 0].tolist() == [2 * 64 + 2, cell, 0]
+    assert all(cells[2].all() for cells in targets.counted.values())
+
+
 def test_without_objects_everything_counts() -> None:
     targets = encode([], [])
     assert all(cells.all() for cells in targets.counted.values())
