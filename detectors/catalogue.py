@@ -17,6 +17,7 @@ from detectors.centernet import boxes_3d, centernet, pose
 from detectors.detector import Detector
 from detectors.errors import DetectorError, nearest
 from detectors.fcos import fcos
+from detectors.foveabox import foveabox
 
 ENTRY_POINT_GROUP = "aweigh.detectors"
 
@@ -32,6 +33,8 @@ _BUILDERS: dict[str, Callable[..., Detector]] = {
     "centernet_dla34_3d": boxes_3d.centernet_dla34_3d,
     "fcos_resnet50": fcos.fcos_resnet50,
     "fcos_resnet101": fcos.fcos_resnet101,
+    "foveabox_resnet50": foveabox.foveabox_resnet50,
+    "foveabox_resnet101": foveabox.foveabox_resnet101,
 }
 
 

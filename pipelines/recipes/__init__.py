@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 from pipelines.hints import did_you_mean
-from pipelines.recipes import ablations, centernet, centernet_tasks, demo, fcos
+from pipelines.recipes import ablations, centernet, centernet_tasks, demo, fcos, foveabox
 from pipelines.recipes.recipe import from_yaml
 from pipelines.recipes.settings import Recipe
 
@@ -57,6 +57,22 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
         fcos.fcos_improved_resnet50_230,
         fcos.fcos_improved_resnet101_2x,
         fcos.fcos_torchvision_resnet50,
+        foveabox.foveabox_resnet50_1x,
+        foveabox.foveabox_resnet50_2x,
+        foveabox.foveabox_resnet50_140,
+        foveabox.foveabox_resnet50_230,
+        foveabox.foveabox_align_resnet50_2x,
+        foveabox.foveabox_align_resnet50_2x_two_scales,
+        foveabox.foveabox_align_resnet50_140,
+        foveabox.foveabox_align_resnet50_230,
+        foveabox.foveabox_resnet101_1x,
+        foveabox.foveabox_resnet101_2x,
+        foveabox.foveabox_resnet101_140,
+        foveabox.foveabox_resnet101_230,
+        foveabox.foveabox_align_resnet101_2x,
+        foveabox.foveabox_align_resnet101_2x_two_scales,
+        foveabox.foveabox_align_resnet101_140,
+        foveabox.foveabox_align_resnet101_230,
     )
 }
 

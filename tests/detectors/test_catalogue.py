@@ -25,12 +25,17 @@ def test_names_are_sorted_and_hold_the_published_detectors() -> None:
         "centernet_resnet18",
         "fcos_resnet101",
         "fcos_resnet50",
+        "foveabox_resnet101",
+        "foveabox_resnet50",
     }
 
 
 @pytest.mark.parametrize(
     ("name", "num_classes"),
-    [("centernet_resnet18", 80), ("centernet_dla34_pose", 1), ("centernet_dla34_3d", 3), ("fcos_resnet50", 80)],
+    [
+        *[("centernet_resnet18", 80), ("centernet_dla34_pose", 1), ("centernet_dla34_3d", 3)],
+        *[("fcos_resnet50", 80), ("foveabox_resnet50", 80)],
+    ],
 )
 def test_without_a_number_of_classes_it_is_the_publications(name: str, num_classes: int) -> None:
     with torch.device("meta"):
