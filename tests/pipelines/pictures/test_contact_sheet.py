@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_shards.building.build import build_shards
@@ -9,7 +10,7 @@ from data_shards.errors import DataError
 from data_shards.reading.split import open_split
 from pipelines import recipes
 from pipelines.errors import ConfigError
-from pipelines.pictures.contact_sheet import write_contact_sheet
+from pipelines.pictures.contact_sheet import heatmap_over, write_contact_sheet
 from pipelines.recipes.recipe import with_flags
 from tests.data_shards.samples import document, write_coco
 
@@ -41,3 +42,13 @@ def test_a_sample_is_found_by_its_key_its_image_id_or_its_file_name(tmp_path: Pa
 def test_an_output_that_is_not_a_picture_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sheet\.svg cannot be written as a picture"):
         write_contact_sheet(str(tmp_path / "nowhere"), recipes.get("demo"), tmp_path / "sheet.svg")
+
+
+def test_cells_that_reach_beyond_the_image_are_cut_off_there() -> None:
+    # Cells of 128 pixels, 4 × 5 of them on 480 × 640 pixels: the last row has 96.
+    heatmap = np.zeros((1, 4, 5), dtype=np.float32)
+    heatmap[0, 3, 1] = 1
+    over = heatmap_over(np.full((480, 640, 3), 100, dtype=np.uint8), heatmap)
+    lit = (over != over[0, 0]).any(axis=2)
+    assert lit[384:, 128:256].all()
+    assert lit.sum() == 96 * 128
