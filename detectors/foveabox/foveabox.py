@@ -51,8 +51,7 @@ class FoveaBoxSettings:
     """Candidates of each level and image that enter suppression."""
     candidates_by: Literal["location", "class"] = "location"
     """location: candidates are the cells with the best scores, each with all its classes above the threshold (the
-    authors, and mmdetection's published figures); class: the best scores above the threshold (mmdetection since 2021).
-    """
+    authors, and mmdetection's published figures); class: the best scores above the threshold (mmdetection 3)."""
     score_threshold: float = 0.05
     """Candidates score above this."""
     nms_threshold: float = 0.5
@@ -284,8 +283,8 @@ class FoveaBox(Detector):
             boxes[..., :2] + (1 - self.settings.fovea) * half,
             boxes[..., :2] + (1 + self.settings.fovea) * half,
         )
-        # Clamped one by one, as published: a fovea beyond the last middle of a cell moves onto the border. Between two
-        # middles, the first cell stays behind the last one, and nothing is painted.
+        # Both ends are clamped on their own, as published: a fovea beyond the middle of the last cell moves onto that
+        # cell. If no middle is in the fovea, its first cell comes after its last one, and nothing is painted.
         left, top = ((first[..., axis] - 0.5).ceil().clamp(0, grid[1 - axis] - 1) for axis in (0, 1))
         right, bottom = ((last[..., axis] - 0.5).floor().clamp(0, grid[1 - axis] - 1) for axis in (0, 1))
         rows, columns = (torch.arange(cells, device=boxes.device) for cells in grid)

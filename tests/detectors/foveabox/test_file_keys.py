@@ -60,7 +60,7 @@ def test_early_names(tmp_path: Path) -> None:
         for part in ("weight", "bias")
     }
     assert not receipt.missing
-    assert receipt.library == "FoveaBox's authors, or mmdetection before May 2020"
+    assert receipt.library == "FoveaBox's authors, or an early mmdetection"
     assert "--data.box_ends edge --detector.settings.box_ends edge" in receipt.published_with[0]
     assert torch.equal(foveabox().state_dict()["bbox_head.conv_cls.bias"], weights["bbox_head.fovea_cls.bias"])
 
