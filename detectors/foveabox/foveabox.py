@@ -256,6 +256,9 @@ class FoveaBox(Detector):
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
         """Apply one NMS to the candidates of all scales, class by class.
 
+        `detect` calls this in the image frame, as published, so the pixel that box_ends "last_pixel" adds to a side is
+        one of the image; from `decode` it is one of the input.
+
         Raises:
             DetectorError: `soft` is set; FoveaBox was published with NMS.
         """
