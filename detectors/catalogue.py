@@ -18,6 +18,7 @@ from detectors.cornernet import cornernet, saccade
 from detectors.detector import Detector
 from detectors.errors import DetectorError, nearest
 from detectors.fcos import fcos
+from detectors.foveabox import foveabox
 from detectors.keypoint_triplets import triplets
 
 ENTRY_POINT_GROUP = "aweigh.detectors"
@@ -40,6 +41,8 @@ _BUILDERS: dict[str, Callable[..., Detector]] = {
     "fcos_resnet101": fcos.fcos_resnet101,
     "keypoint_triplets_hourglass104": triplets.keypoint_triplets_hourglass104,
     "keypoint_triplets_hourglass52": triplets.keypoint_triplets_hourglass52,
+    "foveabox_resnet50": foveabox.foveabox_resnet50,
+    "foveabox_resnet101": foveabox.foveabox_resnet101,
 }
 
 

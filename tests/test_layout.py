@@ -14,6 +14,8 @@ WITHOUT_A_MODULE = {
     "detectors/fcos/test_decode.py": "one step of fcos.py, against a loop with the published rules",
     "detectors/fcos/test_ranks.py": "the losses of fcos.py in two processes",
     "detectors/fcos/test_targets.py": "one step of fcos.py, against a loop over points and boxes",
+    "detectors/foveabox/test_decode.py": "one step of foveabox.py, against a loop with the published rules",
+    "detectors/foveabox/test_targets.py": "one step of foveabox.py, against painting one box after the other",
     "detectors/test_wiring.py": "every network against its publication's forward pass",
     "detectors/weights/test_layouts.py": "the state dicts of every detector against the published keys",
     "pipelines/bench/test_bench.py": "bench/detectors.py, deformable.py and corner_pooling.py through the command line",

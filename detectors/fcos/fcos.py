@@ -16,7 +16,6 @@ from torch.nn import functional
 from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET
 from detectors.detections import Detections, joined
 from detectors.detector import MODES, Detector, Published, TestTime
-from detectors.errors import DetectorError
 from detectors.fcos.file_keys import EXPORTS, LAYOUTS
 from detectors.fcos.network import (
     AuthorsHead,
@@ -29,7 +28,8 @@ from detectors.fcos.network import (
     times_strides,
     trunk_and_pyramid,
 )
-from detectors.fcos.variants import SIZE_RANGES, STRIDES, VARIANTS
+from detectors.fcos.variants import SIZE_RANGES, VARIANTS
+from detectors.layers.feature_pyramid import STRIDES, check_levels, grid_sizes
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.shapes import Float, Int
 from detectors.shared import boxes as box
@@ -249,10 +249,8 @@ class FCOS(Detector):
             return found
         turned = self._all_candidates(mirrored, input_size, sizes)
         for of_mirror, (_, width) in zip(turned, sizes, strict=True):
-            x1, y1, x2, y2 = of_mirror.boxes.unbind(dim=-1)
             # Boxes of the authors end on their last pixel, so a mirror turns x into width - 1 - x.
-            last = width - self.variant.pixel
-            of_mirror.boxes = torch.stack((last - x2, y1, last - x1, y2), dim=-1)
+            of_mirror.boxes = box.mirrored(of_mirror.boxes, width - self.variant.pixel)
         return [joined(both) for both in zip(found, turned, strict=True)]
 
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
@@ -276,13 +274,7 @@ class FCOS(Detector):
         logits, distances, centerness = outputs
         if isinstance(outputs, TrainingOutputs) or not self.variant.pixels_in_evaluation:
             distances = distances if self.variant.exponential else times_strides(distances)
-        for of_level, grid in zip(logits, grid_sizes(input_size), strict=True):
-            if of_level.shape[-2:] != grid:
-                height, width = of_level.shape[-2:]
-                raise DetectorError(
-                    f"a level has {height} x {width} cells, but an input of {input_size[0]} x {input_size[1]} has "
-                    f"{grid[0]} x {grid[1]}. Pass the size of the tensor that was run."
-                )
+        check_levels(logits, input_size)
         found = []
         for image, content_size in enumerate(content_sizes):
             levels = [
@@ -371,12 +363,6 @@ class FCOS(Detector):
         boxes = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=-1)
         boxes = box.clip(boxes, content_size[0] - variant.pixel, content_size[1] - variant.pixel)
         return boxes, scores.sqrt(), labels
-
-
-def grid_sizes(input_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Height and width in cells of P3 to P7, rounded up."""
-    height, width = input_size
-    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
 
 
 def _distances(points: Tensor, boxes: Tensor) -> Tensor:

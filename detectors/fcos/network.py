@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from detectors.backbones.resnet import CaffeResNet, ResNet
 from detectors.errors import DetectorError
-from detectors.fcos.variants import STRIDES, Variant
-from detectors.layers.feature_pyramid import AuthorsPyramid, TorchvisionPyramid
+from detectors.fcos.variants import Variant
+from detectors.layers.feature_pyramid import STRIDES, AuthorsPyramid, TorchvisionPyramid
 from detectors.layers.frozen_batch_norm import FrozenBatchNorm2d
+from detectors.layers.head import in_float32
 from detectors.settings import require_count
 
 
@@ -119,10 +120,10 @@ class FCOSHead(nn.Module, ABC):
         maps = TrainingOutputs([], [], [])
         for level, features in enumerate(levels):
             of_classes, of_boxes = class_tower(features), box_tower(features)
-            raw = _in_float32(distances, of_boxes) * self.scale(level)
-            maps.logits.append(_in_float32(logits, of_classes))
+            raw = in_float32(distances, of_boxes) * self.scale(level)
+            maps.logits.append(in_float32(logits, of_classes))
             maps.distances.append(raw.exp() if self.exponential else raw.relu())
-            maps.centerness.append(_in_float32(centerness, of_boxes if self.centerness_beside_boxes else of_classes))
+            maps.centerness.append(in_float32(centerness, of_boxes if self.centerness_beside_boxes else of_classes))
         if self.training:
             return maps
         return EvaluationOutputs(
@@ -203,9 +204,3 @@ def _tower(channels: int) -> nn.Sequential:
     for _ in range(4):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(32, channels), nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-def _in_float32(convolution: nn.Module, features: Tensor) -> Tensor:
-    with torch.autocast(features.device.type, enabled=False):
-        weight = cast(Tensor, convolution.weight)
-        return cast(Tensor, convolution(features.to(weight.dtype))).float()

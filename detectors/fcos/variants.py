@@ -5,8 +5,6 @@ from typing import Literal
 
 from detectors.detector import Preprocessing
 
-STRIDES = (8, 16, 32, 64, 128)
-"""Input pixels per cell of P3 to P7."""
 SIZE_RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 """Longest distance from a point to a side of its box, in pixels, that P3 to P7 are responsible for."""
 

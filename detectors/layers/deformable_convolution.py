@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (v2) in vectorised PyTorch, for any device, without compiled code of our own.
+"""Deformable convolution, v1 and v2, in vectorised PyTorch, for any device, without compiled code of our own.
 
 A tap of the kernel reads the input at a place of its own, between four cells. In channels-last layout that is a
 weighted sum of four rows, which is what `embedding_bag` computes: one call gathers, weights and sums, without a buffer
@@ -60,9 +60,9 @@ class DeformableConvolution(nn.Module):
 def deformable_convolution(
     features: Float[Tensor, "batch in_channels height width"],
     offset: Float[Tensor, "batch directions out_height out_width"],
-    mask: Float[Tensor, "batch taps out_height out_width"],
+    mask: Float[Tensor, "batch taps out_height out_width"] | None,
     weight: Float[Tensor, "out_channels in_channels kernel_height kernel_width"],
-    bias: Float[Tensor, " out_channels"],
+    bias: Float[Tensor, " out_channels"] | None,
     stride: int = 1,
     padding: int = 0,
 ) -> Float[Tensor, "batch out_channels out_height out_width"]:
@@ -74,10 +74,11 @@ def deformable_convolution(
     Args:
         features: in either memory format.
         offset: in cells of the input: channel 2k moves tap k down, channel 2k + 1 moves it right; taps in reading
-            order.
-        mask: the factor of each tap.
+            order. With several times as many channels, the input's channels are in as many groups of equal size, each
+            of which has taps of its own: those of the first group come first.
+        mask: the factor of each tap, the groups' one after the other as in `offset`; None for 1 (v1).
         weight: as of an ordinary convolution.
-        bias: as of an ordinary convolution.
+        bias: as of an ordinary convolution; None for 0.
         stride: step of the kernel, in cells.
         padding: cells of zeros around the input.
 
@@ -85,22 +86,60 @@ def deformable_convolution(
         In the dtype and memory format of `features`.
 
     Source:
-        Zhu et al., Deformable ConvNets v2, eq. 1 (arXiv:1811.11168); xingyizhou/CenterNet,
-        src/lib/models/networks/DCNv2/src.
+        Dai et al., Deformable Convolutional Networks (arXiv:1703.06211); Zhu et al., Deformable ConvNets v2, eq. 1
+        (arXiv:1811.11168); xingyizhou/CenterNet, src/lib/models/networks/DCNv2/src; open-mmlab/mmcv,
+        mmcv/ops/deform_conv.py.
     """
+    groups = offset.shape[1] // (2 * weight[0, 0].numel())
+    if groups > 1:
+        return _sum_of_groups(groups, features, offset, mask, weight, bias, stride, padding)
     dtype = torch.promote_types(features.dtype, torch.float32)
-    cells = max(features[0, 0].numel(), mask[0, 0].numel())
+    cells = max(features[0, 0].numel(), offset[0, 0].numel())
     images = max(1, _ELEMENTS_AT_ONCE // (cells * max(features.shape[1], len(weight))))
     with torch.autocast(features.device.type, enabled=False):
         results = [
             _DeformableConvolution.apply(  # type: ignore[no-untyped-call]
-                *(part.to(dtype) for part in parts), weight.to(dtype), bias.to(dtype), stride, padding
+                some_features.to(dtype),
+                some_offset.to(dtype),
+                None if mask is None else some_mask.to(dtype),
+                weight.to(dtype),
+                None if bias is None else bias.to(dtype),
+                stride,
+                padding,
             ).to(features.dtype)
-            for parts in zip(*(torch.split(whole, images) for whole in (features, offset, mask)), strict=True)
+            # Without a mask the third place is filled, but not used.
+            for some_features, some_offset, some_mask in zip(
+                *(torch.split(whole, images) for whole in (features, offset, offset if mask is None else mask)),
+                strict=True,
+            )
         ]
     result = results[0] if len(results) == 1 else torch.cat(results)
     channels_last = features.is_contiguous(memory_format=torch.channels_last)
     return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _sum_of_groups(
+    groups: int,
+    features: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """Add the convolutions of the groups, each of its own channels with its own taps."""
+    # In float32, so that the sum of a bfloat16 input is rounded once and not with every group.
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    masks = [None] * groups if mask is None else mask.chunk(groups, dim=1)
+    of_groups = zip(
+        wide.chunk(groups, dim=1), offset.chunk(groups, dim=1), masks, weight.chunk(groups, dim=1), strict=True
+    )
+    parts = [
+        deformable_convolution(*group, None if number else bias, stride, padding)
+        for number, group in enumerate(of_groups)
+    ]
+    return sum(parts[1:], start=parts[0]).to(features.dtype)
 
 
 class _DeformableConvolution(torch.autograd.Function):
@@ -111,21 +150,25 @@ class _DeformableConvolution(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
         offset: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         stride: int,
         padding: int,
     ) -> Tensor:
         ctx.save_for_backward(features, offset, mask, weight)
-        ctx.stride, ctx.padding = stride, padding
+        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
         batch, _, out_height, out_width = offset.shape
         rows, tap_weights = _as_rows(features), _by_tap(weight)
-        result = bias.repeat(batch * out_height * out_width, 1)
+        num_places = batch * out_height * out_width
+        if bias is None:
+            result = rows.new_zeros(num_places, len(weight))
+        else:
+            result = bias.repeat(num_places, 1)
         for tap, tap_weight in enumerate(tap_weights):
             places = _Places(features.shape, offset, weight.shape, tap, stride, padding)
             # The mask goes into the four weights, which are fewer than the channels.
-            sampled = places.sample(rows, places.shares() * mask[:, tap].reshape(-1, 1))
+            sampled = places.sample(rows, _masked(places.shares(), mask, tap))
             result.addmm_(sampled, tap_weight)
         return result.view(batch, out_height, out_width, -1).permute(0, 3, 1, 2)
 
@@ -135,30 +178,31 @@ class _DeformableConvolution(torch.autograd.Function):
         features, offset, mask, weight = ctx.saved_tensors
         rows, tap_weights, gradient_rows = _as_rows(features), _by_tap(weight), _as_rows(gradient)
         rows_gradient, weight_gradient = torch.zeros_like(rows), torch.empty_like(tap_weights)
-        offset_gradient, mask_gradient = torch.empty_like(offset), torch.empty_like(mask)
+        offset_gradient = torch.empty_like(offset)
+        mask_gradient = None if mask is None else torch.empty_like(mask)
         with torch.autocast(gradient.device.type, enabled=False):
             for tap, tap_weight in enumerate(tap_weights):
                 places = _Places(features.shape, offset, weight.shape, tap, ctx.stride, ctx.padding)
-                tap_mask = mask[:, tap].reshape(-1, 1)
                 sampled_gradient = gradient_rows @ tap_weight.T
                 shares, shares_down, shares_right = places.shares(), *places.share_slopes()
 
                 # Without the mask, since the output is linear in it: its gradient is what it multiplies.
                 sampled = places.sample(rows, shares)
-                mask_gradient[:, tap] = _dot(sampled, sampled_gradient).view_as(mask[:, tap])
-                weight_gradient[tap] = (sampled * tap_mask).T @ gradient_rows
+                if mask_gradient is not None:
+                    mask_gradient[:, tap] = _dot(sampled, sampled_gradient).view_as(offset[:, tap])
+                weight_gradient[tap] = _masked(sampled, mask, tap).T @ gradient_rows
                 for axis, slopes in enumerate((shares_down, shares_right)):
-                    slope = places.sample(rows, slopes * tap_mask)
+                    slope = places.sample(rows, _masked(slopes, mask, tap))
                     moved = _dot(slope, sampled_gradient)
-                    offset_gradient[:, 2 * tap + axis] = moved.view_as(mask[:, tap])
-                places.spread(rows_gradient, sampled_gradient, shares * tap_mask)
+                    offset_gradient[:, 2 * tap + axis] = moved.view_as(offset[:, tap])
+                places.spread(rows_gradient, sampled_gradient, _masked(shares, mask, tap))
         batch, channels, height, width = features.shape
         return (
             rows_gradient.view(batch, height, width, channels).permute(0, 3, 1, 2),
             offset_gradient,
             mask_gradient,
             weight_gradient.view(*weight.shape[2:], channels, -1).permute(3, 2, 0, 1),
-            gradient_rows.sum(0),
+            gradient_rows.sum(0) if ctx.has_bias else None,
             None,
             None,
         )
@@ -223,6 +267,11 @@ class _Places:
 def _as_rows(maps: Tensor) -> Tensor:
     # For a single image, reshape alone returns a view whose rows are strided: four times slower to gather from.
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous()
+
+
+def _masked(values: Tensor, mask: Tensor | None, tap: int) -> Tensor:
+    """Multiply a row of `values` for each place with the tap's mask, if there is one."""
+    return values if mask is None else values * mask[:, tap].reshape(-1, 1)
 
 
 def _by_tap(weight: Tensor) -> Tensor:

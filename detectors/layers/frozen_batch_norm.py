@@ -1,6 +1,6 @@
-"""Batch normalisation that never learns: statistics and affine parameters are buffers of a file."""
+"""Batch normalisation with the statistics of a file, for batches that are too small to have their own."""
 
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,3 +39,15 @@ class FrozenBatchNorm2d(nn.Module):
         scale = weight * (variance + self.eps).rsqrt()
         shift = bias - mean * scale
         return features * scale[:, None, None].to(features.dtype) + shift[:, None, None].to(features.dtype)
+
+
+class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that always computes in evaluation mode, but whose scale and shift learn.
+
+    Source:
+        open-mmlab/mmdetection, mmdet/models/backbones/resnet.py, `norm_eval`.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)

@@ -1,4 +1,4 @@
-"""CenterNet's heads: two convolutions to a raw map, the second always in float32."""
+"""Layers that output raw maps, always in float32, and CenterNet's heads of two convolutions."""
 
 from typing import cast
 
@@ -24,13 +24,19 @@ class Head(nn.Sequential):
         *hidden, last = self
         for layer in hidden:
             features = layer(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return cast(Tensor, last(features.to(self.last.weight.dtype))).float()
+        return in_float32(last, features)
 
     @property
     def last(self) -> nn.Conv2d:
         """The convolution that outputs the raw map."""
         return cast(nn.Conv2d, self[len(self) - 1])
+
+
+def in_float32(convolution: nn.Module, features: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
+    """Run a convolution in the precision of its weights whatever the autocast state. Returns float32."""
+    with torch.autocast(features.device.type, enabled=False):
+        weight = cast(Tensor, convolution.weight)
+        return cast(Tensor, convolution(features.to(weight.dtype))).float()
 
 
 def convolutional_head(in_channels: int, channels: int, out_channels: int) -> Head:

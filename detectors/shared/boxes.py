@@ -21,6 +21,12 @@ def clip(boxes: Float[Tensor, "*any 4"], height: float, width: float) -> Float[T
     return torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=-1)
 
 
+def mirrored(boxes: Float[Tensor, "*any 4"], width: float) -> Float[Tensor, "*any 4"]:
+    """Mirror boxes as x1, y1, x2, y2 left to right: x becomes `width` - x."""
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
+
+
 def centers(boxes: Float[Tensor, "*any 4"]) -> Float[Tensor, "*any 2"]:
     """Midpoints as x, y of boxes as x1, y1, x2, y2."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2

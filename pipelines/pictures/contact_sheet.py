@@ -247,11 +247,18 @@ def heatmap_over(image: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> NDAr
         heatmap: (classes, rows, columns) in [0, 1].
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None] * np.ones(3, dtype=np.float32) * 0.45
-    size = (image.shape[1], image.shape[0])
     strongest = heatmap.max(axis=0)
     colors = np.array([class_color(label) for label in range(len(heatmap))], dtype=np.float32)[heatmap.argmax(axis=0)]
-    strength = cv2.resize(strongest, size, interpolation=cv2.INTER_NEAREST)[..., None]
-    color = cv2.resize(colors, size, interpolation=cv2.INTER_NEAREST)
+    strength, color = (_enlarged(cells, image.shape[:2]) for cells in (strongest[..., None], colors))
     # Peaks are paler, so that neighbouring centres of one class can be told apart.
     color = color + 0.6 * (255 - color) * np.clip((strength - 0.8) / 0.2, 0, 1)
     return (gray * (1 - strength) + color * strength).round().clip(0, 255).astype(np.uint8)
+
+
+def _enlarged(cells: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    """Draw each cell as a square. Those of the last row and column may reach beyond the image, as in a pyramid."""
+    rows, columns = cells.shape[:2]
+    height, width = size
+    # Cells have sides of a power of two. A plain division makes them too small where the last ones are cut off.
+    stride = 1 << (max(-(-height // rows), -(-width // columns)) - 1).bit_length()
+    return cells.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 from pipelines.hints import did_you_mean
-from pipelines.recipes import ablations, centernet, centernet_tasks, cornernet, demo, fcos, keypoint_triplets
+from pipelines.recipes import ablations, centernet, centernet_tasks, cornernet, demo, fcos, foveabox, keypoint_triplets
 from pipelines.recipes.recipe import from_yaml
 from pipelines.recipes.settings import Recipe
 
@@ -74,6 +74,22 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
         keypoint_triplets.keypoint_triplets_hourglass52,
         keypoint_triplets.keypoint_triplets_hourglass52_140,
         keypoint_triplets.keypoint_triplets_hourglass52_230,
+        foveabox.foveabox_resnet50_1x,
+        foveabox.foveabox_resnet50_2x,
+        foveabox.foveabox_resnet50_140,
+        foveabox.foveabox_resnet50_230,
+        foveabox.foveabox_align_resnet50_2x,
+        foveabox.foveabox_align_resnet50_2x_two_scales,
+        foveabox.foveabox_align_resnet50_140,
+        foveabox.foveabox_align_resnet50_230,
+        foveabox.foveabox_resnet101_1x,
+        foveabox.foveabox_resnet101_2x,
+        foveabox.foveabox_resnet101_140,
+        foveabox.foveabox_resnet101_230,
+        foveabox.foveabox_align_resnet101_2x,
+        foveabox.foveabox_align_resnet101_2x_two_scales,
+        foveabox.foveabox_align_resnet101_140,
+        foveabox.foveabox_align_resnet101_230,
     )
 }
 

@@ -31,6 +31,8 @@ def test_names_are_sorted_and_hold_the_published_detectors() -> None:
         "fcos_resnet50",
         "keypoint_triplets_hourglass104",
         "keypoint_triplets_hourglass52",
+        "foveabox_resnet101",
+        "foveabox_resnet50",
     }
 
 
@@ -41,6 +43,7 @@ def test_names_are_sorted_and_hold_the_published_detectors() -> None:
         ("centernet_dla34_pose", 1),
         ("centernet_dla34_3d", 3),
         ("fcos_resnet50", 80),
+        ("foveabox_resnet50", 80),
         ("cornernet_squeeze", 80),
         ("keypoint_triplets_hourglass52", 80),
     ],

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 import detectors
 from detectors import DetectorError
-from detectors.fcos.fcos import FCOS, grid_sizes
+from detectors.fcos.fcos import FCOS
 from detectors.fcos.network import EvaluationOutputs, TrainingOutputs
+from detectors.layers.feature_pyramid import grid_sizes
 
 VARIANTS = ("original", "improved", "torchvision")
 STRIDES = (8, 16, 32, 64, 128)

@@ -9,8 +9,9 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 
 import detectors
-from detectors.fcos.fcos import FCOSTargets, grid_sizes
+from detectors.fcos.fcos import FCOSTargets
 from detectors.fcos.network import TrainingOutputs
+from detectors.layers.feature_pyramid import grid_sizes
 
 SIZE = (64, 64)
 

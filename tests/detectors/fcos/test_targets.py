@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 import detectors
 from detectors import DetectorError
-from detectors.fcos.fcos import FCOS, FCOSTargets, grid_sizes
+from detectors.fcos.fcos import FCOS, FCOSTargets
+from detectors.layers.feature_pyramid import grid_sizes
 
 VARIANTS = ("original", "improved", "torchvision")
 RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))

@@ -232,3 +232,36 @@ def test_no_temporary_is_larger_than_the_input() -> None:
         deformable_convolution(features, offset, mask, weight, bias, 1, 1).sum().backward()
     assert features.grad is not None
     assert largest.elements == features.numel()
+
+
+def test_groups_of_channels_have_taps_of_their_own() -> None:
+    # Two groups of three channels: the sum of two convolutions, of which only the first has the bias.
+    first, second = arguments(), [argument.flip(-1) * 0.9 for argument in arguments()]
+    together = [torch.cat((one, other), dim=1) for one, other in zip(first[:4], second[:4], strict=True)]
+    expected = by_loops(*first, stride=1, padding=1) + by_loops(*second[:4], torch.zeros(4), stride=1, padding=1)
+    assert_close(deformable_convolution(*together, first[4], 1, 1), expected)
+    inputs = [part.requires_grad_() for part in (*together, first[4])]
+    torch.autograd.gradcheck(lambda *given: deformable_convolution(*given, 1, 1), inputs, fast_mode=True)
+
+
+def test_without_mask_and_bias_they_are_ones_and_zeros() -> None:
+    features, offset, mask, weight, bias = arguments()
+    expected = by_loops(features, offset, torch.ones_like(mask), weight, torch.zeros_like(bias), stride=1, padding=1)
+    assert_close(deformable_convolution(features, offset, None, weight, None, 1, 1), expected)
+    inputs = [part.requires_grad_() for part in (features, offset, weight)]
+
+    def run(features: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+        return deformable_convolution(features, offset, None, weight, None, 1, 1)
+
+    torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    groups = [features.repeat(1, 2, 1, 1), offset.repeat(1, 2, 1, 1), None, weight.repeat(1, 2, 1, 1), None]
+    assert_close(deformable_convolution(*groups, 1, 1), 2 * expected)
+
+
+def test_groups_of_a_bfloat16_input_are_added_before_they_are_rounded() -> None:
+    features, offset, _, weight, _ = (argument.float() for argument in arguments())
+    groups = [features.bfloat16().repeat(1, 2, 1, 1), offset.repeat(1, 2, 1, 1), None, weight.repeat(1, 2, 1, 1), None]
+    result = deformable_convolution(*groups, 1, 1)
+    exact = 2 * deformable_convolution(features.bfloat16().float(), offset, None, weight, None, 1, 1)
+    assert result.dtype == torch.bfloat16
+    assert_close(result, exact.bfloat16(), rtol=0, atol=0)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from data_shards.building.build import build_shards
@@ -10,7 +11,7 @@ from data_shards.errors import DataError
 from data_shards.reading.split import open_split
 from pipelines import recipes
 from pipelines.errors import ConfigError
-from pipelines.pictures.contact_sheet import write_contact_sheet
+from pipelines.pictures.contact_sheet import heatmap_over, write_contact_sheet
 from pipelines.recipes.recipe import with_flags
 from tests.data_shards.samples import document, write_coco
 
@@ -57,3 +58,13 @@ def test_crops_of_the_cornernet_family_are_drawn_with_their_targets(tmp_path: Pa
     # Two panels, and one for each heatmap: both corners, and centres or attention at three strides.
     width = cv2.imread(str(sheet)).shape[1]
     assert width > panels * 127
+
+
+def test_cells_that_reach_beyond_the_image_are_cut_off_there() -> None:
+    # Cells of 128 pixels, 4 × 5 of them on 480 × 640 pixels: the last row has 96.
+    heatmap = np.zeros((1, 4, 5), dtype=np.float32)
+    heatmap[0, 3, 1] = 1
+    over = heatmap_over(np.full((480, 640, 3), 100, dtype=np.uint8), heatmap)
+    lit = (over != over[0, 0]).any(axis=2)
+    assert lit[384:, 128:256].all()
+    assert lit.sum() == 96 * 128

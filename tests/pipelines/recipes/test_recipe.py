@@ -187,6 +187,60 @@ def test_a_run_of_a_version_without_resizing_is_found_and_its_rule_is_named() ->
     assert differences(to_dict(earlier), to_dict(with_flags(recipe, ["--data.resizing", "plain"]))) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "drops", "sides", "align", "published"),
+    [
+        ("foveabox_resnet50_1x", 12, (8, 11), (800,), False, "36.5"),
+        ("foveabox_resnet50_2x", 24, (16, 22), (800,), False, "36.9"),
+        ("foveabox_align_resnet50_2x", 24, (16, 22), (800,), True, "37.9"),
+        ("foveabox_align_resnet50_2x_two_scales", 24, (16, 22), (640, 800), True, "40.1"),
+        ("foveabox_resnet101_1x", 12, (8, 11), (800,), False, "38.5"),
+        ("foveabox_resnet101_2x", 24, (16, 22), (800,), False, "38.5"),
+        ("foveabox_align_resnet101_2x", 24, (16, 22), (800,), True, "39.4"),
+        ("foveabox_align_resnet101_2x_two_scales", 24, (16, 22), (640, 800), True, "41.9"),
+    ],
+)
+def test_published_schedules_of_foveabox(
+    name: str, epochs: int, drops: tuple[int, int], sides: tuple[int, ...], align: bool, published: str
+) -> None:
+    recipe = recipes.get(name)
+    assert recipe.recipe == name
+    assert recipe.detector.name == f"foveabox_{'resnet101' if 'resnet101' in name else 'resnet50'}"
+    assert recipe.detector.settings == ({"align": True} if align else {})
+    assert recipe.detector.weights == "imagenet"
+    assert f"(published: {published} AP on COCO)" in recipe.purpose
+    assert f"{epochs} epochs" in recipe.purpose
+    assert ("aligned" in recipe.purpose, "two scales" in recipe.purpose) == (align, len(sides) == 2)
+    assert (recipe.batch.global_size, recipe.engine.clip_norm) == (16, 35)
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.01, 0.9)
+    assert (optimizer.weight_decay, optimizer.bias_weight_decay, optimizer.bias_learning_rate_factor) == (1e-4, None, 1)
+    assert (recipe.data.crowd, recipe.data.box_ends) == ("drop", "last_pixel")
+    augmentation = recipe.augmentation
+    assert (augmentation.geometry, augmentation.shorter_sides, augmentation.longer_side_limit) == (
+        *("shorter_side", sides),
+        1333,
+    )
+    assert (augmentation.shorter_side_range, augmentation.flip_probability, augmentation.brightness) == (None, 0.5, 0)
+    schedule = recipe.schedule
+    assert (schedule.epochs, schedule.drops_at) == (epochs, drops)
+    # From a third, 1/3 + 2/3 × 250/500 halfway, to the whole rate.
+    assert [schedule.factor(step, 7000) for step in (0, 250, 500)] == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize("depth", ["50", "101"])
+@pytest.mark.parametrize("align", ["", "align_"])
+def test_foveabox_on_our_schedules(align: str, depth: str) -> None:
+    for epochs, drops in ((140, (90, 120)), (230, (180, 210))):
+        name = f"foveabox_{align}resnet{depth}_{epochs}"
+        recipe = recipes.get(name)
+        assert recipe.recipe == name
+        assert (recipe.schedule.epochs, recipe.schedule.drops_at, recipe.schedule.steps) == (epochs, drops, 0)
+        assert recipe.augmentation.shorter_sides == ((640, 800) if align else (800,))
+        assert "published" not in recipe.purpose
+        assert f"ResNet-{depth}: {epochs} epochs" in recipe.purpose
+
+
 def test_the_ablations_change_one_thing_each() -> None:
     base = recipes.get("centernet_dla34_1x")
     names = ("test_resolution_384", "size_weight_0_2", "size_weight_0_02", "loss_smooth_l1", "epochs_230")

@@ -195,6 +195,7 @@ def test_imagenet_is_the_publications_file(
         ("centernet_dla34_3d", {}, "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth"),
         ("fcos_resnet50", {}, "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"),
         ("fcos_resnet101", {"variant": "torchvision"}, "https://download.pytorch.org/models/resnet101-63fe2227.pth"),
+        ("foveabox_resnet101", {}, "https://download.pytorch.org/models/resnet101-5d3b4d8f.pth"),
     ],
 )
 def test_every_network_names_the_imagenet_file_it_started_from(

@@ -1,0 +1,1 @@
+"""FoveaBox with plain and aligned heads."""
