@@ -56,6 +56,9 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
         fcos.fcos_improved_resnet50_140,
         fcos.fcos_improved_resnet50_230,
         fcos.fcos_improved_resnet101_2x,
+        fcos.fcos_adelaidet_resnet50_1x,
+        fcos.fcos_mmdetection_resnet50_1x,
+        fcos.fcos_mmdetection_base_resnet50_1x,
         fcos.fcos_torchvision_resnet50,
     )
 }
