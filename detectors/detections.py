@@ -28,6 +28,8 @@ class Detections:
     box3d: Float[Tensor, "objects 7"] | None = None
     """x and y of the centre in the frame of the boxes; depth, height, width and length in
     metres; observation angle in radians. Of detectors in 3D; only x and y depend on the frame."""
+    unclipped: Float[Tensor, "objects 4"] | None = None
+    """The boxes before they were clipped. Of candidates, where suppression measures these."""
 
     def rows(self, index: Int[Tensor, " rows"]) -> "Detections":
         """The objects at these rows."""
@@ -37,6 +39,7 @@ class Detections:
             labels=self.labels[index],
             keypoints=None if self.keypoints is None else self.keypoints[index],
             box3d=None if self.box3d is None else self.box3d[index],
+            unclipped=None if self.unclipped is None else self.unclipped[index],
         )
 
     def cpu(self) -> "Detections":
@@ -47,6 +50,7 @@ class Detections:
             labels=self.labels.cpu(),
             keypoints=None if self.keypoints is None else self.keypoints.cpu(),
             box3d=None if self.box3d is None else self.box3d.cpu(),
+            unclipped=None if self.unclipped is None else self.unclipped.cpu(),
         )
 
 
@@ -56,12 +60,14 @@ def joined(parts: Sequence[Detections]) -> Detections:
         return parts[0]
     keypoints = [part.keypoints for part in parts if part.keypoints is not None]
     boxes3d = [part.box3d for part in parts if part.box3d is not None]
+    unclipped = [part.unclipped for part in parts if part.unclipped is not None]
     return Detections(
         boxes=torch.cat([part.boxes for part in parts]),
         scores=torch.cat([part.scores for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
         keypoints=torch.cat(keypoints) if keypoints else None,
         box3d=torch.cat(boxes3d) if boxes3d else None,
+        unclipped=torch.cat(unclipped) if unclipped else None,
     )
 
 
@@ -111,13 +117,14 @@ def in_other_input(detections: Detections, transform: Float[Tensor, "2 3"], othe
 
 def _moved(detections: Detections, move: Callable[[Tensor], Tensor]) -> Detections:
     """Apply `move`, which takes points `(..., 2)`, to all that depends on the frame."""
-    keypoints, box3d = detections.keypoints, detections.box3d
+    keypoints, box3d, unclipped = detections.keypoints, detections.box3d, detections.unclipped
     return Detections(
         boxes=move(detections.boxes.reshape(-1, 2, 2)).reshape(-1, 4),
         scores=detections.scores,
         labels=detections.labels,
         keypoints=None if keypoints is None else _first_two_moved(keypoints, move),
         box3d=None if box3d is None else _first_two_moved(box3d, move),
+        unclipped=None if unclipped is None else move(unclipped.reshape(-1, 2, 2)).reshape(-1, 4),
     )
 
 

@@ -12,8 +12,12 @@ class FileLayout:
 
     library: str
     """The library's name, for messages."""
+    variant: str = ""
+    """The detector's `variant` that computes what the library does with such a file; empty if the keys do not tell."""
     marker: str
     """A file with a key that starts with this (after "module.") has this layout."""
+    behind: str = ""
+    """Prefix that the keys have to be behind, where the marker alone is also that of the detector's own files."""
     renames: tuple[tuple[str, str], ...] = ()
     """Regular expressions and their replacements in a key of the file; the first that matches is applied."""
     norm_eps: float | None = None

@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet.networks import DLANetwork, DLASettings
-from detectors.detections import Detections
+from detectors.detections import Detections, points_in_image
 from detectors.detector import TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
 from detectors.shapes import Bool, Float, Int
+from detectors.shared import boxes as box
 from detectors.shared.losses import at_centers, penalty_reduced_focal_loss
 from detectors.shared.network import Outputs
 from detectors.shared.slots import in_slots
@@ -157,8 +158,7 @@ class CenterNet3D(CenterNet):
         """Boxes as CenterNet's, with `box3d`, for which no camera has to be known.
 
         The observation angle is that of the more certain bin. `place_in_camera` turns all into locations. Published
-        results keep scores above 0.2, and move a box's width and height to the image as if they were a point, which
-        adds a pixel or two to KITTI's heights; here they are sizes.
+        results keep scores above 0.2, and measure boxes otherwise: see `with_published_sizes`.
 
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `ddd_decode`; src/lib/utils/ddd_utils.py.
@@ -330,6 +330,25 @@ def place_in_camera(
     rotation = torch.where(rotation > math.pi, rotation - 2 * math.pi, rotation)
     rotation = torch.where(rotation < -math.pi, rotation + 2 * math.pi, rotation)
     return torch.stack((x, y + dimensions[:, 0] / 2, z), dim=-1), rotation
+
+
+def with_published_sizes(
+    boxes_in_image: Float[Tensor, "objects 4"], transform: Float[Tensor, "2 3"]
+) -> Float[Tensor, "objects 4"]:
+    """Boxes as the published evaluation measures them, a pixel or two higher on KITTI.
+
+    It moves width and height from the input to the image as if they were the x and y of a point, so that the shift
+    between the two is added to them. The middles of boxes stay.
+
+    Args:
+        boxes_in_image: x1, y1, x2, y2.
+        transform: the affine map from image to input.
+
+    Source:
+        xingyizhou/CenterNet, src/lib/utils/post_process.py, `ddd_post_process_2d`.
+    """
+    shift = points_in_image(torch.zeros(1, 2), transform)
+    return box.around(box.centers(boxes_in_image), box.sizes(boxes_in_image) + shift)
 
 
 def centernet_dla34_3d(num_classes: int = 3, **settings: Any) -> CenterNet3D:

@@ -1,6 +1,6 @@
 """FCOS: every point inside a box predicts its distances to the four sides (arXiv:1904.01355).
 
-Three publications have this name. `variants` holds the rules in which they differ, and this file what they share: the
+Several publications have this name. `variants` holds the rules in which they differ, and this file what they share: the
 assignment of points to boxes, the losses, and decoding. Points of all levels are in one row, P3 first, each level line
 by line.
 """
@@ -33,8 +33,7 @@ from detectors.layers.feature_pyramid import STRIDES, check_levels, grid_sizes
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.shapes import Float, Int
 from detectors.shared import boxes as box
-from detectors.shared.box_losses import centerness_of, giou_loss, sigmoid_focal_loss, unitbox_iou_loss
-from detectors.shared.suppression import nms, shifting_nms
+from detectors.shared.box_losses import centerness_of, sigmoid_focal_loss
 from detectors.shared.test_time_augmentation import mirror_content
 from detectors.sizes import Multiples
 
@@ -45,12 +44,13 @@ _LARGEST_AREA = 1e8
 class FCOSSettings:
     """Settings of FCOS, for any network; the defaults are the authors' first version."""
 
-    variant: Literal["original", "improved", "torchvision"] = "original"
-    """Version of FCOS: the authors' from the paper, the authors' improved one, or torchvision's."""
+    variant: Literal["original", "improved", "adelaidet", "mmdetection", "mmdetection_base", "torchvision"] = "original"
+    """Version of FCOS: the authors' from the paper, their improved one, or a library's: AdelaiDet's, mmdetection's
+    improved one, mmdetection's from the paper, or torchvision's."""
     score_threshold: float | None = None
     """Candidates score above this. None: 0.05 on the class, in torchvision 0.2 on the joint score."""
-    nms_threshold: float = 0.6
-    """IoU above which the worse of two boxes of a class is dropped."""
+    nms_threshold: float | None = None
+    """IoU above which the worse of two boxes of a class is dropped. None: 0.6, in mmdetection_base 0.5."""
     candidates: int = 1000
     """Boxes of each level and image that enter suppression."""
     classification_weight: float = 1.0
@@ -64,7 +64,8 @@ class FCOSSettings:
         require_choice("variant", self.variant, tuple(VARIANTS))
         if self.score_threshold is not None:
             require_fraction("score_threshold", self.score_threshold)
-        require_fraction("nms_threshold", self.nms_threshold)
+        if self.nms_threshold is not None:
+            require_fraction("nms_threshold", self.nms_threshold)
         require_count("candidates", self.candidates)
         for name in ("classification_weight", "box_weight", "centerness_weight"):
             require_weight(name, getattr(self, name))
@@ -135,7 +136,7 @@ class FCOS(Detector):
     ) -> FCOSTargets:
         """Assign a box to each point: the smallest of those that it may predict.
 
-        Boxes are clipped to 0 .. width - 1 and 0 .. height - 1 of the input (in torchvision, to width and height)
+        Boxes are clipped to 0 .. width - 1 and 0 .. height - 1 of the input (in the libraries, to width and height)
         and dropped if nothing is left. All rows count, however many there are.
 
         Args:
@@ -148,7 +149,9 @@ class FCOS(Detector):
             DetectorError: a label is not below `num_classes`, or the input's size does not fit `sizes`.
 
         Source:
-            tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/loss.py; torchvision/models/detection/fcos.py.
+            tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/loss.py; aim-uofa/AdelaiDet,
+            adet/modeling/fcos/fcos_outputs.py; open-mmlab/mmdetection, mmdet/models/dense_heads/fcos_head.py;
+            torchvision/models/detection/fcos.py.
         """
         self.check_input_size(input_size)
         self.check_labels(labels)
@@ -169,8 +172,8 @@ class FCOS(Detector):
     def losses(self, outputs: Outputs, targets: FCOSTargets) -> dict[str, Tensor]:
         """Focal loss of classes, IoU or GIoU loss of boxes, cross entropy of centerness, and their weighted sum.
 
-        In training, the authors' variants divide by means over all ranks, including ranks without a positive point:
-        every rank must call this equally often. In evaluation mode nothing is exchanged.
+        In training, all variants but torchvision's divide by means over all ranks, including ranks without a positive
+        point: every rank must call this equally often. In evaluation mode nothing is exchanged.
 
         Returns:
             Scalars float32 "classification", "box" and "centerness", unweighted, and "loss".
@@ -188,10 +191,11 @@ class FCOS(Detector):
         sums = torch.stack((positive.sum().float(), wanted.sum()))
         num_positive, centerness_sum = self._mean_over_ranks(sums)
         num_positive = num_positive.clamp_min(1)
-        boxes = self._box_losses(distances[positive], targets.distances.flatten(0, 1)[positive])
+        boxes = self.variant.box_loss(distances[positive], targets.distances.flatten(0, 1)[positive])
         if self.variant.centerness_weights_boxes:
-            # The floor acts only if no rank has a positive point; the sum that it divides is 0 then.
-            box_loss = (boxes * wanted).sum() / centerness_sum.clamp_min(torch.finfo(torch.float32).tiny)
+            # Without a floor of the publication's, ours acts only if no rank has a positive point: 0 is divided then.
+            least = self.variant.least_centerness_sum or torch.finfo(torch.float32).tiny
+            box_loss = (boxes * wanted).sum() / centerness_sum.clamp_min(least)
         else:
             box_loss = boxes.sum() / num_positive
         classification = sigmoid_focal_loss(logits, labels) / num_positive
@@ -203,14 +207,14 @@ class FCOS(Detector):
 
     @torch.no_grad()
     def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
-        """Boxes of the best points of each level, clipped, then suppressed class by class.
+        """Boxes of the best points of each level, clipped and suppressed class by class, in the variant's order.
 
-        The score is sqrt(class * centerness).
+        The score is sqrt(class * centerness), in mmdetection class * centerness.
 
         Args:
             outputs: result of `forward`.
             input_size: height and width of the input, in pixels.
-            limit: detections an image; the authors keep all that tie for the last place, torchvision does not.
+            limit: detections an image; the authors keep all that tie for the last place, also in AdelaiDet.
 
         Raises:
             DetectorError: the maps are not those of `input_size`.
@@ -238,6 +242,8 @@ class FCOS(Detector):
     ) -> list[Detections]:
         """The best boxes of each level before suppression, clipped to the photograph; the mirror's after the image's.
 
+        AdelaiDet's are `unclipped`, too, for suppression.
+
         Source:
             tianzhi0549/FCOS, fcos_core/modeling/rpn/fcos/inference.py; fcos_core/engine/bbox_aug.py.
         """
@@ -250,7 +256,10 @@ class FCOS(Detector):
         turned = self._all_candidates(mirrored, input_size, sizes)
         for of_mirror, (_, width) in zip(turned, sizes, strict=True):
             # Boxes of the authors end on their last pixel, so a mirror turns x into width - 1 - x.
-            of_mirror.boxes = box.mirrored(of_mirror.boxes, width - self.variant.pixel)
+            last = width - self.variant.pixel
+            of_mirror.boxes = box.mirrored(of_mirror.boxes, last)
+            if of_mirror.unclipped is not None:
+                of_mirror.unclipped = box.mirrored(of_mirror.unclipped, last)
         return [joined(both) for both in zip(found, turned, strict=True)]
 
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
@@ -261,12 +270,13 @@ class FCOS(Detector):
         """
         self.check_test_mode("none", soft)
         every = joined(parts)
-        found, threshold = (every.boxes, every.scores, every.labels), self.settings.nms_threshold
-        if self.variant.shifts_classes:
-            kept = shifting_nms(*found, threshold=threshold, limit=limit)
-        else:
-            kept = nms(*found, threshold=threshold, plus_one=self.variant.pixel == 1, limit=limit, keep_ties=True)
-        return every.rows(kept)
+        measured = every.boxes if every.unclipped is None else every.unclipped
+        threshold = self.variant.nms_threshold if self.settings.nms_threshold is None else self.settings.nms_threshold
+        found = every.rows(
+            self.variant.suppress(measured, every.scores, every.labels, threshold=threshold, limit=limit)
+        )
+        found.unclipped = None
+        return found.rows(_not_empty(found.boxes)) if self.variant.clips_last and self.variant.drops_empty else found
 
     def _all_candidates(
         self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]
@@ -281,7 +291,7 @@ class FCOS(Detector):
                 self._candidates([values[image].float() for values in maps], level, input_size, content_size)
                 for level, maps in enumerate(zip(logits, distances, centerness, strict=True))
             ]
-            found.append(Detections(*(torch.cat(parts) for parts in zip(*levels, strict=True))))
+            found.append(joined(levels))
         return found
 
     def points(self, level: int, input_size: tuple[int, int], device: torch.device) -> Float[Tensor, "points 2"]:
@@ -313,24 +323,16 @@ class FCOS(Detector):
         if variant.inclusive:
             fits = (longest >= shortest_allowed) & (longest <= longest_allowed)
         else:
-            # torchvision bounds neither the smallest nor the largest boxes.
+            # Neither the smallest nor the largest boxes are bounded.
             fits = (longest > max(shortest_allowed, 0)) & (longest < (longest_allowed if level < 4 else torch.inf))
         fits = fits & (nearest > 0) & is_object[:, None]
-        preference = self._preference(boxes)[:, None]
+        # A number that is larger for smaller boxes, computed as the publication does, since ties depend on it.
+        areas = (box.sizes(boxes) + (1 if variant.area == "pixels" else 0)).prod(dim=-1)
+        preference = (_LARGEST_AREA - areas if variant.area == "coarse" else -areas)[:, None]
         best = torch.where(fits, preference, -torch.inf).argmax(dim=-1)  # the first of equals
         own = boxes.gather(1, best[..., None].expand(-1, -1, 4))
         distances = _distances(points, own)
         return torch.where(fits.any(dim=-1), best, -1), distances if variant.exponential else distances / stride
-
-    def _preference(self, boxes: Tensor) -> Tensor:
-        """A number that is larger for smaller boxes, computed as the publication does, since ties depend on it."""
-        areas = (box.sizes(boxes) + (1 if self.variant.inclusive else 0)).prod(dim=-1)
-        return -areas if self.variant.inclusive else _LARGEST_AREA - areas
-
-    def _box_losses(self, distances: Tensor, targets: Tensor) -> Tensor:
-        if self.variant.box_loss == "iou":
-            return unitbox_iou_loss(distances, targets, plus=self.variant.pixel)
-        return giou_loss(distances, targets, plus=self.variant.pixel)
 
     def _mean_over_ranks(self, sums: Tensor) -> Tensor:
         distributed = torch.distributed
@@ -344,30 +346,41 @@ class FCOS(Detector):
 
     def _candidates(
         self, maps: list[Tensor], level: int, input_size: tuple[int, int], content_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of one level of one image, not sorted; distances are in pixels."""
+    ) -> Detections:
+        """Boxes of one level of one image, not sorted by score; distances are in pixels."""
         variant = self.variant
         logits, distances, centerness = maps
         probabilities = logits.flatten(1).T.sigmoid()  # points, classes
         joint = probabilities * centerness.flatten()[:, None].sigmoid()
         threshold = self.settings.score_threshold or variant.score_threshold
         chosen = ((joint.sqrt() if variant.threshold_with_centerness else probabilities) > threshold).nonzero()
-        scores = joint[chosen[:, 0], chosen[:, 1]]
-        if len(scores) > self.settings.candidates:
+        if len(chosen) > self.settings.candidates:
             # Sorted by place again, since suppression decides ties by the order of the list.
-            best = scores.topk(self.settings.candidates).indices.sort().values
-            chosen, scores = chosen[best], scores[best]
+            ranking = (probabilities if variant.ranks_by_class else joint)[chosen[:, 0], chosen[:, 1]]
+            chosen = chosen[ranking.topk(self.settings.candidates).indices.sort().values]
         at, labels = chosen.unbind(dim=-1)
+        scores = joint[at, labels]
         distances = distances.flatten(1).T[at]
         points = self.points(level, input_size, distances.device)[at]
-        boxes = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=-1)
-        boxes = box.clip(boxes, content_size[0] - variant.pixel, content_size[1] - variant.pixel)
-        return boxes, scores.sqrt(), labels
+        unclipped = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=-1)
+        boxes = box.clip(unclipped, content_size[0] - variant.pixel, content_size[1] - variant.pixel)
+        found = Detections(
+            boxes,
+            scores.sqrt() if variant.root_score else scores,
+            labels,
+            unclipped=unclipped if variant.clips_last else None,
+        )
+        return found.rows(_not_empty(boxes)) if variant.drops_empty and not variant.clips_last else found
 
 
 def _distances(points: Tensor, boxes: Tensor) -> Tensor:
     """Left, top, right, bottom from points `(..., 2)` to the sides of boxes `(..., 4)`; negative outside."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
+
+
+def _not_empty(boxes: Tensor) -> Tensor:
+    """Rows of the boxes that have a width and a height."""
+    return (box.sizes(boxes) > 0).all(dim=-1).nonzero().squeeze(1)
 
 
 def fcos_resnet50(num_classes: int | None = None, **settings: Any) -> FCOS:

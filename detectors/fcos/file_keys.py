@@ -29,15 +29,24 @@ _BLOCK_PARTS = (
 
 _OTHER_MEAN = (
     "the mean 103.53, 116.28, 123.675 (blue, green, red) is subtracted; this detector subtracts 102.9801, 115.9465, "
-    "122.7717, and has no setting for it"
+    "122.7717"
 )
-_EDGES = "boxes end at x + width; train and evaluate with --data.box_ends edge"
+_OF_DETECTRON2, _OF_MMDETECTION = (
+    f"boxes end at x + width; train and evaluate with --data.box_ends edge --data.resizing {library}"
+    for library in ("detectron2", "mmdetection")
+)
 _AREA = (
     "of several boxes around a point the one with the smallest w h is learnt; here with the smallest (w + 1) (h + 1)"
 )
+_MMDETECTION_SCORES = (
+    "the score is class * centerness without a square root, so that a threshold t here is t² there; candidates rank by "
+    "class alone; the IoU of suppression is without + 1"
+)
+_BIASES = "biases learn like other weights; fine-tune with --optimizer.bias_learning_rate_factor 1"
 
 ADELAIDET = FileLayout(
     library="AdelaiDet",
+    variant="adelaidet",
     marker="proposal_generator.",
     renames=(
         *(
@@ -75,24 +84,11 @@ ADELAIDET = FileLayout(
         (r"^rpn\.head\.", "proposal_generator.fcos_head."),
     ),
     wrapper="model",
-    published_with=(
-        _OTHER_MEAN,
-        _EDGES,
-        _AREA,
-        "boxes are suppressed before they are clipped, by an IoU without + 1; here afterwards, with + 1",
-        "biases learn like other weights; fine-tune with --optimizer.bias_learning_rate_factor 1",
-    ),
+    published_with=(_OF_DETECTRON2, _BIASES),
 )
 
-DETECTRON2_IMAGENET = replace(ADELAIDET, library="detectron2", marker="stem.conv1.", published_with=())
+DETECTRON2_IMAGENET = replace(ADELAIDET, library="detectron2", variant="", marker="stem.conv1.", published_with=())
 """detectron2's converted ImageNet files, which hold the trunk under the trunk's own names."""
-
-_MMDETECTION_DECODING = (
-    _EDGES,
-    _AREA,
-    "the score is class * centerness without a square root, so that a threshold t here is t² there; candidates rank by "
-    "class alone; the IoU of suppression is without + 1",
-)
 
 _MMDETECTION_TOWERS = tuple(
     (f"{theirs}_convs.{i}.{layer}", f"{ours}_tower.{3 * i + offset}")
@@ -102,8 +98,9 @@ _MMDETECTION_TOWERS = tuple(
 )
 """Layers of the towers in mmdetection and here."""
 
-MMDETECTION = FileLayout(
+MMDETECTION_BASE = FileLayout(
     library="mmdetection",
+    variant="mmdetection_base",
     marker="bbox_head.",
     renames=(
         (r"^backbone\.(conv1|bn1)\.", r"backbone.body.stem.\1."),
@@ -136,14 +133,16 @@ MMDETECTION = FileLayout(
     beside={"meta": {}},
     counters=r"backbone\..*running_var",
     single_numbers=r"bbox_head\.scales\..*",
-    published_with=(
-        *_MMDETECTION_DECODING,
-        "suppression begins at an IoU of 0.5; set --detector.settings.nms_threshold 0.5",
-    ),
+    published_with=(_OF_MMDETECTION,),
 )
+"""mmdetection's configurations of the paper's version, without biases in the towers."""
+
+MMDETECTION = replace(MMDETECTION_BASE, variant="mmdetection", marker="bbox_head.cls_convs.0.conv.bias")
+"""mmdetection's configurations of the improved version, with biases in the towers."""
 
 TORCHVISION = FileLayout(
     library="torchvision",
+    variant="torchvision",
     marker="head.classification_head.",
     norm_eps=1e-5,
     class_rows={len(COCO_CATEGORY_IDS): COCO_CATEGORY_IDS},
@@ -190,52 +189,96 @@ Source:
 """
 
 
-def _refused(layout: FileLayout, variant: str) -> FileLayout:
-    return FileLayout(
-        library=layout.library,
-        marker=layout.marker,
-        refusal=f"its strides, points and heads differ. Build the detector with variant={variant}",
+def _caffe(norm_eps: float) -> FileLayout:
+    # The folded norms stay the identity: the variance makes up for the epsilon.
+    absent = ((r"backbone\.body\..*running_mean", 0.0), (r"backbone\.body\..*running_var", 1 - norm_eps))
+    return replace(CAFFE_IMAGENET, absent=absent)
+
+
+_DIFFERENCES = {
+    "adelaidet": (
+        _OTHER_MEAN,
+        _OF_DETECTRON2,
+        _AREA,
+        "boxes are suppressed before they are clipped, by an IoU without + 1; here afterwards, with + 1",
+        _BIASES,
+    ),
+    "mmdetection": (_OTHER_MEAN, _OF_MMDETECTION, _AREA, _MMDETECTION_SCORES),
+    "mmdetection_base": (
+        _OF_MMDETECTION,
+        _AREA,
+        _MMDETECTION_SCORES,
+        "suppression begins at an IoU of 0.5; set --detector.settings.nms_threshold 0.5",
+    ),
+}
+"""Differences of the libraries from the authors' own variants, by the library's variant."""
+
+
+def _in_other_variant(layout: FileLayout, variant: str) -> FileLayout:
+    """The layout of a file that loads into a detector of another variant, with a note."""
+    belongs_to = f'variant="{layout.variant}"' if layout.variant else 'variant="original" or variant="improved"'
+    remedy = f"set --detector.settings.variant {layout.variant}" if layout.variant else "set that variant"
+    return replace(
+        layout,
+        note=f'which computes {belongs_to} with these weights; this detector has variant="{variant}". For the '
+        f"published results, {remedy}",
+        # The libraries differ from one another, too, but each has a variant that differs in nothing.
+        published_with=_DIFFERENCES.get(layout.variant, ()) if variant in ("original", "improved") else (),
     )
 
 
-MMDETECTION_IMPROVED = replace(
-    MMDETECTION,
-    marker="bbox_head.cls_convs.0.conv.bias",
-    published_with=(_OTHER_MEAN, *_MMDETECTION_DECODING),
-)
-"""mmdetection's configurations of the improved version have biases in the towers, those of the paper's do not."""
+def _refused(layout: FileLayout, why: str) -> FileLayout:
+    variant = f'"{layout.variant}"' if layout.variant else '"original" or "improved"'
+    return FileLayout(
+        library=layout.library,
+        variant=layout.variant,
+        marker=layout.marker,
+        refusal=f"{why}. Build the detector with variant={variant}",
+    )
 
 
-def _of_other_variant(layout: FileLayout, variant: str) -> FileLayout:
-    note = f"which computes variant={variant} with these weights; this detector has a different variant"
-    return replace(layout, note=note)
+_OTHER_NETWORK = "its strides, points and heads differ"
+_BIASED_TOWERS = 'its towers have biases, which variant="mmdetection_base" lacks'
+
+
+def _of_authors_network(variant: str) -> tuple[FileLayout, ...]:
+    """Layouts of a variant with the network of the authors, biases in the towers included."""
+    # A marker of mmdetection's is the start of another one's, which has to come first.
+    libraries = tuple(
+        layout if layout.variant == variant else _in_other_variant(layout, variant)
+        for layout in (ADELAIDET, MMDETECTION, MMDETECTION_BASE)
+    )
+    of_authors = variant in ("original", "improved")
+    return (
+        # The libraries' variants have the authors' keys, so that their own files are told from the authors' by the
+        # prefix that DistributedDataParallel has left in these.
+        AUTHORS if of_authors else _in_other_variant(replace(AUTHORS, behind="module."), variant),
+        *libraries,
+        *(IMAGENET, CAFFE_IMAGENET if of_authors else _caffe(1e-5), DETECTRON2_IMAGENET),
+        _refused(TORCHVISION, _OTHER_NETWORK),
+    )
 
 
 LAYOUTS = {
-    "original": (
-        AUTHORS,
-        _of_other_variant(ADELAIDET, '"improved"'),
-        _of_other_variant(MMDETECTION_IMPROVED, '"improved"'),
-        *(MMDETECTION, IMAGENET, CAFFE_IMAGENET, DETECTRON2_IMAGENET),
-        _refused(TORCHVISION, '"torchvision"'),
-    ),
-    "improved": (
-        *(AUTHORS, ADELAIDET, MMDETECTION_IMPROVED),
-        _of_other_variant(MMDETECTION, '"original"'),
-        *(IMAGENET, CAFFE_IMAGENET, DETECTRON2_IMAGENET),
-        _refused(TORCHVISION, '"torchvision"'),
+    **{variant: _of_authors_network(variant) for variant in ("original", "improved", "adelaidet", "mmdetection")},
+    "mmdetection_base": (
+        *(_refused(layout, _BIASED_TOWERS) for layout in (AUTHORS, ADELAIDET, MMDETECTION)),
+        *(MMDETECTION_BASE, IMAGENET, _caffe(1e-5), DETECTRON2_IMAGENET),
+        _refused(TORCHVISION, _OTHER_NETWORK),
     ),
     "torchvision": (
         TORCHVISION,
-        *(_refused(layout, '"original" or "improved"') for layout in (AUTHORS, ADELAIDET, MMDETECTION)),
+        *(_refused(layout, _OTHER_NETWORK) for layout in (AUTHORS, ADELAIDET, MMDETECTION, MMDETECTION_BASE)),
     ),
 }
 """By variant. The authors' own files of "original" and "improved" cannot be distinguished by their keys."""
 
+_IMPROVED = {"authors": AUTHORS, "mmdetection": MMDETECTION, "adelaidet": ADELAIDET}
 EXPORTS = {
     # Without biases in the towers this is the library's own configuration of the paper's version.
     "original": {"authors": AUTHORS, "mmdetection": replace(MMDETECTION, leaves_out_zero=_TOWER_BIAS)},
-    "improved": {"authors": AUTHORS, "mmdetection": MMDETECTION, "adelaidet": ADELAIDET},
+    **dict.fromkeys(("improved", "adelaidet", "mmdetection"), _IMPROVED),
+    "mmdetection_base": {"mmdetection": MMDETECTION_BASE},
     "torchvision": {"torchvision": TORCHVISION},
 }
-"""Layouts that can hold a variant, by variant; other libraries compute something else with its weights."""
+"""Layouts that can hold a variant's network, by variant."""

@@ -1,6 +1,7 @@
 """FCOS's network: a ResNet with frozen norms, a feature pyramid, and two towers that all levels share.
 
-State-dict keys and their order are the published ones: those of the authors (without "module."), or torchvision's.
+State-dict keys and their order are the published ones: those of the authors (without "module."), which `file_keys`
+translates for AdelaiDet and mmdetection, or torchvision's.
 """
 
 import math
@@ -91,12 +92,12 @@ class FCOSHead(nn.Module, ABC):
         self.pixels_in_evaluation = variant.pixels_in_evaluation
         self.centerness_beside_boxes = variant.centerness_beside_boxes
         last = [nn.Conv2d(channels, outputs, 3, padding=1) for outputs in (num_classes, 4, 1)]
-        self.register(_tower(channels), _tower(channels), *last)
+        self.register(_tower(channels, variant.tower_bias), _tower(channels, variant.tower_bias), *last)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         assert last[0].bias is not None
         nn.init.constant_(last[0].bias, -math.log((1 - PRIOR) / PRIOR))
 
@@ -199,8 +200,8 @@ class _Scale(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
 
-def _tower(channels: int) -> nn.Sequential:
+def _tower(channels: int, bias: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(4):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(32, channels), nn.ReLU()]
+        layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=bias), nn.GroupNorm(32, channels), nn.ReLU()]
     return nn.Sequential(*layers)

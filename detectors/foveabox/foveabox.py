@@ -89,6 +89,7 @@ class FoveaBox(Detector):
         channel_order="rgb", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), scale=1.0
     )
     sizes = Multiples(32)
+    box_corners = "edges"
     # The paper has no test-time augmentation. These are the views of mmdetection's generic one, which joins the
     # candidates of all views before a single NMS; shorter sides are 800, 400 and 1200.
     # Source: mmdet/models/dense_heads/dense_test_mixins.py (2.x); configs/retinanet/retinanet_tta.py.

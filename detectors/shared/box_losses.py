@@ -68,8 +68,35 @@ class _UnitBox(torch.autograd.Function):
         return torch.where(_is_box(targets)[..., None], d_loss * gradient[..., None], 0), None, None
 
 
+def floored_iou_loss(
+    distances: Float[Tensor, "*points 4"], targets: Float[Tensor, "*points 4"], floor: float = 1e-6
+) -> Float[Tensor, "*points"]:
+    """-ln IoU of two boxes around the same point, with autograd's gradient and an end to the loss.
+
+    Args:
+        distances: left, top, right, bottom as predicted, at least 0.
+        targets: the true ones.
+        floor: smallest IoU and smallest union that count; below this IoU, there is no gradient.
+
+    Returns:
+        One loss per point.
+
+    Source:
+        open-mmlab/mmdetection, mmdet/models/losses/iou_loss.py, `iou_loss`.
+    """
+    with torch.autocast(distances.device.type, enabled=False):
+        distances, targets = _at_least_float(distances), _at_least_float(targets)
+        area, intersection, _, _ = _areas(distances, targets)
+        union = area + _area(targets) - intersection
+        return -(intersection / union.clamp_min(floor)).clamp_min(floor).log()
+
+
 def giou_loss(
-    distances: Float[Tensor, "*points 4"], targets: Float[Tensor, "*points 4"], plus: float = 0.0, eps: float = 1e-7
+    distances: Float[Tensor, "*points 4"],
+    targets: Float[Tensor, "*points 4"],
+    plus: float = 0.0,
+    eps: float = 1e-7,
+    floor: float = 0.0,
 ) -> Float[Tensor, "*points"]:
     """1 - GIoU of two boxes around the same point.
 
@@ -79,19 +106,23 @@ def giou_loss(
         plus: added to intersection and union in the IoU, though not in the rest: 1 in FCOS's own code, which
             measures in strides, where that is a lot; 0 elsewhere.
         eps: added to the area of the enclosing box and, without `plus`, to the union.
+        floor: smallest union and enclosing box that count: 1e-6 in mmdetection, which adds nothing.
 
     Returns:
         One loss per point, 0 to 2.
 
     Source:
         Rezatofighi et al., Generalized Intersection over Union (arXiv:1902.09630); tianzhi0549/FCOS,
-        fcos_core/layers/iou_loss.py; torchvision/ops/giou_loss.py.
+        fcos_core/layers/iou_loss.py; torchvision/ops/giou_loss.py; open-mmlab/mmdetection,
+        mmdet/models/losses/iou_loss.py.
     """
     with torch.autocast(distances.device.type, enabled=False):
         distances, targets = _at_least_float(distances), _at_least_float(targets)
         area, intersection, _, _ = _areas(distances, targets)
         union = area + _area(targets) - intersection
         enclosing = _area(torch.maximum(distances, targets))
+        if floor:
+            union, enclosing = union.clamp_min(floor), enclosing.clamp_min(floor)
         iou = (intersection + plus) / (union + (plus or eps))
         # The authors add it to the enclosing box itself, everybody else to the divisor.
         empty = (enclosing + eps - union if plus else enclosing - union) / (enclosing + eps)

@@ -75,6 +75,8 @@ def shifting_nms(
     *,
     threshold: float,
     limit: int | None = None,
+    keep_ties: bool = False,
+    always: bool = False,
 ) -> Int[Tensor, " kept"]:
     """torchvision's `nms` for several classes: up to 1,000 boxes, it shifts each class to a place of its own.
 
@@ -82,22 +84,26 @@ def shifting_nms(
     to 1/128 (at 91 classes and 1,333 pixels), so overlaps near the threshold may be decided otherwise than in place.
 
     Args:
-        boxes: x1, y1, x2, y2, at least 0.
+        boxes: x1, y1, x2, y2. Those below 0, as before clipping, may reach into the place of the class before theirs
+            and are suppressed by its boxes, as published.
         scores: of each box.
         labels: of each box.
         threshold: IoU above which the worse box is dropped.
         limit: stop once this many boxes are kept.
+        keep_ties: also keep boxes beyond `limit` that score as much as the last one within it.
+        always: shift however many boxes there are, as mmcv does.
 
     Returns:
         Rows of `boxes`, best score first.
 
     Source:
-        torchvision/ops/boxes.py, `batched_nms`.
+        torchvision/ops/boxes.py, `batched_nms`; open-mmlab/mmcv, mmcv/ops/nms.py, `batched_nms`.
     """
-    if len(boxes) > (1_000 if boxes.device.type == "cpu" else 25_000) or not len(boxes):
-        return nms(boxes, scores, labels, threshold=threshold, limit=limit)
+    most = 1_000 if boxes.device.type == "cpu" else 25_000
+    if (len(boxes) > most and not always) or not len(boxes):
+        return nms(boxes, scores, labels, threshold=threshold, limit=limit, keep_ties=keep_ties)
     apart = boxes + (labels.to(boxes.dtype) * (boxes.max() + 1))[:, None]
-    return nms(apart, scores, threshold=threshold, limit=limit)
+    return nms(apart, scores, threshold=threshold, limit=limit, keep_ties=keep_ties)
 
 
 class SoftNMS(NamedTuple):

@@ -52,6 +52,8 @@ class Receipt:
     """Class of objects of a training runner, which were not read, to their number."""
     library: str = ""
     """The code base that the file is from, if its keys tell."""
+    variant: str = ""
+    """The detector's `variant` that computes what that code base does with the file, if it has one."""
     published_with: list[str] = field(default_factory=list)
     """Settings of that code base that its published numbers depend on, where this detector's differ."""
 
@@ -78,7 +80,7 @@ class Receipt:
             names = [name if count == 1 else f"{name} ({count})" for name, count in self.ignored_objects.items()]
             lines.append(f"ignored  {', '.join(names)}: objects of a training, not read")
         if self.library:
-            lines.append(f"library  {self.library}")
+            lines.append(f"library  {self.library}{f', variant {self.variant}' if self.variant else ''}")
         lines += [f"published with  {text}" for text in self.published_with]
         lines += [f"note  {note}" for note in self.notes]
         return "\n".join(lines)
@@ -113,7 +115,7 @@ def load(
     chosen, others = _choose(content.entries, detector, own, averaged, receipt)
     layout = chosen.layout
     if layout is not None:
-        receipt.library = layout.library
+        receipt.library, receipt.variant = layout.library, layout.variant
         receipt.published_with = list(layout.published_with)
         if layout.note is not None:
             receipt.notes.append(f"the file is of {layout.library}, {layout.note}")
@@ -130,12 +132,28 @@ def load(
     return receipt
 
 
+def variant_of(detector: Detector, path: str | os.PathLike[str]) -> str:
+    """Return the detector's `variant` that a file belongs to, also one that refuses the file; empty if unknown.
+
+    Args:
+        detector: of any variant.
+        path: as in `load`.
+
+    Raises:
+        DetectorError: the file is missing, damaged, is not a checkpoint, or holds code.
+    """
+    content = read(Path(path)).entries
+    sets = weight_sets.find(content, detector, detector.state_dict())
+    layout = weight_sets.layout_of(content, detector, sets[0] if sets else None)
+    return layout.variant if layout is not None else ""
+
+
 def _choose(
     content: Mapping[Any, Any], detector: Detector, own: Mapping[str, Tensor], averaged: bool, receipt: Receipt
 ) -> tuple[WeightSet, list[WeightSet]]:
     """Choose a set of weights, and account for everything beside it. Returns it, and the others."""
     sets = weight_sets.find(content, detector, own)
-    refused = sets[0].layout if sets else weight_sets.refused_layout(content, detector)
+    refused = weight_sets.layout_of(content, detector, sets[0] if sets else None)
     if refused is not None and refused.refusal is not None:
         raise DetectorError(
             f"{receipt.path} does not fit this {detector.name}: it is of {refused.library}; {refused.refusal}."

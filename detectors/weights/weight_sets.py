@@ -113,14 +113,18 @@ def inner_wrappers(one: WeightSet) -> list[str]:
     return sorted({found for key in one.names for found in _INNER_WRAPPER.findall(key[len(one.prefix) :])})
 
 
-def refused_layout(content: Mapping[Any, Any], detector: Detector) -> FileLayout | None:
-    """Return the layout of a file that this detector refuses, even if no key of it fits."""
-    for _, entries in dictionaries(content):
+def layout_of(content: Mapping[Any, Any], detector: Detector, best: WeightSet | None) -> FileLayout | None:
+    """Return the layout of a file: of its best set, or one that this detector refuses, even if no key of it fits.
+
+    The trunk of a refused file may fit as if it were a file of its own.
+    """
+    for entries in [best.entries] if best else [entries for _, entries in dictionaries(content)]:
         for prefix in _prefixes(entries, detector, {}):
             layout = _layout(entries, prefix, detector)
-            if layout is not None and layout.refusal is not None:
+            around = best is None or best.prefix.startswith(prefix)
+            if around and layout is not None and layout.refusal is not None:
                 return layout
-    return None
+    return best.layout if best else None
 
 
 def completed(one: WeightSet, sets: list[WeightSet]) -> WeightSet:
@@ -196,7 +200,7 @@ def _prefixes(entries: Mapping[str, Any], detector: Detector, own: Mapping[str, 
 def _layout(entries: Mapping[str, Any], prefix: str, detector: Detector) -> FileLayout | None:
     """Recognise the library that wrote the file by its keys; the first layout that fits decides."""
     for layout in detector.published.file_layouts:
-        if any(key.startswith(prefix + layout.marker) for key in entries):
+        if prefix.endswith(layout.behind) and any(key.startswith(prefix + layout.marker) for key in entries):
             return layout
     return None
 

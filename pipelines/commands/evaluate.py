@@ -40,6 +40,12 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--pictures", type=Path, metavar="PNG", help="draw predictions beside the truth in this file, .png or .jpg"
     )
+    evaluate.add_argument(
+        "--detections", type=Path, metavar="JSON", help="write every detection to this file, as COCO results"
+    )
+    evaluate.add_argument(
+        "--kitti", type=Path, metavar="FOLDER", help="in 3D: write KITTI's result files, one for each image"
+    )
     add_json(evaluate)
     evaluate.add_argument(
         "--tta",
@@ -65,6 +71,8 @@ def run(known: argparse.Namespace) -> None:
         data=known.data,
         newest=known.newest,
         pictures=known.pictures,
+        detections=known.detections,
+        kitti=known.kitti,
         as_json=known.json,
         flags=[*known.rest, *(["--evaluation.soft_nms", "true"] if known.nms else [])],
         modes=known.tta,
@@ -82,6 +90,8 @@ def evaluate_run(
     flags: Sequence[str],
     modes: Sequence[TestMode | Literal["all"]] = (),
     timed_images: int = 20,
+    detections: Path | None = None,
+    kitti: Path | None = None,
 ) -> None:
     """Evaluate a checkpoint in this process and print its table.
 
@@ -95,9 +105,11 @@ def evaluate_run(
         modes: modes of test-time augmentation to compare, "all" for those that the detector was published with; if
             empty, the recipe's own mode is evaluated.
         timed_images: images timed one by one for each of `modes`.
+        detections: file for every detection, as COCO results; of the last of `modes`.
+        kitti: folder for KITTI's result files, of detectors in 3D; of the last of `modes`.
 
     Raises:
-        ConfigError: there is no checkpoint, or the shards have other classes.
+        ConfigError: there is no checkpoint, the shards have other classes, or KITTI's files cannot be written.
         DetectorError: the detector was not published with a mode.
     """
     if pictures:
@@ -112,6 +124,8 @@ def evaluate_run(
         raise ConfigError(f"--timed-images is {timed_images}; it must be 1 or more.")
     judged = _open(path, data, newest, flags)
     own = judged.recipe.evaluation
+    # Before the evaluation, which may take hours.
+    kitti_names = _kitti_names(judged) if kitti else {}
     compared = judged.detector.test_time.modes if "all" in modes else [mode for mode in modes if mode != "all"]
     settings = [replace(own, tta=mode) for mode in dict.fromkeys(compared)] or [own]
     for one in settings:
@@ -123,7 +137,12 @@ def evaluate_run(
     for one in settings:
         # If there are several modes, the last one is drawn.
         shown = own.pictures if pictures and one is settings[-1] else 0
-        evaluation = _evaluated(judged, replace(one, pictures=shown), NAMES[one.tta] if modes else "evaluate")
+        evaluation = _evaluated(
+            judged,
+            replace(one, pictures=shown),
+            NAMES[one.tta] if modes else "evaluate",
+            keep_results=bool(detections or kitti) and one is settings[-1],
+        )
         milliseconds = evaluation.milliseconds_per_image
         if modes:
             milliseconds = milliseconds_one_by_one(
@@ -139,6 +158,10 @@ def evaluate_run(
         header = f"{path}   step {judged.checkpoint.step:,}   AP {evaluation.coco.AP:.3f}"
         prediction_page(evaluation.pictures, judged.manifest.class_names, pictures, header=header)
         console.say("pictures", str(pictures))
+    if detections:
+        _write_detections(detections, evaluation)
+    if kitti:
+        _write_kitti(kitti, kitti_names, judged, evaluation)
     took = f"{counted(evaluation.num_images, 'image')} in {console.duration(time.monotonic() - began)}"
     about = {"checkpoint": str(judged.checkpoint.path), "data": judged.location}
     step = judged.checkpoint.step
@@ -157,7 +180,50 @@ def evaluate_run(
     )
 
 
-def _evaluated(judged: _Judged, settings: EvaluationSettings, topic: str) -> Evaluation:
+def _write_detections(path: Path, evaluation: Evaluation) -> None:
+    from data_shards.counting import counted
+    from pipelines.files import write_json
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, evaluation.results)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}. Choose another file.") from error
+    console.say("found", f"{path}, {counted(len(evaluation.results), 'detection')}")
+
+
+def _kitti_names(judged: _Judged) -> dict[int, str]:
+    """Return the names of KITTI's result files, by image id."""
+    from data_shards.loading.ground_truth import coco_ground_truth
+    from pipelines.evaluation.kitti_results import file_names
+
+    if "depth" not in judged.detector.needs:
+        raise ConfigError(f"--kitti is for detectors in 3D, unlike {judged.detector.name}; leave it out.")
+    names = file_names(coco_ground_truth(judged.reading.split)["images"])
+    if not names:
+        raise ConfigError(
+            f"no image of {judged.location} has a camera, without which the places of objects are unknown; leave out "
+            f"--kitti, or build the shards from annotations whose images have calib, the camera's projection matrix."
+        )
+    return names
+
+
+def _write_kitti(folder: Path, names: Mapping[int, str], judged: _Judged, evaluation: Evaluation) -> None:
+    from data_shards.counting import counted
+    from pipelines.evaluation import kitti_results
+
+    threshold = judged.recipe.evaluation.kitti_score_threshold
+    class_names = {item.id: item.name for item in judged.manifest.classes}
+    kitti_results.write(folder, names, evaluation.results, class_names, score_threshold=threshold)
+    without = judged.manifest.num_samples - len(names)
+    console.say(
+        "kitti",
+        f"{folder}, {counted(len(names), 'file')}, scores above {threshold:g}"
+        + (f"; {counted(without, 'image')} without a camera left out" if without else ""),
+    )
+
+
+def _evaluated(judged: _Judged, settings: EvaluationSettings, topic: str, *, keep_results: bool = False) -> Evaluation:
     from data_shards.order.plan import World
     from pipelines.evaluation.evaluate import evaluate
 
@@ -170,6 +236,7 @@ def _evaluated(judged: _Judged, settings: EvaluationSettings, topic: str) -> Eva
         device=judged.device,
         world=World(ranks=1, rank=0),
         progress=lambda done: console.progress_line(topic, done, num_samples, "images"),
+        keep_results=keep_results,
     )
     assert evaluation is not None  # rank 0 of one
     return evaluation

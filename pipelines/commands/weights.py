@@ -26,7 +26,8 @@ def add(commands: Commands) -> None:
         "import",
         help="load a published file, print what became of every key, and write it as .safetensors",
         description="Reads files of the authors, torchvision, mmdetection, AdelaiDet and ImageNet's, from a path, a "
-        "URL or S3. Set the detector's settings with --detector.settings.NAME VALUE.",
+        "URL or S3. Set the detector's settings with --detector.settings.NAME VALUE; a file of AdelaiDet, mmdetection "
+        "or torchvision chooses the variant of FCOS itself.",
     )
     bring.add_argument("file", help="a path, an https:// address, s3://BUCKET/KEY, or imagenet")
     completes(
@@ -76,14 +77,23 @@ def _import(known: argparse.Namespace) -> None:
             f"`aweigh weights export` writes .pth."
         )
     settings = replace(_settings(known.detector, known.rest), weights=known.file)
-    torch.manual_seed(0)
-    detector = detectors.build(settings.name, known.num_classes, **settings.settings)
+
+    def build() -> "Detector":
+        torch.manual_seed(0)
+        return detectors.build(settings.name, known.num_classes, **settings.settings)
+
+    detector = build()
     path = fetch_weights(settings, detector)
+    # Files whose keys tell their variant choose it, unless the user has.
+    if "variant" not in settings.settings and (variant := detectors.weights.published.variant_of(detector, path)):
+        settings = replace(settings, settings={**settings.settings, "variant": variant})
+        detector = build()
     receipt = detectors.weights.published.load(
         detector, path, skip_mismatched=known.skip_mismatched, averaged=known.averaged
     )
     if known.json:
-        print(json.dumps({"detector": settings.name, "num_classes": detector.num_classes, **receipt.as_dict()}))
+        facts = {"detector": settings.name, "settings": settings.settings, "num_classes": detector.num_classes}
+        print(json.dumps({**facts, **receipt.as_dict()}))
     else:
         print(receipt.summary())
         if known.keys:

@@ -6,9 +6,10 @@ write it) as no match.
 
 import contextlib
 import io
+import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,6 +167,7 @@ def results_from_detections(
     class_ids: Sequence[int],
     rounding: bool = False,
     keypoints: ArrayLike | None = None,
+    further: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Convert detections to COCO results.
 
@@ -180,6 +182,7 @@ def results_from_detections(
             `_to_float`).
         keypoints: (detections, joints, 2) x, y in pixels of the image. Their score is the box's, and all are marked
             as visible, as published (coco_hp.py).
+        further: entries to add to the result of each detection.
 
     Returns:
         One dictionary for each detection. Detections that are not finite cannot be ranked; they are left out with a
@@ -211,6 +214,8 @@ def results_from_detections(
         triples = _two_decimals(triples) if rounding else triples
         for result, triple in zip(results, triples.tolist(), strict=True):
             result["keypoints"] = triple
+    for result, entries in zip(results, itertools.compress(further, finite), strict=bool(further)):
+        result.update(entries)
     return results
 
 

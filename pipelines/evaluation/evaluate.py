@@ -20,6 +20,7 @@ from data_shards.order.plan import World
 from data_shards.reading.reading import Reading
 from data_shards.settings import BoxRules
 from detectors import Detections, Detector, DetectorError
+from detectors.centernet.boxes_3d import place_in_camera, with_published_sizes
 from pipelines.errors import ConfigError
 from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints
@@ -44,6 +45,11 @@ class Evaluation:
     num_images: int
     highest_score: float | None = None
     """Score of the most confident detection; None without any."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Every detection by ascending image id, if `evaluate` was asked for them, as COCO's results: `image_id`,
+    `category_id`, `bbox`, `score`, and `keypoints` of detectors of joints. In 3D also `center` (x and y in the image),
+    `depth`, `dimensions` (height, width and length) and `alpha`; and where the camera is known, `location` (x, y and z
+    of the underside's middle) and `rotation_y`. In pixels, metres and radians."""
 
     @property
     def score(self) -> float:
@@ -100,6 +106,7 @@ def evaluate(
     device: torch.device,
     world: World,
     progress: Callable[[int], None] = lambda num_images: None,
+    keep_results: bool = False,
 ) -> Evaluation | None:
     """Measure a detector on validation shards. Collective. Returns the result on rank 0, None elsewhere.
 
@@ -114,19 +121,23 @@ def evaluate(
         device: where the network runs.
         world: this rank among all ranks, which share the images.
         progress: called with the number of images that this rank has finished; may raise EvaluationStoppedError.
+        keep_results: also return every detection.
 
     Raises:
+        ConfigError: a setting is for other detectors.
         EvaluationError: an image or an annotation cannot be evaluated.
         EvaluationStoppedError: raised by `progress` on some rank.
         DataError: rank 0 cannot read its shards.
         DetectorError: the detector was not published with the mode of test-time augmentation.
     """
+    if settings.published_heights and "depth" not in detector.needs:
+        raise ConfigError(f"evaluation.published_heights is for detectors in 3D, unlike {detector.name}; leave it off.")
     detector.eval()
     share, ground_truth = _Share(), dict[str, Any]()
     own_error: Exception | None = None
     try:
         ground_truth = coco_ground_truth(reading.split)
-        _judge(share, detector, reading, settings, input_size, device, world, ground_truth, progress)
+        _judge(share, detector, reading, settings, input_size, device, world, ground_truth, progress, keep_results)
     except EvaluationStoppedError:
         share.stopped = True
     except Exception as error:
@@ -155,6 +166,7 @@ def evaluate(
         milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
         num_images=num_images,
         highest_score=max((float(result["score"]) for result in results), default=None),
+        results=sorted(results, key=lambda result: result["image_id"]) if keep_results else [],
     )
 
 
@@ -168,6 +180,7 @@ def _judge(
     world: World,
     ground_truth: dict[str, Any],
     progress: Callable[[int], None],
+    keep_results: bool,
 ) -> None:
     """Run the detector over this rank's images."""
     pictured = _crowds_of_pictured(ground_truth, settings.pictures, reading.boxes)
@@ -176,7 +189,7 @@ def _judge(
         for views in batches:
             with _naming(views[0].image_ids.tolist()):
                 found = detect(detector, [view.to(device) for view in views], settings)
-                _add(share, detector, found, reading.split.manifest, settings, pictured, reading.boxes)
+                _add(share, detector, found, reading.split.manifest, settings, pictured, reading.boxes, keep_results)
             progress(share.num_images)
 
 
@@ -234,6 +247,7 @@ def _add(
     settings: EvaluationSettings,
     pictured: dict[int, list[bool]],
     rules: BoxRules,
+    keep_results: bool,
 ) -> None:
     batch = found.batch
     share.seconds += found.seconds
@@ -241,6 +255,8 @@ def _add(
     _add_losses(share, detector, batch, found.outputs)
     class_ids = [item.id for item in manifest.classes]
     for row, one in enumerate(found.detections):
+        if settings.published_heights:
+            one.boxes = with_published_sizes(one.boxes, batch.transforms[row].cpu())
         image_id = int(batch.image_ids[row])
         share.results += results_from_detections(
             [image_id] * len(one.scores),
@@ -250,9 +266,32 @@ def _add(
             class_ids,
             rounding=settings.published_rounding,
             keypoints=None if one.keypoints is None else one.keypoints[..., :2].numpy(),
+            further=_in_3d(one, batch, row) if keep_results and one.box3d is not None else (),
         )
         if image_id in pictured:
             share.pictures.append(_picture(batch, row, one, pictured[image_id]))
+
+
+def _in_3d(found: Detections, batch: Batch, row: int) -> list[dict[str, Any]]:
+    """Describe each detection of an image in 3D; in the camera's frame, too, if the image has one.
+
+    Nothing is said of detections that are not finite, which JSON could not hold.
+    """
+    assert found.box3d is not None
+    center, depth, dimensions, alpha = torch.split(found.box3d.double(), [2, 1, 3, 1], dim=-1)
+    described = [
+        {"center": place, "depth": distance, "dimensions": size, "alpha": angle}
+        for place, distance, size, angle in zip(
+            center.tolist(), depth[:, 0].tolist(), dimensions.tolist(), alpha[:, 0].tolist(), strict=True
+        )
+    ]
+    calibration = None if batch.calibration is None else batch.calibration[row].cpu().double()
+    if calibration is not None and bool(calibration.isfinite().all()):
+        location, rotation = place_in_camera(center, depth[:, 0], dimensions, alpha[:, 0], calibration)
+        for one, place, angle in zip(described, location.tolist(), rotation.tolist(), strict=True):
+            one |= {"location": place, "rotation_y": angle}
+    is_finite = found.box3d.isfinite().all(dim=-1).tolist()
+    return [one if finite else {} for one, finite in zip(described, is_finite, strict=True)]
 
 
 def _up_to_edges(boxes_in_image: Tensor, rules: BoxRules) -> Tensor:

@@ -376,6 +376,12 @@ class EvaluationSettings:
     published_rounding: bool = False
     """Round boxes and scores to two decimals before COCOeval, as the published evaluation does."""
 
+    published_heights: bool = False
+    """Measure the boxes of detectors in 3D as the published evaluation does, a pixel or two higher on KITTI."""
+
+    kitti_score_threshold: float = 0.2
+    """Score above which a detection gets into KITTI's result files (aweigh evaluate --kitti)."""
+
     pictures: int = 12
     """Validation images to draw, truth beside prediction; 0 draws none."""
 
@@ -399,6 +405,10 @@ class EvaluationSettings:
             )
         if self.input_size is not None and min(self.input_size) < 1:
             raise ConfigError(f"evaluation.input_size is {list(self.input_size)}; height and width must be 1 or more.")
+        if not 0 <= self.kitti_score_threshold < 1:
+            raise ConfigError(
+                f"evaluation.kitti_score_threshold is {self.kitti_score_threshold:g}; it must be 0 or more and below 1."
+            )
         if self.pictures < 0:
             raise ConfigError(f"evaluation.pictures is {self.pictures}; it must be 0 (none) or more.")
 

@@ -19,6 +19,7 @@ from data_shards.order.plan import Plan, make_plan
 from data_shards.reading.split import DataSplit
 from data_shards.storage.open import open_store
 from detectors import Detector
+from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict
 from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
@@ -63,6 +64,8 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]
     _check_max_objects(recipe, detector)
     detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
     _check_labels(recipe, detector, manifest)
+    if "keypoints" in detector.needs:
+        _warn_of_empty_images(splits[0])
     return splits, plan
 
 
@@ -126,6 +129,25 @@ def _check_shards(split: DataSplit) -> None:
     """Compare shards in a folder with their manifest; a node compares shards of S3 when it fetches them."""
     if split.store.local_path("manifest.json") is not None:
         split.shards().verify()
+
+
+def _warn_of_empty_images(split: DataSplit) -> None:
+    """Say that a training of pose has images without an object, which the published one leaves out."""
+    if split.manifest.source.empty_images == "drop":
+        return
+    shards = split.shards()
+    # Samples are in random order, so that one shard of a bucket tells as much as a download from each of them.
+    read = range(len(split.manifest.shards)) if split.store.local_path("manifest.json") is not None else range(1)
+    boxes = [np.diff(shards.index(number).row_splits) for number in read]
+    shards.close()
+    images, empty = sum(map(len, boxes)), sum(int((counts == 0).sum()) for counts in boxes)
+    if empty:
+        part = "" if images == split.manifest.num_samples else "the first "
+        console.say(
+            "warning",
+            f"{empty:,} of {part}{counted(images, 'image')} in {split.location} have no object, and the published "
+            f"training of pose leaves such images out: build the split with --empty-images drop.",
+        )
 
 
 def _difference(found: Sequence[CocoClass], expected: Sequence[CocoClass]) -> str:

@@ -23,36 +23,59 @@ BIASES = "biases learn like other weights"
 def fcos() -> dict[str, Detector]:
     return {
         variant: detectors.build("fcos_resnet50", 3, variant=variant, channels=64)
-        for variant in ("original", "improved", "torchvision")
+        for variant in ("original", "improved", "adelaidet", "mmdetection", "mmdetection_base", "torchvision")
     }
 
 
 @pytest.mark.parametrize(
-    ("variant", "keys", "library", "published_with"),
+    ("variant", "keys", "library", "belongs_to", "published_with"),
     [
-        ("improved", ["rpn.head.centerness.bias"], "FCOS's authors", []),
-        ("torchvision", ["head.classification_head.conv.1.bias"], "torchvision", []),
+        ("improved", ["rpn.head.centerness.bias"], "FCOS's authors", "", []),
+        ("torchvision", ["head.classification_head.conv.1.bias"], "torchvision", "torchvision", []),
         (
             "improved",
             ["proposal_generator.fcos_head.ctrness.bias"],
             "AdelaiDet",
+            "adelaidet",
             [MEAN, EDGES, AREA, CLIPPING, BIASES],
         ),
+        ("adelaidet", ["proposal_generator.fcos_head.ctrness.bias"], "AdelaiDet", "adelaidet", [EDGES, BIASES]),
         (
             "improved",
             ["bbox_head.conv_centerness.bias", "bbox_head.cls_convs.0.conv.bias"],
             "mmdetection",
+            "mmdetection",
             [MEAN, EDGES, AREA, SCORE],
         ),
+        (
+            "mmdetection",
+            ["bbox_head.conv_centerness.bias", "bbox_head.cls_convs.0.conv.bias"],
+            "mmdetection",
+            "mmdetection",
+            [EDGES],
+        ),
         # The configurations of the paper's version have the authors' mean.
-        ("original", ["bbox_head.conv_centerness.bias"], "mmdetection", [EDGES, AREA, SCORE, NMS]),
-        ("original", ["conv1.weight"], "an ImageNet classifier", []),
-        ("original", ["stem.conv1.weight"], "detectron2", []),
+        (
+            "original",
+            ["bbox_head.conv_centerness.bias"],
+            "mmdetection",
+            "mmdetection_base",
+            [EDGES, AREA, SCORE, NMS],
+        ),
+        ("mmdetection_base", ["bbox_head.conv_centerness.bias"], "mmdetection", "mmdetection_base", [EDGES]),
+        ("original", ["conv1.weight"], "an ImageNet classifier", "", []),
+        ("original", ["stem.conv1.weight"], "detectron2", "", []),
     ],
     ids=str,
 )
-def test_the_receipt_names_the_code_base_and_what_it_does_differently(
-    variant: str, keys: list[str], library: str, published_with: list[str], fcos: dict[str, Detector], tmp_path: Path
+def test_the_receipt_names_the_code_base_its_variant_and_what_it_does_differently(
+    variant: str,
+    keys: list[str],
+    library: str,
+    belongs_to: str,
+    published_with: list[str],
+    fcos: dict[str, Detector],
+    tmp_path: Path,
 ) -> None:
     ours = fcos[variant]
     shapes = {
@@ -70,4 +93,6 @@ def test_the_receipt_names_the_code_base_and_what_it_does_differently(
         for text, start in zip(receipt.published_with, published_with, strict=True):
             assert text.startswith(start)
             assert f"published with  {text}" in receipt.summary().splitlines()
-        assert f"library  {library}" in receipt.summary().splitlines()
+        named = f"library  {library}, variant {belongs_to}" if belongs_to else f"library  {library}"
+        assert named in receipt.summary().splitlines()
+        assert receipt.variant == belongs_to

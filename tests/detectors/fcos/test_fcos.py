@@ -337,7 +337,7 @@ def test_preprocessing_is_each_familys_own() -> None:
 
 def test_settings_that_cannot_be_honoured_are_refused() -> None:
     for settings, message in (
-        ({"variant": "best"}, "variant is 'best'; known are 'original', 'improved', 'torchvision'"),
+        ({"variant": "best"}, "variant is 'best'; known are 'original', 'improved', 'adelaidet', 'mmdetection', "),
         (
             {"channels": 32},
             "channels is 32; group normalisation has 32 groups of at least 2, .* multiple of 32 from 64 on",

@@ -105,19 +105,68 @@ def test_mmdetections_base_file_has_no_biases_in_its_towers(authors: Detector, t
         assert not authors.state_dict()[key].any()
 
 
-@pytest.mark.parametrize(
-    ("layout", "variant"),
-    [("fcos_r50_adelaidet", "improved"), ("fcos_r50_mmdet", "improved"), ("fcos_r50_mmdet_base", "original")],
+LIBRARIES = (
+    ("fcos_r50_adelaidet", "adelaidet"),
+    ("fcos_r50_mmdet", "mmdetection"),
+    ("fcos_r50_mmdet_base", "mmdetection_base"),
 )
-def test_a_file_of_the_other_variant_loads_with_a_note(layout: str, variant: str, tmp_path: Path) -> None:
-    layout_file(layout, tmp_path / "w.pth")
-    of_its_own, of_another = of_variant(variant), of_variant({"improved": "original"}.get(variant, "improved"))
-    assert not published.load(reset(of_its_own), tmp_path / "w.pth").notes
-    receipt = published.load(reset(of_another), tmp_path / "w.pth")
-    assert (
-        f'computes variant="{variant}" with these weights; this detector has a diff'
-        in receipt.summary().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("layout", "variant"), LIBRARIES)
+def test_a_librarys_file_belongs_to_its_variant_and_loads_into_others_with_a_note(
+    layout: str, variant: str, tmp_path: Path
+) -> None:
+    weights = layout_file(layout, tmp_path / "w.pth")
+    own = reset(of_variant(variant))
+    receipt = published.load(own, tmp_path / "w.pth")
+    assert_whole(receipt, own, weights, ("num_batches_tracked",))
+    assert not receipt.notes
+    assert not receipt.missing
+    # The library's epsilon is this variant's, so that nothing is adjusted but the shape of the scales.
+    assert all(key.startswith("rpn.head.scales.") for key in receipt.adjusted)
+    library = "AdelaiDet" if variant == "adelaidet" else "mmdetection"
+    assert f"library  {library}, variant {variant}" in receipt.summary().splitlines()
+    # Keys tell the library, and those of the small tensors are enough.
+    torch.save(
+        {key: value for key, value in weights.items() if "_head." in key and value.ndim == 1}, tmp_path / "w.pth"
     )
+    for other in sorted({"original", "improved", "adelaidet", "mmdetection"} - {variant}):
+        receipt = published.load(of_variant(other), tmp_path / "w.pth")
+        assert receipt.summary().splitlines()[-1] == (
+            f'note  the file is of {library}, which computes variant="{variant}" with these weights; this detector has '
+            f'variant="{other}". For the published results, set --detector.settings.variant {variant}'
+        )
+        assert receipt.variant == variant
+        assert published.variant_of(of_variant(other), tmp_path / "w.pth") == variant
+        # What differs is listed for the authors' variants.
+        assert bool(receipt.published_with) == (other in ("original", "improved"))
+
+
+def test_biased_towers_do_not_fit_mmdetections_base(tmp_path: Path) -> None:
+    for layout, library, variant in (
+        ("fcos_r50_adelaidet", "AdelaiDet", '"adelaidet"'),
+        ("fcos_r50_mmdet", "mmdetection", '"mmdetection"'),
+        ("fcos_r50_tianzhi", "FCOS's authors", '"original" or "improved"'),
+    ):
+        layout_file(layout, tmp_path / "w.pth")
+        with pytest.raises(DetectorError) as error:
+            published.load(of_variant("mmdetection_base"), tmp_path / "w.pth")
+        assert str(error.value) == (
+            f"{tmp_path / 'w.pth'} does not fit this fcos_resnet50: it is of {library}; its towers have biases, which "
+            f'variant="mmdetection_base" lacks. Build the detector with variant={variant}.'
+        )
+
+
+def test_files_of_the_authors_tell_no_variant(tmp_path: Path) -> None:
+    layout_file("fcos_r50_tianzhi", tmp_path / "w.pth")
+    assert published.variant_of(of_variant("original"), tmp_path / "w.pth") == ""
+    receipt = published.load(reset(of_variant("adelaidet")), tmp_path / "w.pth")
+    assert receipt.notes == [
+        'the file is of FCOS\'s authors, which computes variant="original" or variant="improved" with these weights; '
+        'this detector has variant="adelaidet". For the published results, set that variant'
+    ]
+    layout_file("fcos_r50_torchvision", tmp_path / "tv.pth")
+    assert published.variant_of(of_variant("original"), tmp_path / "tv.pth") == "torchvision"
 
 
 def test_mmdetections_early_names(authors: Detector, tmp_path: Path) -> None:
@@ -234,6 +283,15 @@ def test_detectrons_imagenet_file_loads_into_the_trunk(authors: Detector, tmp_pa
     assert receipt.missing["backbone.body.stem.bn1.running_var"] == "Detectron does without it; set to 1"
 
 
+def test_folded_norms_stay_the_identity_where_the_norm_has_an_epsilon(tmp_path: Path) -> None:
+    caffe_file(tmp_path / "R-50.pkl")
+    for variant in ("adelaidet", "mmdetection", "mmdetection_base"):
+        detector = reset(of_variant(variant))
+        published.load(detector, tmp_path / "R-50.pkl")
+        norm = detector.get_submodule("backbone.body.layer3.5.bn3")
+        assert torch.equal((norm.running_var + norm.eps).rsqrt(), torch.ones(1024))
+
+
 def test_detectron2s_converted_imagenet_file_loads_into_the_trunk(authors: Detector, tmp_path: Path) -> None:
     weights = layout_file("fcos_r50_adelaidet", tmp_path / "whole.pth")
     start = "backbone.bottom_up."
@@ -254,6 +312,9 @@ def test_detectron2s_converted_imagenet_file_loads_into_the_trunk(authors: Detec
         ("improved", "mmdetection", "fcos_r50_mmdet"),
         ("original", "authors", "fcos_r50_tianzhi"),
         ("original", "mmdetection", "fcos_r50_mmdet_base"),
+        ("adelaidet", "adelaidet", "fcos_r50_adelaidet"),
+        ("mmdetection", "mmdetection", "fcos_r50_mmdet"),
+        ("mmdetection_base", "mmdetection", "fcos_r50_mmdet_base"),
         ("torchvision", "torchvision", "fcos_r50_torchvision"),
     ],
 )
@@ -270,6 +331,8 @@ def test_what_a_library_wrote_is_written_back_as_it_was(
     wrapper = {"torchvision": None, "mmdetection": "state_dict"}.get(library, "model")
     back = content if wrapper is None else content[wrapper]
     assert back.keys() == weights.keys()
+    if variant == "mmdetection_base":
+        assert not exported.left_out
     for key, value in weights.items():
         assert back[key].shape == value.shape, key
         if not key.endswith("num_batches_tracked"):

@@ -178,6 +178,8 @@ def test_torchvision_moves_classes_apart_in_float32() -> None:
     more, others = torch.cat((scores, torch.zeros(998))), torch.cat((labels, torch.full((998,), 5)))
     assert shifting_nms(many, more, others, threshold=0.6)[:2].tolist() == [0, 2]  # 1,001 boxes: class by class
     assert shifting_nms(many[:1000], more[:1000], others[:1000], threshold=0.6)[:3].tolist() == [0, 1, 2]
+    # mmcv shifts however many there are.
+    assert shifting_nms(many, more, others, threshold=0.6, always=True)[:3].tolist() == [0, 1, 2]
     assert shifting_nms(boxes[:0], scores[:0], labels[:0], threshold=0.6).tolist() == []
 
 
@@ -217,3 +219,11 @@ def test_a_corner_that_scores_0_moves_nothing() -> None:
     boxes, corners = tensor([[0.0, 0, 9, 9]]), tensor([[0.0, 0.0]])
     merged = merging_soft_nms(boxes, tensor([0.0]), corners, tensor([0]), exponent=10)
     assert torch.equal(merged.boxes, boxes)
+
+
+def test_a_box_below_0_reaches_into_the_place_of_the_class_before_it() -> None:
+    # Moved by 101, the second is at 71 .. 121 x 0 .. 50, where the first has 71 .. 100.
+    boxes = torch.tensor([[50.0, 50.0, 100.0, 100.0], [-51.0, -51.0, 9.0, 9.0]])
+    scores, labels = torch.tensor([0.9, 0.8]), torch.tensor([0, 1])
+    assert nms(boxes, scores, labels, threshold=0.3).tolist() == [0, 1]
+    assert shifting_nms(boxes, scores, labels, threshold=0.3).tolist() == [0]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import detectors
 from cluster.checkpoints.checkpoint import CheckpointFolder
 from cluster.engine.engine import TrainingState
 from detectors.fcos.file_keys import LAYOUTS
+from detectors.weights.save import save_as
 from pipelines import recipes
 from pipelines.cli import main
 from pipelines.recipes.recipe import to_dict, with_flags
@@ -188,6 +190,36 @@ def test_training_says_at_once_that_weights_do_not_fit_or_cannot_be_had(
     line = _refused(capsys, *command, "--detector.weights", published_file, "--detector.weights_sha256", "0" * 8)
     assert "not 00000000: it is damaged or another file" in line
     assert not (tmp_path / "refused" / "logs").exists()
+
+
+def test_a_librarys_file_chooses_its_variant_unless_the_user_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, out = tmp_path / "FCOS_R_50_1x.pth", tmp_path / "w.safetensors"
+    narrow = {"width": 4, "channels": 64}
+    detector = detectors.build("fcos_resnet50", 3, variant="adelaidet", **narrow)
+    save_as(detector, theirs, "adelaidet")
+    brought = ["weights", "import", str(theirs), "--detector", "fcos_resnet50", "--num-classes", "3"]
+    brought += ["--detector.settings.width", "4", "--detector.settings.channels", "64"]
+    main([*brought, "--output", str(out)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "library  AdelaiDet, variant adelaidet" in lines
+    assert not [line for line in lines if line.startswith("note")]
+    with safe_open(out, framework="pt") as file:
+        assert json.loads(file.metadata()["settings"]) == {**narrow, "variant": "adelaidet"}
+    # What was written names its variant, so it goes out in the library's layout again.
+    main(["weights", "export", str(out), "--output", str(tmp_path / "b.pth"), "--layout", "adelaidet"])
+    back = torch.load(tmp_path / "b.pth", weights_only=True)["model"]
+    original = torch.load(theirs, weights_only=True)["model"]
+    assert list(back) == list(original)
+    assert all(torch.equal(back[key], value) for key, value in original.items())
+    capsys.readouterr()
+    main([*brought, "--detector.settings.variant", "improved", "--json"])
+    receipt = json.loads(capsys.readouterr().out)
+    assert receipt["settings"]["variant"] == "improved"
+    assert receipt["variant"] == "adelaidet"
+    (note,) = receipt["notes"]
+    assert 'computes variant="adelaidet" with these weights; this detector has variant="improved"' in note
 
 
 @pytest.mark.parametrize(

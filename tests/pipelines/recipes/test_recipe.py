@@ -241,6 +241,24 @@ def test_foveabox_on_our_schedules(align: str, depth: str) -> None:
         assert f"ResNet-{depth}: {epochs} epochs" in recipe.purpose
 
 
+def test_fcos_of_libraries_has_their_variant_boxes_and_schedule() -> None:
+    factors = {}
+    for variant in ("adelaidet", "mmdetection", "mmdetection_base"):
+        recipe = recipes.get(f"fcos_{variant}_resnet50_1x")
+        assert recipe.recipe == f"fcos_{variant}_resnet50_1x"
+        assert recipe.detector.settings == {"variant": variant}
+        assert (recipe.data.box_ends, recipe.data.crowd, recipe.batch.global_size) == ("edge", "drop", 16)
+        assert recipe.engine.clip_norm == (35 if variant == "mmdetection_base" else 0)
+        biases = recipe.optimizer.bias_learning_rate_factor, recipe.optimizer.bias_weight_decay
+        assert biases == ((1, None) if variant == "adelaidet" else (2, 0))
+        factors[variant] = [recipe.schedule.factor(step, 7500) for step in (0, 250, 500, 1000)]
+    assert recipes.get("fcos_adelaidet_resnet50_1x").schedule.last_step(7500) == 90_000
+    assert recipes.get("fcos_mmdetection_resnet50_1x").schedule.last_step(7500) == 90_000
+    assert factors["adelaidet"] == pytest.approx([0.001, 0.25075, 0.5005, 1])
+    assert factors["mmdetection"] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert factors["mmdetection_base"] == pytest.approx([1 / 3, 1 / 3, 1, 1])
+
+
 def test_the_ablations_change_one_thing_each() -> None:
     base = recipes.get("centernet_dla34_1x")
     names = ("test_resolution_384", "size_weight_0_2", "size_weight_0_02", "loss_smooth_l1", "epochs_230")

@@ -55,6 +55,29 @@ def test_a_detector_of_pose_takes_people_and_refuses_other_data(people: str, sma
         check(replace(recipe_of(people, "centernet_dla34"), augmentation=turned))
 
 
+def test_training_of_pose_warns_of_images_without_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = pose_document()
+    content["categories"] = [{"id": 1, "name": "person", "keypoints": PERSON}]
+    with_person = {item["image_id"] for item in content["annotations"] if item["category_id"] == 1}
+    last = max(with_person)
+    content["annotations"] = [
+        item for item in content["annotations"] if item["category_id"] == 1 and item["image_id"] != last
+    ]
+    empty = len([image for image in content["images"] if image["id"] not in with_person - {last}])
+    annotations, images = write_coco(tmp_path, content)
+    kept = build_shards(annotations, images, str(tmp_path / "kept"), split="train").location
+    check(recipe_of(kept, "centernet_dla34_pose", joints=5))
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("warning")]
+    assert f"{empty} of {len(content['images'])} images in {kept} have no object, and the published training" in line
+    assert line.endswith("build the split with --empty-images drop.")
+    # Boxes alone are learnt from all images, as published.
+    check(recipe_of(kept, "centernet_dla34"))
+    dropped = build_shards(annotations, images, str(tmp_path / "dropped"), split="train", empty_images="drop")
+    assert dropped.manifest.num_samples == len(content["images"]) - empty
+    check(replace(recipe_of(dropped.location, "centernet_dla34_pose", joints=5)))
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_detector_of_3d_takes_kitti_and_refuses_other_data(tmp_path: Path, small_shards: Path) -> None:
     content = kitti_document(3)
     for image in content["images"]:
