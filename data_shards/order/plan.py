@@ -9,14 +9,20 @@ end inside a shard. Each epoch, every stream permutes its pieces of shards, grou
 permutes the samples inside each window. Position `p` of the epoch takes the next sample of stream `p mod streams`, so
 every batch takes the same number of samples from every stream, while a node that serves some of the streams reads only
 their shards. A set with few shards gets few streams; with one stream and one window the order is a plain permutation.
+
+Where images of different shapes are padded to the largest of a batch, a plan can group them by aspect ratio: portraits
+share steps with portraits. Each window then serves its portraits and its other images in an order of their own, and a
+key that all streams share draws which of the two a step takes. Samples stay in their stream and their window, so shards
+are needed when they are needed without grouping, and every part of a batch is of one group, on any number of ranks.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from data_shards.counting import counted
 from data_shards.errors import DataError
@@ -26,12 +32,16 @@ from data_shards.order.keyed_random import key, keys, mix64
 DEFAULT_STREAMS = 48
 DEFAULT_WINDOW_SHARDS = 4
 
-# Words in the keys that keep the three permutations apart.
-_PLACEMENT, _PIECES, _SAMPLES = 101, 102, 103
+# Words in the keys that keep the permutations apart.
+_PLACEMENT, _PIECES, _SAMPLES, _GROUPS = 101, 102, 103, 104
 
 _ROUNDS = 6
 # Below 256 values a Feistel network of six rounds is measurably uneven, so small windows walk inside 256.
 _LEAST_HALF_BITS = 4
+
+
+Portraits = Callable[[int], Bool[np.ndarray, " samples"]]
+"""Takes a shard and returns which of its images are portraits, such as `Shards.portraits`."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,18 @@ class Plan:
     window_shards: int
     manifest_digest: str = ""
     """Digest of the manifest the plan was made for; empty for a plan made without one."""
+    grouped: bool = False
+    """True if the images of a step are portraits, or none of them is, wherever possible."""
+    portraits: Portraits | None = field(default=None, repr=False, compare=False)
+    """The portraits of each shard; a grouped plan asks for those of the windows that it serves from."""
     _epochs: dict[int, _EpochOrder] = field(default_factory=dict, repr=False, compare=False)
+    _windows: dict[tuple[int, int], Int64[np.ndarray, " places"]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def with_portraits(self, portraits: Portraits | None) -> "Plan":
+        """Return the same order without what was computed so far, for a process that knows portraits from elsewhere."""
+        return replace(self, portraits=portraits, _epochs={}, _windows={})
 
     @cached_property
     def num_samples(self) -> int:
@@ -203,6 +224,7 @@ class Plan:
             f"an epoch, {tail}\n"
             f"{counted(shards, 'shard')} in {counted(self.streams, 'stream')}, "
             f"shuffled in windows of {counted(self.window_shards, 'shard')}, seed {self.seed}"
+            + (", grouped by aspect ratio" if self.grouped else "")
         )
 
     @cached_property
@@ -226,17 +248,63 @@ class Plan:
         step_of = np.repeat(np.arange(step, step + steps, dtype=np.int64), size)
         stream = places // per_stream
         index_in_stream = step_of * per_stream + places % per_stream
-        order = self._epoch_order(epoch)
-
-        # From the place in the shuffled stream to the place in the stream as its pieces are read, and on to the sample.
         positions = self._stream_starts[stream] + index_in_stream
+        return self._samples_at(epoch, positions).reshape(steps, size)
+
+    def _samples_at(self, epoch: int, positions: Int64[np.ndarray, " places"]) -> Int64[np.ndarray, " places"]:
+        """Return the samples at some positions of the concatenated streams."""
+        order = self._epoch_order(epoch)
         window = np.searchsorted(order.window_starts, positions, side="right") - 1
-        start = order.window_starts[window]
-        positions = start + permute(
-            positions - start, order.window_starts[window + 1] - start, order.window_keys[window]
-        )
-        piece = np.searchsorted(order.piece_starts, positions, side="right") - 1
-        return (order.piece_first_samples[piece] + (positions - order.piece_starts[piece])).reshape(steps, size)
+        if not self.grouped:
+            return _shuffled(order, window, positions)
+        samples = np.empty_like(positions)
+        for number in np.unique(window).tolist():
+            here = window == number
+            samples[here] = self._grouped_window(epoch, number)[positions[here] - order.window_starts[number]]
+        return samples
+
+    def _grouped_window(self, epoch: int, window: int) -> Int64[np.ndarray, " places"]:
+        """Return all samples of a window in order, grouped."""
+        known = self._windows.pop((epoch, window), None)
+        if known is None:
+            order = self._epoch_order(epoch)
+            positions = np.arange(order.window_starts[window], order.window_starts[window + 1])
+            known = self._group(epoch, positions, _shuffled(order, np.full(len(positions), window), positions))
+        # The last one used comes last. A stream takes from two windows at most while it moves from one to the next.
+        self._windows[epoch, window] = known
+        while len(self._windows) > 2 * self.streams:
+            del self._windows[next(iter(self._windows))]
+        return known
+
+    def _group(
+        self, epoch: int, positions: Int64[np.ndarray, " places"], samples: Int64[np.ndarray, " places"]
+    ) -> Int64[np.ndarray, " places"]:
+        """Deal the samples of a window again, so that streams take portraits at the same steps.
+
+        Every step has a random number, the same one in all streams, and the portraits of a window go to its steps with
+        the lowest numbers. Streams with the same share of portraits so agree on every step; the steps on which two
+        streams differ are as many as their shares do. In each group, samples keep the order in which they were shuffled.
+        """
+        portrait = self._portraits_among(samples)
+        stream_start = self._stream_starts[np.searchsorted(self._stream_starts, positions[0], side="right") - 1]
+        steps = (positions - stream_start) // (self.global_batch_size // self.streams)
+        lowest_first = np.argsort(keys(key(self.seed, epoch, _GROUPS), steps), kind="stable")
+        takes_portrait = np.zeros(len(samples), dtype=np.bool_)
+        takes_portrait[lowest_first[: np.count_nonzero(portrait)]] = True
+        dealt = np.empty_like(samples)
+        dealt[takes_portrait] = samples[portrait]
+        dealt[~takes_portrait] = samples[~portrait]
+        return dealt
+
+    def _portraits_among(self, samples: Int64[np.ndarray, " places"]) -> Bool[np.ndarray, " places"]:
+        if self.portraits is None:
+            raise ValueError("a grouped plan has to know which images are portraits: use `with_portraits` first")
+        shards, rows = self.locate(samples)
+        found = np.empty(len(samples), dtype=np.bool_)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            found[here] = self.portraits(shard)[rows[here]]
+        return found
 
     @cached_property
     def _shard_sizes(self) -> Int64[np.ndarray, " shards"]:
@@ -307,6 +375,7 @@ def make_plan(
     global_batch_size: int,
     streams: int = DEFAULT_STREAMS,
     window_shards: int = DEFAULT_WINDOW_SHARDS,
+    portraits: Portraits | None = None,
 ) -> Plan:
     """Make the order of a split's samples for one run.
 
@@ -317,6 +386,8 @@ def make_plan(
         streams: most streams. Their number is the largest that divides the global batch size and leaves each stream at
             least one shard, so that every batch takes equally many samples from each.
         window_shards: samples are shuffled across at least this many shards of a stream, or all if it has fewer.
+        portraits: groups images by aspect ratio; called when samples are asked for, and never before. None groups
+            nothing.
 
     Raises:
         DataError: there are fewer samples than in one global batch, or a setting is below 1.
@@ -344,6 +415,8 @@ def make_plan(
         streams=max(count for count in range(1, most + 1) if global_batch_size % count == 0),
         window_shards=window_shards,
         manifest_digest=manifest.digest,
+        grouped=portraits is not None,
+        portraits=portraits,
     )
 
 
@@ -360,6 +433,17 @@ def check_divisible(global_batch_size: int, parts: int, what: str = "ranks") -> 
             f"a global batch of {global_batch_size:,} cannot be divided equally among {parts:,} {what}. "
             f"Set it to {nearest}."
         )
+
+
+def _shuffled(
+    order: _EpochOrder, window: Int64[np.ndarray, " places"], positions: Int64[np.ndarray, " places"]
+) -> Int64[np.ndarray, " places"]:
+    """Return the samples at some positions of the concatenated streams, each in its window, without grouping."""
+    # From the place in the shuffled stream to the place in the stream as its pieces are read, and on to the sample.
+    start = order.window_starts[window]
+    positions = start + permute(positions - start, order.window_starts[window + 1] - start, order.window_keys[window])
+    piece = np.searchsorted(order.piece_starts, positions, side="right") - 1
+    return order.piece_first_samples[piece] + (positions - order.piece_starts[piece])
 
 
 def permute(

@@ -83,6 +83,11 @@ class DataSettings:
     """End of a box. edge: x + width; last_pixel: x + width - 1, as FCOS's authors read COCO (their weights expect it,
     and results get the pixel back)."""
 
+    group_by_aspect_ratio: bool = False
+    """Whether the images of a step are all portraits (height ≥ width) or all not, wherever possible, as in the published
+    FCOS: images are padded to the largest of their batch, and this saves most of the padding. For the geometry
+    shorter_side only."""
+
     threads: int = 2
     """Decoding threads per worker."""
 
