@@ -71,6 +71,8 @@ class _EpochOrder(NamedTuple):
     window_starts: Int64[np.ndarray, " windows+1"]
     """Position of each window, as `piece_starts`, and the end of the last one."""
     window_keys: UInt64[np.ndarray, " windows"]
+    grouped: dict[int, Int64[np.ndarray, " places"]]
+    """The samples of the windows that a grouped plan served from last, by number, the last one used last."""
 
 
 class ShardUses(NamedTuple):
@@ -102,13 +104,10 @@ class Plan:
     portraits: Portraits | None = field(default=None, repr=False, compare=False)
     """The portraits of each shard; a grouped plan asks for those of the windows that it serves from."""
     _epochs: dict[int, _EpochOrder] = field(default_factory=dict, repr=False, compare=False)
-    _windows: dict[tuple[int, int], Int64[np.ndarray, " places"]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
 
     def with_portraits(self, portraits: Portraits | None) -> "Plan":
         """Return the same order without what was computed so far, for a process that knows portraits from elsewhere."""
-        return replace(self, portraits=portraits, _epochs={}, _windows={})
+        return replace(self, portraits=portraits, _epochs={})
 
     @cached_property
     def num_samples(self) -> int:
@@ -257,44 +256,51 @@ class Plan:
         window = np.searchsorted(order.window_starts, positions, side="right") - 1
         if not self.grouped:
             return _shuffled(order, window, positions)
+        numbers = np.unique(window).tolist()
+        if missing := [number for number in numbers if number not in order.grouped]:
+            self._group_windows(epoch, missing)
         samples = np.empty_like(positions)
-        for number in np.unique(window).tolist():
+        for number in numbers:
+            own = order.grouped[number] = order.grouped.pop(number)
             here = window == number
-            samples[here] = self._grouped_window(epoch, number)[positions[here] - order.window_starts[number]]
+            samples[here] = own[positions[here] - order.window_starts[number]]
+        # A stream that moves from one window to the next needs both.
+        while len(order.grouped) > 2 * self.streams:
+            del order.grouped[next(iter(order.grouped))]
         return samples
 
-    def _grouped_window(self, epoch: int, window: int) -> Int64[np.ndarray, " places"]:
-        """Return all samples of a window in order, grouped."""
-        known = self._windows.pop((epoch, window), None)
-        if known is None:
-            order = self._epoch_order(epoch)
-            positions = np.arange(order.window_starts[window], order.window_starts[window + 1])
-            known = self._group(epoch, positions, _shuffled(order, np.full(len(positions), window), positions))
-        # The last one used comes last. A stream takes from two windows at most while it moves from one to the next.
-        self._windows[epoch, window] = known
-        while len(self._windows) > 2 * self.streams:
-            del self._windows[next(iter(self._windows))]
-        return known
-
-    def _group(
-        self, epoch: int, positions: Int64[np.ndarray, " places"], samples: Int64[np.ndarray, " places"]
-    ) -> Int64[np.ndarray, " places"]:
-        """Deal the samples of a window again, so that streams take portraits at the same steps.
+    def _group_windows(self, epoch: int, numbers: list[int]) -> None:
+        """Deal the samples of some windows again, so that all streams take portraits at the same steps.
 
         Every step has a random number, the same one in all streams, and the portraits of a window go to its steps with
-        the lowest numbers. Streams with the same share of portraits so agree on every step; the steps on which two
-        streams differ are as many as their shares do. In each group, samples keep the order in which they were shuffled.
+        the lowest numbers. Windows with the same share of portraits agree on every step; where their shares differ by
+        a hundredth, they disagree on a hundredth of the steps. Each group stays in the order in which it was shuffled.
+
+        Args:
+            epoch: counted from 0.
+            numbers: the windows, ascending, at least one.
         """
+        order = self._epoch_order(epoch)
+        starts = order.window_starts[numbers]
+        sizes = order.window_starts[np.add(numbers, 1)] - starts
+        ends = np.cumsum(sizes)
+        row = np.repeat(np.arange(len(numbers)), sizes)
+        place = np.arange(ends[-1]) - (ends - sizes)[row]
+        positions = starts[row] + place
+        samples = _shuffled(order, np.asarray(numbers)[row], positions)
         portrait = self._portraits_among(samples)
-        stream_start = self._stream_starts[np.searchsorted(self._stream_starts, positions[0], side="right") - 1]
-        steps = (positions - stream_start) // (self.global_batch_size // self.streams)
-        lowest_first = np.argsort(keys(key(self.seed, epoch, _GROUPS), steps), kind="stable")
-        takes_portrait = np.zeros(len(samples), dtype=np.bool_)
-        takes_portrait[lowest_first[: np.count_nonzero(portrait)]] = True
+
+        stream_starts = self._stream_starts[np.searchsorted(self._stream_starts, starts, side="right") - 1]
+        steps = (positions - stream_starts[row]) // (self.global_batch_size // self.streams)
+        lowest_first = np.lexsort((keys(key(self.seed, epoch, _GROUPS), steps), row))
+        takes_portrait = np.empty(len(samples), dtype=np.bool_)
+        takes_portrait[lowest_first] = place < np.bincount(row[portrait], minlength=len(numbers))[row]
+        # Places and samples are both in the order of the windows, and each window has as many of one as of the other.
         dealt = np.empty_like(samples)
         dealt[takes_portrait] = samples[portrait]
         dealt[~takes_portrait] = samples[~portrait]
-        return dealt
+        for number, own in zip(numbers, np.split(dealt, ends[:-1]), strict=True):
+            order.grouped[number] = own
 
     def _portraits_among(self, samples: Int64[np.ndarray, " places"]) -> Bool[np.ndarray, " places"]:
         if self.portraits is None:
@@ -360,6 +366,7 @@ class Plan:
             piece_first_samples=first_samples[order],
             window_starts=np.append(window_starts, self.num_samples),
             window_keys=keys(key(self.seed, epoch, _SAMPLES), np.arange(len(window_starts))),
+            grouped={},
         )
         # Ranks that look ahead ask for neighbouring epochs in turn; older orders would only take memory.
         for old in set(self._epochs) - {epoch - 1, epoch + 1}:
@@ -462,8 +469,9 @@ def permute(
     Source:
         Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, section 3 (cycle walking).
     """
-    half_bits = np.array([max(_LEAST_HALF_BITS, (int(size - 1).bit_length() + 1) // 2) for size in sizes])
-    half_bits = half_bits.astype(np.uint64)
+    known, which = np.unique(sizes, return_inverse=True)
+    half_bits = np.array([max(_LEAST_HALF_BITS, (int(size - 1).bit_length() + 1) // 2) for size in known])
+    half_bits = half_bits.astype(np.uint64)[which]
     masks = (np.uint64(1) << half_bits) - np.uint64(1)
     round_keys = [keys(np.uint64(turn), permutation_keys) for turn in range(_ROUNDS)]
     limits = sizes.astype(np.uint64)

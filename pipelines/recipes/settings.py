@@ -84,8 +84,8 @@ class DataSettings:
     and results get the pixel back)."""
 
     group_by_aspect_ratio: bool = False
-    """Whether the images of a step are all portraits (height ≥ width) or all not, wherever possible, as in the published
-    FCOS: images are padded to the largest of their batch, and this saves most of the padding. For the geometry
+    """Fill each step with portraits only (height ≥ width) or with other images only, wherever possible: images are
+    padded to the largest of their batch, and this saves most of the padding (FCOS). For augmentation.geometry
     shorter_side only."""
 
     threads: int = 2
