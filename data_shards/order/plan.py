@@ -16,10 +16,9 @@ key that all streams share draws which of the two a step takes. Samples stay in 
 are needed when they are needed without grouping, and every part of a batch is of one group, on any number of ranks.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
@@ -40,8 +39,11 @@ _ROUNDS = 6
 _LEAST_HALF_BITS = 4
 
 
-Portraits = Callable[[int], Bool[np.ndarray, " samples"]]
-"""Takes a shard and returns which of its images are portraits, such as `Shards.portraits`."""
+class Portraits(Protocol):
+    """Knows the portraits of each shard, such as `Shards.portraits`."""
+
+    def __call__(self, shard: int, /) -> Bool[np.ndarray, " samples"]:
+        """Return which images of a shard are portraits."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ class _EpochOrder(NamedTuple):
     window_starts: Int64[np.ndarray, " windows+1"]
     """Position of each window, as `piece_starts`, and the end of the last one."""
     window_keys: UInt64[np.ndarray, " windows"]
-    grouped: dict[int, Int64[np.ndarray, " places"]]
-    """The samples of the windows that a grouped plan served from last, by number, the last one used last."""
 
 
 class ShardUses(NamedTuple):
@@ -104,10 +104,12 @@ class Plan:
     portraits: Portraits | None = field(default=None, repr=False, compare=False)
     """The portraits of each shard; a grouped plan asks for those of the windows that it serves from."""
     _epochs: dict[int, _EpochOrder] = field(default_factory=dict, repr=False, compare=False)
+    _dealt: dict[int, dict[int, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    """Samples of the windows that a grouped plan served from last, by epoch and number; the one used last is last."""
 
     def with_portraits(self, portraits: Portraits | None) -> "Plan":
         """Return the same order without what was computed so far, for a process that knows portraits from elsewhere."""
-        return replace(self, portraits=portraits, _epochs={})
+        return replace(self, portraits=portraits, _epochs={}, _dealt={})
 
     @cached_property
     def num_samples(self) -> int:
@@ -257,19 +259,20 @@ class Plan:
         if not self.grouped:
             return _shuffled(order, window, positions)
         numbers = np.unique(window).tolist()
-        if missing := [number for number in numbers if number not in order.grouped]:
-            self._group_windows(epoch, missing)
+        dealt = self._dealt.setdefault(epoch, {})
+        if missing := [number for number in numbers if number not in dealt]:
+            dealt.update(zip(missing, self._deal(epoch, missing), strict=True))
         samples = np.empty_like(positions)
         for number in numbers:
-            own = order.grouped[number] = order.grouped.pop(number)
+            own = dealt[number] = dealt.pop(number)
             here = window == number
             samples[here] = own[positions[here] - order.window_starts[number]]
         # A stream that moves from one window to the next needs both.
-        while len(order.grouped) > 2 * self.streams:
-            del order.grouped[next(iter(order.grouped))]
+        while len(dealt) > 2 * self.streams:
+            del dealt[next(iter(dealt))]
         return samples
 
-    def _group_windows(self, epoch: int, numbers: list[int]) -> None:
+    def _deal(self, epoch: int, numbers: list[int]) -> list[Int64[np.ndarray, " places"]]:
         """Deal the samples of some windows again, so that all streams take portraits at the same steps.
 
         Every step has a random number, the same one in all streams, and the portraits of a window go to its steps with
@@ -299,8 +302,7 @@ class Plan:
         dealt = np.empty_like(samples)
         dealt[takes_portrait] = samples[portrait]
         dealt[~takes_portrait] = samples[~portrait]
-        for number, own in zip(numbers, np.split(dealt, ends[:-1]), strict=True):
-            order.grouped[number] = own
+        return np.split(dealt, ends[:-1])
 
     def _portraits_among(self, samples: Int64[np.ndarray, " places"]) -> Bool[np.ndarray, " places"]:
         if self.portraits is None:
@@ -366,11 +368,11 @@ class Plan:
             piece_first_samples=first_samples[order],
             window_starts=np.append(window_starts, self.num_samples),
             window_keys=keys(key(self.seed, epoch, _SAMPLES), np.arange(len(window_starts))),
-            grouped={},
         )
         # Ranks that look ahead ask for neighbouring epochs in turn; older orders would only take memory.
         for old in set(self._epochs) - {epoch - 1, epoch + 1}:
             self._epochs.pop(old, None)
+            self._dealt.pop(old, None)
         self._epochs[epoch] = made
         return made
 
