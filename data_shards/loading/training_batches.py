@@ -81,14 +81,15 @@ class TrainingSource(Source[ShardSamples]):
         return self._shape(rows, self.augmentation.largest_input(self.input_size, self.sizes)).num_bytes
 
     def batches(self, samples: ShardSamples) -> Iterator[Work]:  # noqa: D102
-        samples.fetch_ahead(self.plan, self.world, self.start_step, self.stop_step)
+        plan = self.plan.with_portraits(samples.shards.portraits)
+        samples.fetch_ahead(plan, self.world, self.start_step, self.stop_step)
         step = self.start_step
         while self.stop_step is None or step < self.stop_step:
-            epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
-            steps = min(_PLANNED_STEPS, self.plan.steps_per_epoch - step_in_epoch)
+            epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+            steps = min(_PLANNED_STEPS, plan.steps_per_epoch - step_in_epoch)
             if self.stop_step is not None:
                 steps = min(steps, self.stop_step - step)
-            for sample_ids in self.plan.rank_batches(epoch, step_in_epoch, steps, self.world):
+            for sample_ids in plan.rank_batches(epoch, step_in_epoch, steps, self.world):
                 for part in np.split(sample_ids, self.microbatches):
                     yield self._work(samples, epoch, step, part)
                 step += 1

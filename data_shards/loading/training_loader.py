@@ -4,8 +4,6 @@ The contents of a batch depend on the plan and the step alone; the number of thr
 change nothing. Colour, mirroring and normalisation are left to the device (`augment`).
 """
 
-from dataclasses import replace
-
 from data_shards.errors import DataError
 from data_shards.loading.batch import check_input_size
 from data_shards.loading.shared_memory import RingLoader
@@ -86,8 +84,8 @@ class TrainingLoader(RingLoader):
             split.shards().schedule(plan, world, stop_step)
         source = TrainingSource(
             reading=reading,
-            # Without the orders of epochs computed since it was made: they would only be pickled.
-            plan=replace(plan, _epochs={}),
+            # What it has computed would only be pickled. Portraits are read there, from the shards opened there.
+            plan=plan.with_portraits(None),
             world=world,
             input_size=input_size,
             augmentation=augmentation,

@@ -124,8 +124,11 @@ class NodeSchedule:
         return self._uses[epoch]
 
     def _soon(self, step: int) -> Int64[np.ndarray, " shards"]:
-        """Return in which of the next few steps each shard's next sample is."""
+        """Return in which of the next few steps each shard's next sample is; the same for all if the plan groups."""
         soon = np.full(len(self.shard_bytes), _LOOK_STEPS)
+        if self.plan.grouped:
+            # The samples of a grouped step are known from indexes alone, and those are yet to be fetched.
+            return soon
         per_epoch = self.plan.steps_per_epoch
         for ahead in reversed(range(_LOOK_STEPS)):
             epoch, step_in_epoch = divmod(step + ahead, per_epoch)

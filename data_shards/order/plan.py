@@ -9,14 +9,19 @@ end inside a shard. Each epoch, every stream permutes its pieces of shards, grou
 permutes the samples inside each window. Position `p` of the epoch takes the next sample of stream `p mod streams`, so
 every batch takes the same number of samples from every stream, while a node that serves some of the streams reads only
 their shards. A set with few shards gets few streams; with one stream and one window the order is a plain permutation.
+
+Where images of different shapes are padded to the largest of a batch, a plan can group them by aspect ratio: portraits
+share steps with portraits. Each window then serves its portraits and its other images in an order of their own, and a
+key that all streams share draws which of the two a step takes. Samples stay in their stream and their window, so shards
+are needed when they are needed without grouping, and every part of a batch is of one group, on any number of ranks.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from data_shards.counting import counted
 from data_shards.errors import DataError
@@ -26,12 +31,19 @@ from data_shards.order.keyed_random import key, keys, mix64
 DEFAULT_STREAMS = 48
 DEFAULT_WINDOW_SHARDS = 4
 
-# Words in the keys that keep the three permutations apart.
-_PLACEMENT, _PIECES, _SAMPLES = 101, 102, 103
+# Words in the keys that keep the permutations apart.
+_PLACEMENT, _PIECES, _SAMPLES, _GROUPS = 101, 102, 103, 104
 
 _ROUNDS = 6
 # Below 256 values a Feistel network of six rounds is measurably uneven, so small windows walk inside 256.
 _LEAST_HALF_BITS = 4
+
+
+class Portraits(Protocol):
+    """Knows the portraits of each shard, such as `Shards.portraits`."""
+
+    def __call__(self, shard: int, /) -> Bool[np.ndarray, " samples"]:
+        """Return which images of a shard are portraits."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,17 @@ class Plan:
     window_shards: int
     manifest_digest: str = ""
     """Digest of the manifest the plan was made for; empty for a plan made without one."""
+    grouped: bool = False
+    """True if the images of a step are portraits, or none of them is, wherever possible."""
+    portraits: Portraits | None = field(default=None, repr=False, compare=False)
+    """The portraits of each shard; a grouped plan asks for those of the windows that it serves from."""
     _epochs: dict[int, _EpochOrder] = field(default_factory=dict, repr=False, compare=False)
+    _dealt: dict[int, dict[int, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    """Samples of the windows that a grouped plan served from last, by epoch and number; the one used last is last."""
+
+    def with_portraits(self, portraits: Portraits | None) -> "Plan":
+        """Return the same order without what was computed so far, for a process that knows portraits from elsewhere."""
+        return replace(self, portraits=portraits, _epochs={}, _dealt={})
 
     @cached_property
     def num_samples(self) -> int:
@@ -203,6 +225,7 @@ class Plan:
             f"an epoch, {tail}\n"
             f"{counted(shards, 'shard')} in {counted(self.streams, 'stream')}, "
             f"shuffled in windows of {counted(self.window_shards, 'shard')}, seed {self.seed}"
+            + (", grouped by aspect ratio" if self.grouped else "")
         )
 
     @cached_property
@@ -226,17 +249,70 @@ class Plan:
         step_of = np.repeat(np.arange(step, step + steps, dtype=np.int64), size)
         stream = places // per_stream
         index_in_stream = step_of * per_stream + places % per_stream
-        order = self._epoch_order(epoch)
-
-        # From the place in the shuffled stream to the place in the stream as its pieces are read, and on to the sample.
         positions = self._stream_starts[stream] + index_in_stream
+        return self._samples_at(epoch, positions).reshape(steps, size)
+
+    def _samples_at(self, epoch: int, positions: Int64[np.ndarray, " places"]) -> Int64[np.ndarray, " places"]:
+        """Return the samples at some positions of the concatenated streams."""
+        order = self._epoch_order(epoch)
         window = np.searchsorted(order.window_starts, positions, side="right") - 1
-        start = order.window_starts[window]
-        positions = start + permute(
-            positions - start, order.window_starts[window + 1] - start, order.window_keys[window]
-        )
-        piece = np.searchsorted(order.piece_starts, positions, side="right") - 1
-        return (order.piece_first_samples[piece] + (positions - order.piece_starts[piece])).reshape(steps, size)
+        if not self.grouped:
+            return _shuffled(order, window, positions)
+        numbers = np.unique(window).tolist()
+        dealt = self._dealt.setdefault(epoch, {})
+        if missing := [number for number in numbers if number not in dealt]:
+            dealt.update(zip(missing, self._deal(epoch, missing), strict=True))
+        samples = np.empty_like(positions)
+        for number in numbers:
+            own = dealt[number] = dealt.pop(number)
+            here = window == number
+            samples[here] = own[positions[here] - order.window_starts[number]]
+        # A stream that moves from one window to the next needs both.
+        while len(dealt) > 2 * self.streams:
+            del dealt[next(iter(dealt))]
+        return samples
+
+    def _deal(self, epoch: int, numbers: list[int]) -> list[Int64[np.ndarray, " places"]]:
+        """Deal the samples of some windows again, so that all streams take portraits at the same steps.
+
+        Every step has a random number, the same one in all streams, and the portraits of a window go to its steps with
+        the lowest numbers. Windows with the same share of portraits agree on every step; where their shares differ by
+        a hundredth, they disagree on a hundredth of the steps. Each group stays in the order in which it was shuffled.
+
+        Args:
+            epoch: counted from 0.
+            numbers: the windows, ascending, at least one.
+        """
+        order = self._epoch_order(epoch)
+        starts = order.window_starts[numbers]
+        sizes = order.window_starts[np.add(numbers, 1)] - starts
+        ends = np.cumsum(sizes)
+        row = np.repeat(np.arange(len(numbers)), sizes)
+        place = np.arange(ends[-1]) - (ends - sizes)[row]
+        positions = starts[row] + place
+        samples = _shuffled(order, np.asarray(numbers)[row], positions)
+        portrait = self._portraits_among(samples)
+
+        stream_starts = self._stream_starts[np.searchsorted(self._stream_starts, starts, side="right") - 1]
+        steps = (positions - stream_starts[row]) // (self.global_batch_size // self.streams)
+        lowest_first = np.lexsort((keys(key(self.seed, epoch, _GROUPS), steps), row))
+        takes_portrait = np.empty(len(samples), dtype=np.bool_)
+        takes_portrait[lowest_first] = place < np.bincount(row[portrait], minlength=len(numbers))[row]
+        # Places and samples are both in the order of the windows, and each window has as many of one as of the other.
+        dealt = np.empty_like(samples)
+        dealt[takes_portrait] = samples[portrait]
+        dealt[~takes_portrait] = samples[~portrait]
+        return np.split(dealt, ends[:-1])
+
+    def _portraits_among(self, samples: Int64[np.ndarray, " places"]) -> Bool[np.ndarray, " places"]:
+        if self.portraits is None:
+            raise ValueError("a grouped plan has to know which images are portraits: use `with_portraits` first")
+        shards, rows = self.locate(samples)
+        found = np.empty(len(samples), dtype=np.bool_)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            found[here] = self.portraits(shard)[rows[here]]
+        return found
 
     @cached_property
     def _shard_sizes(self) -> Int64[np.ndarray, " shards"]:
@@ -296,6 +372,7 @@ class Plan:
         # Ranks that look ahead ask for neighbouring epochs in turn; older orders would only take memory.
         for old in set(self._epochs) - {epoch - 1, epoch + 1}:
             self._epochs.pop(old, None)
+            self._dealt.pop(old, None)
         self._epochs[epoch] = made
         return made
 
@@ -307,6 +384,7 @@ def make_plan(
     global_batch_size: int,
     streams: int = DEFAULT_STREAMS,
     window_shards: int = DEFAULT_WINDOW_SHARDS,
+    portraits: Portraits | None = None,
 ) -> Plan:
     """Make the order of a split's samples for one run.
 
@@ -317,6 +395,8 @@ def make_plan(
         streams: most streams. Their number is the largest that divides the global batch size and leaves each stream at
             least one shard, so that every batch takes equally many samples from each.
         window_shards: samples are shuffled across at least this many shards of a stream, or all if it has fewer.
+        portraits: groups images by aspect ratio; called when samples are asked for, and never before. None groups
+            nothing.
 
     Raises:
         DataError: there are fewer samples than in one global batch, or a setting is below 1.
@@ -344,6 +424,8 @@ def make_plan(
         streams=max(count for count in range(1, most + 1) if global_batch_size % count == 0),
         window_shards=window_shards,
         manifest_digest=manifest.digest,
+        grouped=portraits is not None,
+        portraits=portraits,
     )
 
 
@@ -362,6 +444,17 @@ def check_divisible(global_batch_size: int, parts: int, what: str = "ranks") -> 
         )
 
 
+def _shuffled(
+    order: _EpochOrder, window: Int64[np.ndarray, " places"], positions: Int64[np.ndarray, " places"]
+) -> Int64[np.ndarray, " places"]:
+    """Return the samples at some positions of the concatenated streams, each in its window, without grouping."""
+    # From the place in the shuffled stream to the place in the stream as its pieces are read, and on to the sample.
+    start = order.window_starts[window]
+    positions = start + permute(positions - start, order.window_starts[window + 1] - start, order.window_keys[window])
+    piece = np.searchsorted(order.piece_starts, positions, side="right") - 1
+    return order.piece_first_samples[piece] + (positions - order.piece_starts[piece])
+
+
 def permute(
     indices: Int64[np.ndarray, " n"], sizes: Int64[np.ndarray, " n"], permutation_keys: UInt64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " n"]:
@@ -378,8 +471,9 @@ def permute(
     Source:
         Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, section 3 (cycle walking).
     """
-    half_bits = np.array([max(_LEAST_HALF_BITS, (int(size - 1).bit_length() + 1) // 2) for size in sizes])
-    half_bits = half_bits.astype(np.uint64)
+    known, which = np.unique(sizes, return_inverse=True)
+    half_bits = np.array([max(_LEAST_HALF_BITS, (int(size - 1).bit_length() + 1) // 2) for size in known])
+    half_bits = half_bits.astype(np.uint64)[which]
     masks = (np.uint64(1) << half_bits) - np.uint64(1)
     round_keys = [keys(np.uint64(turn), permutation_keys) for turn in range(_ROUNDS)]
     limits = sizes.astype(np.uint64)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from data_shards.counting import counted
 from data_shards.errors import DataError
@@ -138,6 +139,17 @@ class Shards:
         """Return height and width of one image, in pixels, without reading it."""
         index = self.index(shard)
         return int(index.heights[row]), int(index.widths[row])
+
+    def portraits(self, shard: int) -> Bool[np.ndarray, " samples"]:
+        """Return which images of a shard are portraits: at least as high as wide.
+
+        A square counts as one, as for FCOS's authors.
+
+        Source:
+            tianzhi0549/FCOS, fcos_core/data/build.py, `_compute_aspect_ratios` and `_quantize`.
+        """
+        index = self.index(shard)
+        return index.heights >= index.widths
 
     def read_image(self, shard: int, row: int) -> bytes:
         """Return the encoded bytes of one image.

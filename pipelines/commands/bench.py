@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
         _add_deformable,
         _add_corner_pooling,
         _add_object_store,
+        _add_padding,
         _add_engine,
         _add_checkpoint,
         _add_scaling,
@@ -162,6 +163,24 @@ def _object_store(known: argparse.Namespace) -> None:
         megabytes_per_second=known.bandwidth,
         as_json=known.json,
     )
+
+
+def _add_padding(subjects: Commands) -> None:
+    padding = subjects.add_parser(
+        "padding",
+        help="pixels that grouping by aspect ratio saves",
+        description="Count the pixels of an epoch's inputs, with and without grouping by aspect ratio. Without "
+        "--data.train, the images have the shapes of COCO's.",
+    )
+    add_recipe(padding)
+    add_json(padding)
+    takes_fields(padding, _padding)
+
+
+def _padding(known: argparse.Namespace) -> None:
+    from pipelines.bench.padding import bench_padding
+
+    bench_padding(resolved(known.recipe, known.rest), as_json=known.json)
 
 
 def _add_engine(subjects: Commands) -> None:

@@ -50,7 +50,7 @@ def fcos_resnet50_1x() -> Recipe:
         recipe="fcos_resnet50_1x",
         purpose="FCOS, ResNet-50: 90,000 steps of 16 images (published: 37.1 AP on COCO)",
         detector=DetectorSettings(name="fcos_resnet50", weights=IMAGENET),
-        data=DataSettings(crowd="drop", box_ends="last_pixel", resizing="authors"),
+        data=DataSettings(crowd="drop", box_ends="last_pixel", resizing="authors", group_by_aspect_ratio=True),
         augmentation=_FLIP_ONLY,
         batch=BatchSettings(global_size=16),
         optimizer=_AUTHORS_SGD,

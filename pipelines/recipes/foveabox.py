@@ -38,7 +38,7 @@ def foveabox_resnet50_1x() -> Recipe:
         recipe="foveabox_resnet50_1x",
         purpose="FoveaBox, ResNet-50: 12 epochs, batch 16 (published: 36.5 AP on COCO)",
         detector=DetectorSettings(name="foveabox_resnet50", weights=IMAGENET),
-        data=DataSettings(crowd="drop", box_ends="last_pixel", resizing="mmdetection"),
+        data=DataSettings(crowd="drop", box_ends="last_pixel", resizing="mmdetection", group_by_aspect_ratio=True),
         augmentation=_ONE_SCALE,
         batch=BatchSettings(global_size=16),
         optimizer=OptimizerSettings(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4),

@@ -226,8 +226,8 @@ def run_name(recipe: Recipe) -> str:
     if recipe.run.name:
         return recipe.run.name
     decided = {name: value for name, value in flatten(to_dict(recipe)).items() if not _is_free(name)}
-    # Earlier versions had no such field, and the same command must find their runs.
-    del decided["data.resizing"]
+    # Earlier versions had no such fields, and the same command must find their runs.
+    del decided["data.resizing"], decided["data.group_by_aspect_ratio"]
     # The data is part of what a run computes, though a resumed run may find it elsewhere.
     decided["data.train"] = recipe.data.train
     return f"{recipe.recipe}-{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:6]}"

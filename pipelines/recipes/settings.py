@@ -87,6 +87,11 @@ class DataSettings:
     """Sizes and pixels of images in the geometry shorter_side, as a library makes them: authors (FCOS's), torchvision,
     detectron2 (AdelaiDet, too) or mmdetection. plain: sizes as authors, shrunk without averaging."""
 
+    group_by_aspect_ratio: bool = False
+    """Fill each step with portraits only (height ≥ width) or with other images only, wherever possible: images are
+    padded to the largest of their batch, and this saves most of the padding (FCOS). For augmentation.geometry
+    shorter_side only."""
+
     threads: int = 2
     """Decoding threads per worker."""
 

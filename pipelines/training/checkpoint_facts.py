@@ -42,6 +42,9 @@ class CheckpointFacts:
     """Steps skipped so far because a gradient was not finite."""
     evaluation_due: bool = False
     """True if these weights should have been evaluated, but the attempt was stopped."""
+    begun_ungrouped: bool = False
+    """True if a version that did not group samples by aspect ratio began the run, so that it must go on without,
+    whatever its recipe says today; ask `was_begun_ungrouped`."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CheckpointFacts":
@@ -56,6 +59,12 @@ class CheckpointFacts:
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON values by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def was_begun_ungrouped(facts: CheckpointFacts) -> bool:
+    """Return True if the run was begun by a version that did not group samples by aspect ratio."""
+    # The first checkpoints of such a run have a recipe without the field; later ones carry the fact.
+    return facts.begun_ungrouped or "group_by_aspect_ratio" not in facts.recipe.get("data", {})
 
 
 def facts_of(checkpoint: Checkpoint) -> CheckpointFacts:

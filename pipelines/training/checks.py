@@ -3,6 +3,7 @@
 import shlex
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from data_shards.counting import counted
 from data_shards.format.manifest import CocoClass, Manifest
 from data_shards.loading.batch import Batch
 from data_shards.loading.batch_arrays import BatchArrays
-from data_shards.order.plan import Plan, make_plan
+from data_shards.order.plan import Plan
 from data_shards.reading.split import DataSplit
 from data_shards.storage.open import open_store
 from detectors import Detector
@@ -23,8 +24,8 @@ from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict
 from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
-from pipelines.training.checkpoint_facts import facts_of
-from pipelines.training.from_recipe import build_detector
+from pipelines.training.checkpoint_facts import facts_of, was_begun_ungrouped
+from pipelines.training.from_recipe import build_detector, sample_order
 
 _LONGEST_NAME = 200  # of the 255 bytes that file systems allow; other names are derived from it
 
@@ -49,7 +50,7 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]
         open_store(recipe.checkpoint.location).check_writable()
     splits = [split for split in recipe.data.splits() if split is not None]
     manifest = splits[0].manifest
-    plan = make_plan(manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
+    plan = sample_order(recipe, splits[0])
     for split in splits:
         found = split.manifest
         if found.classes != manifest.classes:
@@ -81,6 +82,12 @@ def _check_settings(recipe: Recipe) -> None:
         raise ConfigError(
             f"data.read_deadline_seconds is {deadline:g} and cluster.hang_seconds is {hang:g}: a worker that waits for "
             f"S3 would be taken for a hung one. Raise cluster.hang_seconds to {deadline:g} or more."
+        )
+    geometry = recipe.augmentation.geometry
+    if recipe.data.group_by_aspect_ratio and geometry != "shorter_side":
+        raise ConfigError(
+            f"data.group_by_aspect_ratio is true, but with augmentation.geometry {geometry} all inputs have one size "
+            "and no padding to save. Set it to false, or augmentation.geometry to shorter_side."
         )
     split_on_most_workers(recipe)
     check_deepspeed(recipe.engine)
@@ -282,6 +289,17 @@ def check_run_folder(folder: Path) -> None:
         raise ConfigError(
             f"run folder {folder} cannot be written: {error.strerror}; set --run.folder to another folder."
         ) from error
+
+
+def with_earlier_order(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """Return the recipe without grouping by aspect ratio if the checkpoint is of a version that did not group.
+
+    FCOS's recipes group today. A run that was begun without continues without, or it would repeat some samples of the
+    epoch and skip others.
+    """
+    if not recipe.data.group_by_aspect_ratio or not was_begun_ungrouped(facts_of(checkpoint)):
+        return recipe
+    return replace(recipe, data=replace(recipe.data, group_by_aspect_ratio=False))
 
 
 def check_same_settings(recipe: Recipe, checkpoint: Checkpoint, name: str) -> None:

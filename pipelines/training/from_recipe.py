@@ -9,7 +9,7 @@ import detectors
 import detectors.weights.published
 from data_shards.format.manifest import Manifest
 from data_shards.loading.training_loader import TrainingLoader
-from data_shards.order.plan import Plan, World
+from data_shards.order.plan import Plan, World, make_plan
 from data_shards.reading.split import DataSplit
 from data_shards.settings import Corners, InputSizes
 from detectors import Detector
@@ -69,6 +69,20 @@ def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[d
         for params, scale, weight_decay in groups
         if params
     ]
+
+
+def sample_order(recipe: Recipe, split: DataSplit) -> Plan:
+    """Return the order in which a run takes the samples of its training split.
+
+    Raises:
+        DataError: there are fewer samples than in one global batch.
+    """
+    return make_plan(
+        split.manifest,
+        seed=recipe.seed,
+        global_batch_size=recipe.batch.global_size,
+        portraits=split.shards().portraits if recipe.data.group_by_aspect_ratio else None,
+    )
 
 
 def training_loader(

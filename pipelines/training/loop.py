@@ -29,7 +29,7 @@ from data_shards.format.manifest import Manifest
 from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
 from data_shards.loading.training_loader import TrainingLoader
-from data_shards.order.plan import Plan, World, make_plan
+from data_shards.order.plan import Plan, World
 from detectors import DetectorError
 from pipelines import console
 from pipelines.errors import ConfigError
@@ -39,11 +39,11 @@ from pipelines.files import write_json
 from pipelines.recipes.recipe import to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
-from pipelines.training.checkpoint_facts import facts_of
+from pipelines.training.checkpoint_facts import facts_of, was_begun_ungrouped
 from pipelines.training.checkpoints import Saver, lost_line
 from pipelines.training.due import Milestones
 from pipelines.training.evaluation_log import EvaluationLog
-from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, training_loader
+from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, sample_order, training_loader
 from pipelines.training.recorder import Recorder
 from pipelines.training.sample_ledger import Ledger
 from pipelines.training.stopwatch import Stopwatch
@@ -99,7 +99,7 @@ class Training:
         self.context, self.job, self.recipe = context, job, recipe
         self.split_to_train, self.split_to_evaluate = recipe.data.splits()
         self.manifest: Manifest = self.split_to_train.manifest
-        self.plan: Plan = make_plan(self.manifest, seed=recipe.seed, global_batch_size=recipe.batch.global_size)
+        self.plan: Plan = sample_order(recipe, self.split_to_train)
         self.split: BatchSplit = split_batch(
             recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit
         )
@@ -303,6 +303,7 @@ class Training:
             mlflow_run=self.job.tracking_run,
             skipped_steps=self.recorder.skipped_steps,
             evaluation_due=evaluation_due,
+            begun_ungrouped=self.resumed_from is not None and was_begun_ungrouped(self.resumed_from),
         )
         self.milestones.saved()
         self.recorder.pause()

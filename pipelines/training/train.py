@@ -29,6 +29,7 @@ from pipelines.training.checks import (
     check_run_folder_stays,
     check_same_settings,
     split_on_most_workers,
+    with_earlier_order,
 )
 from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.loop import Job, train_worker
@@ -66,7 +67,7 @@ def train(recipe: Recipe) -> TrainingResult:
     check_run_folder(folder)
     last_step = recipe.schedule.last_step(plan.steps_per_epoch)
     with exclusive_run(folder):
-        checkpoint = _checkpoint_to_resume(recipe, name, folder, manifest)
+        recipe, checkpoint = _checkpoint_to_resume(recipe, name, folder, manifest)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         _say_what_will_happen(recipe, name, manifest, plan)
         if checkpoint is not None and checkpoint.step == last_step and (folder / "result.json").exists():
@@ -84,16 +85,25 @@ def read_result(folder: Path, name: str, step: int) -> TrainingResult:
     return TrainingResult(name, folder, step, evaluation, EvaluationLog(folder).failures())
 
 
-def _checkpoint_to_resume(recipe: Recipe, name: str, folder: Path, manifest: Manifest) -> Checkpoint | None:
-    """Find the newest checkpoint of the run and refuse settings that do not continue it; None for a fresh run."""
+def _checkpoint_to_resume(
+    recipe: Recipe, name: str, folder: Path, manifest: Manifest
+) -> tuple[Recipe, Checkpoint | None]:
+    """Find the newest checkpoint of the run and refuse settings that do not continue it; None for a fresh run.
+
+    Returns the recipe too, in the order of samples that the checkpoint began.
+    """
     # The link comes first: the checkpoints are looked for through it.
     link_checkpoints(recipe, name, folder)
     places = checkpoint_places(recipe, name, folder, warn=lambda line: console.say("warning", line))
     checkpoint = newest_checkpoint(*places)
     if checkpoint:
         check_fits(checkpoint, recipe, manifest)
+        earlier = with_earlier_order(recipe, checkpoint)
+        if earlier != recipe:
+            console.say("order", "not grouped by aspect ratio, because this run was begun by a version without it")
+        recipe = earlier
         check_same_settings(recipe, checkpoint, name)
-    return checkpoint
+    return recipe, checkpoint
 
 
 def _train_on_workers(
@@ -227,4 +237,6 @@ def _data_in_words(recipe: Recipe, manifest: Manifest, plan: Plan) -> str:
     text = f"{recipe.data.train}, {counted(manifest.num_samples, 'image')} in {shards}, manifest {manifest.digest[:6]}"
     if dropped := plan.samples_dropped_per_epoch:
         text += f"; each epoch drops {counted(dropped, 'sample')}, different ones every time"
+    if plan.grouped:
+        text += "; grouped by aspect ratio"
     return text

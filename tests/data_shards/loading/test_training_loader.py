@@ -1,6 +1,7 @@
 import os
 import re
 import threading
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World, make_plan
 from data_shards.reading.decode import decode_jpeg
 from data_shards.reading.shards import Shards
+from data_shards.reading.split import open_split
 from data_shards.settings import AugmentationSettings
 from data_shards.storage.open import open_store
 from tests.data_shards.loaders import evaluation_loader, training_loader
@@ -144,6 +146,31 @@ def test_starting_at_any_step_goes_on_as_if_never_stopped(built: BuildReport) ->
         rest = list(train(built, World(2, 1), 7, start_step=start))
         assert len(rest) == 7 - start
         assert all(same(one, other) for one, other in zip(whole[start:], rest, strict=True))
+
+
+def test_a_grouped_loader_pads_portraits_with_portraits_and_follows_its_plan(tmp_path: Path) -> None:
+    contents = document(count=24)
+    for number, image in enumerate(contents["images"]):
+        image |= {"width": 32, "height": 64} if number % 3 == 0 else {"width": 64, "height": 32}
+    annotations, images = write_coco(tmp_path, contents)
+    report = build_shards(annotations, images, str(tmp_path), split="train")
+    shards = open_split(report.location).shards()
+    plan = make_plan(report.manifest, seed=4, global_batch_size=4, portraits=shards.portraits)
+    settings = AugmentationSettings(geometry="shorter_side", shorter_sides=(32,), longer_side_limit=64)
+    options: dict[str, Any] = {"plan": plan, "augmentation": settings, "microbatches": 2}
+    inputs: list[tuple[int, int]] = []
+    for step in range(6):
+        # Every step by a loader of its own, in another world: what a resumed run does.
+        ranks = (1, 2)[step % 2]
+        samples = []
+        for rank in range(ranks):
+            with train(report, World(ranks, rank), step + 1, start_step=step, **options) as loader:
+                batches = [batch.clone() for batch in loader]
+            samples += [number for batch in batches for number in batch.sample_ids.tolist()]
+            inputs += [batch.input_size for batch in batches]
+        assert samples == plan.batch(0, step).tolist()
+    # One shard in one window: 8 portraits fill two of the six steps, and no input holds images of both kinds.
+    assert Counter(inputs) == {(64, 32): 6, (32, 64): 12}
 
 
 def test_without_an_end_it_goes_on_over_epochs(built: BuildReport) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_shards.order.node_schedule import NodeSchedule, fetched_bytes
 from data_shards.order.plan import Plan, World
 from data_shards.storage.node_cache import NodeCache
-from tests.data_shards.order.test_plan import plan_of
+from tests.data_shards.order.test_plan import plan_of, some_portraits
 
 NEVER = np.iinfo(np.int64).max
 
@@ -28,6 +28,7 @@ def scheduled(draw: st.DrawFn) -> tuple[Plan, NodeSchedule, World]:
         seed=draw(st.integers(0, 2**30)),
         streams=draw(st.integers(1, 6)),
         window_shards=draw(st.integers(1, 4)),
+        portraits=draw(st.sampled_from([None, some_portraits(samples, 0.3, seed=1)])),
     )
     sizes = np.array([draw(st.integers(1, 9)) * 4096 for _ in samples])
     world = World(nodes, draw(st.integers(0, nodes - 1)), nodes, 0)
@@ -127,13 +128,16 @@ def follow(plan: Plan, schedule: NodeSchedule, world: World, budget: int, epochs
 
 
 def small_cache(
-    seed: int, streams: int, nodes: int, extra: float
+    seed: int, streams: int, nodes: int, extra: float, *, equal: bool = False
 ) -> tuple[NodeSchedule, Counter[tuple[int, int]], int]:
-    """Two epochs through a cache of the least size, or a share `extra` larger: schedule, fetches and cache bytes."""
+    """Two epochs through a cache of the least size, or a share `extra` larger: schedule, fetches and cache bytes.
+
+    With `equal`, all shards have one size.
+    """
     rng = np.random.default_rng(seed)
     plan = plan_of(rng.integers(12, 20, 18).tolist(), 4, seed=seed, streams=streams, window_shards=2)
     world = World(nodes, nodes - 1, nodes, nodes - 1)
-    schedule = NodeSchedule(plan, rng.integers(1, 5, 18) * 4096, world)
+    schedule = NodeSchedule(plan, np.full(18, 8192) if equal else rng.integers(1, 5, 18) * 4096, world)
     everything = int(schedule.shard_bytes[schedule.shards].sum())
     budget = int(schedule.least_bytes + extra * (everything - schedule.least_bytes))
     return schedule, follow(plan, schedule, world, budget, 2), budget
@@ -144,15 +148,25 @@ def bytes_of_epoch(schedule: NodeSchedule, made: Counter[tuple[int, int]], epoch
 
 
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 2**30), streams=st.integers(1, 2), nodes=st.integers(1, 2), extra=st.sampled_from([0, 0.4]))
-def test_a_real_cache_fetches_no_shard_twice_in_an_epoch(seed: int, streams: int, nodes: int, extra: float) -> None:
-    schedule, made, budget = small_cache(seed, streams, nodes, extra)
+@given(
+    seed=st.integers(0, 2**30),
+    streams=st.integers(1, 2),
+    nodes=st.integers(1, 2),
+    extra=st.sampled_from([0, 0.4]),
+    equal=st.booleans(),
+)
+def test_a_real_cache_fetches_no_shard_twice_in_an_epoch(
+    seed: int, streams: int, nodes: int, extra: float, equal: bool
+) -> None:
+    schedule, made, budget = small_cache(seed, streams, nodes, extra, equal=equal)
     assert max(made.values()) == 1
     shards_of_epoch = [set(schedule.spans(epoch)[0].tolist()) for epoch in range(2)]
     assert {shard for epoch, shard in made if epoch == 0} == shards_of_epoch[0]
     assert {shard for epoch, shard in made if epoch == 1} <= shards_of_epoch[1]
-    # No rule does better than the one that knows what comes: this is its lower limit.
-    assert bytes_of_epoch(schedule, made, 1) >= fetched_bytes(schedule, budget, 2)[1]
+    # No rule does better than the one that knows what comes: this is its lower limit. Among shards of different sizes,
+    # another choice may happen to fill the cache better.
+    least = fetched_bytes(schedule, budget, 2)[1]
+    assert bytes_of_epoch(schedule, made, 1) >= (least if equal else least - int(schedule.shard_bytes.max()))
 
 
 def test_a_small_cache_saves_half_of_a_second_epoch() -> None:
