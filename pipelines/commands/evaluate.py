@@ -135,7 +135,8 @@ def evaluate_run(
         results[one.tta] = ModeResult(evaluation, milliseconds)
     if pictures:
         header = f"{path}   step {judged.checkpoint.step:,}   AP {evaluation.coco.AP:.3f}"
-        prediction_page(evaluation.pictures, judged.manifest.class_names, pictures, header=header)
+        drawn, names = evaluation.drawn, judged.manifest.class_names
+        prediction_page(drawn.fixed, names, pictures, header=header, worst=drawn.worst)
         console.say("pictures", str(pictures))
     took = f"{counted(evaluation.num_images, 'image')} in {console.duration(time.monotonic() - began)}"
     about = {"checkpoint": str(judged.checkpoint.path), "data": judged.location}
