@@ -42,6 +42,8 @@ class CheckpointFacts:
     """Steps skipped so far because a gradient was not finite."""
     evaluation_due: bool = False
     """True if these weights should have been evaluated, but the attempt was stopped."""
+    weights_sha256: str = ""
+    """Of the file of initial weights; empty for random ones, and in checkpoints that do not record it."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CheckpointFacts":
