@@ -2,12 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from data_shards.errors import DataError
 
 Crowd = Literal["keep", "drop"]
 BoxEnds = Literal["edge", "last_pixel"]
+
+
+@runtime_checkable
+class InputSizes(Protocol):
+    """Input sizes that a network takes. Loader processes receive it pickled, so its module must not import torch."""
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Return the smallest input that holds an image of this size, in pixels."""
+
+    def at_own_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Return the input in whose middle an image of this size is tested, for the geometry "keep"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +155,14 @@ class AugmentationSettings:
         """The largest shorter side that may be chosen, in pixels."""
         return self.shorter_side_range[1] if self.shorter_side_range else max(self.shorter_sides)
 
-    def largest_input(self, input_size: tuple[int, int], size_divisor: int) -> tuple[int, int]:
+    def largest_input(self, input_size: tuple[int, int], sizes: InputSizes | None) -> tuple[int, int]:
         """Return an upper bound of any batch's height and width; memory is reserved from it before images are known."""
-        if self.geometry != "shorter_side":
+        if self.geometry != "shorter_side" or sizes is None:
             return input_size
         # Rounding the shorter side may leave the longer one a little above its limit; `random_draws.resized` stops it
         # at the same multiple of 32.
         side = -(-self.longer_side_limit // 32) * 32
-        side = -(-side // size_divisor) * size_divisor
-        return side, side
+        return sizes.padded(side, side)
 
     @classmethod
     def off(cls) -> "AugmentationSettings":

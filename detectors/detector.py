@@ -13,7 +13,7 @@ from detectors.detections import Detections, in_image, in_other_input
 from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 from detectors.shapes import Float, Int
-from detectors.sizes import Multiples
+from detectors.sizes import InputSizes
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Detector(nn.Module, ABC):
     name: str = "detector"
     """The name that `build` was called with."""
     preprocessing: Preprocessing
-    sizes: Multiples
+    sizes: InputSizes
     """Input sizes that the network takes."""
     num_classes: int
     published: Published = Published()
@@ -141,9 +141,12 @@ class Detector(nn.Module, ABC):
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
         """Find the best `limit` objects of each image, in the input frame; more if the publication keeps ties."""
 
-    def heatmaps(self, targets: Any) -> Float[Tensor, "batch classes height width"] | None:
-        """Heatmaps among the targets, for pictures: float `(batch, classes, height, width)`, 1 at object centres."""
-        return None
+    def heatmaps(self, targets: Any) -> dict[str, Float[Tensor, "batch planes height width"]]:
+        """Maps among the targets, for pictures, under the words that their captions begin with.
+
+        Each has one plane for all classes or one a class, values from 0 to 1, and 1 where an object is.
+        """
+        return {}
 
     def biases(self) -> list[str]:
         """Names of the parameters that are biases, which some publications train with a rate and decay of their own."""

@@ -1,32 +1,82 @@
 """Input sizes that a network takes, and how others are padded to them.
 
-Each class here has `fits`, `padded` and `nearest`, and its text form completes the sentence "height and width have to
-be …". Importing this module does not import torch.
+The text form of each class completes the sentence "height and width have to be …". Importing this module does not
+import torch, so that loader processes can use it.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Multiples:
-    """Sides that are multiples of `divisor`: a network halves them that often and doubles them back."""
+class InputSizes(ABC):
+    """Sides that a network takes; the same for height and width."""
 
     divisor: int
+    """A network halves its input, and doubles it back, until a cell is this many pixels wide."""
+
+    def fits(self, height: int, width: int) -> bool:
+        """Tell whether the network takes an input of this size."""
+        return self.padded(height, width) == (height, width)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Smallest input that holds an image of this size."""
+        return self._least(height), self._least(width)
+
+    def at_own_resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Input of an image that the published test keeps at its own resolution (`--keep_res`)."""
+        return self._around(height), self._around(width)
+
+    def nearest(self, height: int, width: int) -> tuple[int, int]:
+        """Input closest to this size, smaller or larger."""
+        return self._nearest(height), self._nearest(width)
+
+    @abstractmethod
+    def _least(self, side: int) -> int: ...
+
+    @abstractmethod
+    def _around(self, side: int) -> int: ...
+
+    @abstractmethod
+    def _nearest(self, side: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class Multiples(InputSizes):
+    """Sides that are multiples of `divisor`."""
 
     def __str__(self) -> str:
         return f"multiples of {self.divisor}"
 
-    def fits(self, height: int, width: int) -> bool:
-        """Tell whether the network takes an input of this size."""
-        return height % self.divisor == 0 and width % self.divisor == 0
+    def _least(self, side: int) -> int:
+        return -(-side // self.divisor) * self.divisor
 
-    def padded(self, height: int, width: int) -> tuple[int, int]:
-        """Smallest input that holds an image of this size."""
-        return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+    def _around(self, side: int) -> int:
+        # As published, `(side | divisor - 1) + 1`: also a side that is a multiple already goes to the next one.
+        return (side // self.divisor + 1) * self.divisor
 
-    def nearest(self, height: int, width: int) -> tuple[int, int]:
-        """Input closest to this size, smaller or larger."""
-        rounded_height, rounded_width = (
-            max(self.divisor, round(side / self.divisor) * self.divisor) for side in (height, width)
-        )
-        return rounded_height, rounded_width
+    def _nearest(self, side: int) -> int:
+        return max(self.divisor, round(side / self.divisor) * self.divisor)
+
+
+@dataclass(frozen=True)
+class OneLessThanMultiples(InputSizes):
+    """Sides that are a pixel short of a multiple of `divisor`, such as 511 for 128, as CornerNet has them.
+
+    Its stem rounds halves up, so the maps are as large as for the multiple.
+
+    Source:
+        princeton-vl/CornerNet, test/coco.py, `new_height | 127`.
+    """
+
+    def __str__(self) -> str:
+        return f"one less than multiples of {self.divisor}"
+
+    def _least(self, side: int) -> int:
+        return -(-(side + 1) // self.divisor) * self.divisor - 1
+
+    def _around(self, side: int) -> int:
+        return self._least(side)
+
+    def _nearest(self, side: int) -> int:
+        return max(self.divisor, round((side + 1) / self.divisor) * self.divisor) - 1

@@ -20,6 +20,8 @@ Json = dict[str, Any]
 _MOST_INT64 = 2**63 - 1
 _MOST_FLOAT32 = 3.4028234e38
 _MOST_PIXELS = 2**31 - 1
+# Farther away, the next 32-bit float is more than a pixel further.
+_MOST_PLACE = 2**24
 
 # Without one of these in the text, its JSON has only finite numbers, and nobody has to walk through all of them.
 _MAYBE_NOT_FINITE = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
@@ -138,6 +140,11 @@ def fits_float32(value: Any) -> bool:
     return _is_number(value) and -_MOST_FLOAT32 <= value <= _MOST_FLOAT32
 
 
+def _is_place(value: Any) -> bool:
+    """Return True for a place in pixels. Crops enlarge it and areas square it, so it must be far from the largest."""
+    return fits_float32(value) and abs(value) <= _MOST_PLACE
+
+
 def _whole(value: Any) -> Any:
     """Write 3.0 as 3."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -203,7 +210,7 @@ def _box(value: Any) -> Any:
         if any(isinstance(one, float) and not math.isfinite(one) for one in value):
             return value  # named by the checks of boxes
         x, y, width, height = value
-        if not all(map(fits_float32, (*value, x + width, y + height, width * height))):
+        if not all(map(_is_place, (*value, x + width, y + height))):
             raise ValueError("it does not fit 32-bit numbers; write x, y, width, height in pixels")
     return value
 
@@ -285,7 +292,7 @@ def _triples(joints: Any) -> Any:
             visibility = 0
         if not (_is_number(visibility) and visibility in (0, 1, 2)):
             raise ValueError(f"visibility {_shown(visibility)} for joint {joint}")
-        if fits_float32(x) and fits_float32(y):
+        if _is_place(x) and _is_place(y):
             continue
         if visibility or not all(_is_empty(one) or _is_number(one) for one in (x, y)):
             raise ValueError(f"x {_shown(x)} and y {_shown(y)} for joint {joint}")

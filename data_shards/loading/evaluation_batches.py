@@ -16,6 +16,7 @@ from data_shards.order.plan import World
 from data_shards.reading.geometry import crop_matrix, scaled_size
 from data_shards.reading.reading import Reading
 from data_shards.reading.samples import Samples
+from data_shards.settings import InputSizes
 
 Geometry = Literal["fixed", "width", "keep", "shorter_side"]
 
@@ -37,7 +38,7 @@ class EvaluationSource(Source[Samples]):
     world: World
     geometry: Geometry
     input_size: tuple[int, int]
-    size_divisor: int
+    sizes: InputSizes | None
     shorter_side: int
     view: View
     views: tuple[View, ...]
@@ -125,13 +126,12 @@ class _Share:
 
     def _input_sizes(self, samples: Int64, view: View) -> Int64:
         """Return height and width `(samples, 2)` of the input that each sample takes."""
-        divisor = self._source.size_divisor
-        if self._source.geometry == "keep":
-            # As published: also a side that is a multiple already goes to the next one.
-            return (self._content_sizes(samples, view) | (divisor - 1)) + 1
-        if self._source.geometry == "shorter_side":
-            return -(-self._content_sizes(samples, view) // divisor) * divisor
-        return np.tile(np.array(self._source.input_size), (len(samples), 1))
+        sizes = self._source.sizes
+        if sizes is None or self._source.geometry in ("fixed", "width"):
+            return np.tile(np.array(self._source.input_size), (len(samples), 1))
+        around = sizes.at_own_resolution if self._source.geometry == "keep" else sizes.padded
+        content_sizes = self._content_sizes(samples, view).tolist()
+        return np.array([around(height, width) for height, width in content_sizes]).reshape(-1, 2)
 
     def _content_sizes(self, samples: Int64, view: View) -> Int64:
         """Return height and width `(samples, 2)` of the resized images, before they are placed in the input."""

@@ -10,6 +10,7 @@ from data_shards.loading.evaluation_batches import EvaluationSource, Geometry, V
 from data_shards.loading.shared_memory import RingLoader
 from data_shards.order.plan import World
 from data_shards.reading.reading import Reading
+from data_shards.settings import InputSizes
 
 
 class EvaluationLoader(RingLoader):
@@ -17,10 +18,9 @@ class EvaluationLoader(RingLoader):
 
     - "fixed": the whole image in the middle of `input_size`; its longer side fills the input's width.
     - "width": the same, but the image's width fills the input's (KITTI).
-    - "keep": the image at its own resolution, in the middle of an input whose sides are the next greater multiples of
-      `size_divisor`.
+    - "keep": the image at its own resolution, in the middle of a larger input of a size from `sizes`.
     - "shorter_side": the image resized to a shorter side, or to a smaller one where the longer side would exceed its
-      limit, and padded on the right and below to multiples of `size_divisor` (FCOS).
+      limit, and padded on the right and below to a size from `sizes` (FCOS).
 
     If inputs differ in size, a batch holds only images whose inputs have the same size.
 
@@ -32,7 +32,7 @@ class EvaluationLoader(RingLoader):
         world: this rank's place.
         geometry: one of the four above.
         input_size: height and width of the input, in pixels, for "fixed" and "width".
-        size_divisor: a power of two, for "keep" and "shorter_side".
+        sizes: sizes that the network takes; needed for "keep" and "shorter_side".
         shorter_side, longer_side_limit: in pixels, for "shorter_side".
         scale: factor on the image's size.
         beside: scale and longer_side_limit of each loader that is read together with this one: their batches hold the
@@ -51,7 +51,7 @@ class EvaluationLoader(RingLoader):
         *,
         geometry: Geometry = "fixed",
         input_size: tuple[int, int] = (512, 512),
-        size_divisor: int = 32,
+        sizes: InputSizes | None = None,
         shorter_side: int = 800,
         longer_side_limit: int = 1333,
         scale: float = 1.0,
@@ -69,8 +69,8 @@ class EvaluationLoader(RingLoader):
             )
         if not 0 < scale < math.inf:
             raise DataError(f"scale is {scale:g}; set it to more than 0.")
-        if size_divisor < 1 or size_divisor & (size_divisor - 1):
-            raise DataError(f"size_divisor is {size_divisor}; set it to a power of two.")
+        if sizes is None and geometry in ("keep", "shorter_side"):
+            raise DataError(f"sizes is None; pass the detector's, to which images are padded in geometry {geometry!r}.")
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; set it to 1 or more.")
         check_input_size(input_size)
@@ -86,7 +86,7 @@ class EvaluationLoader(RingLoader):
             world=world,
             geometry=geometry,
             input_size=input_size,
-            size_divisor=size_divisor,
+            sizes=sizes,
             shorter_side=shorter_side,
             view=own,
             views=tuple(sorted({own, *(View(*view) for view in beside)})),

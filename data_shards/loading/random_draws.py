@@ -77,12 +77,6 @@ class Draws:
         return np.asarray(np.linalg.solve(matrix[:, :2], middle - matrix[:, 2]), dtype=np.float64)
 
 
-def padded_size(sizes: Int64[np.ndarray, "images 2"], size_divisor: int) -> tuple[int, int]:
-    """Return height and width of the input that holds images of these sizes, in multiples of the divisor."""
-    height, width = -(-sizes.max(axis=0) // size_divisor) * size_divisor
-    return int(height), int(width)
-
-
 def draw(
     settings: AugmentationSettings,
     seed: int,

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_shards.loading.batch_arrays import BatchArrays, BatchShape, Int64
-from data_shards.loading.random_draws import draw, padded_size
+from data_shards.loading.random_draws import draw
 from data_shards.loading.row_filling import describe, show
 from data_shards.order.plan import Plan, World
 from data_shards.reading.reading import Reading
 from data_shards.reading.samples import Samples, ShardSamples
-from data_shards.settings import AugmentationSettings
+from data_shards.settings import AugmentationSettings, InputSizes
 
 FillRow = Callable[[int], None]
 Memory = UInt8[np.ndarray, " bytes"]
@@ -68,7 +68,7 @@ class TrainingSource(Source[ShardSamples]):
     world: World
     input_size: tuple[int, int]
     augmentation: AugmentationSettings
-    size_divisor: int
+    sizes: InputSizes | None
     start_step: int
     stop_step: int | None
     microbatches: int
@@ -78,7 +78,7 @@ class TrainingSource(Source[ShardSamples]):
 
     def slot_bytes(self, samples: ShardSamples) -> int:  # noqa: D102
         rows = self.plan.global_batch_size // (self.world.ranks * self.microbatches)
-        return self._shape(rows, self.augmentation.largest_input(self.input_size, self.size_divisor)).num_bytes
+        return self._shape(rows, self.augmentation.largest_input(self.input_size, self.sizes)).num_bytes
 
     def batches(self, samples: ShardSamples) -> Iterator[Work]:  # noqa: D102
         samples.fetch_ahead(self.plan, self.world, self.start_step, self.stop_step)
@@ -106,7 +106,8 @@ class TrainingSource(Source[ShardSamples]):
             draws = draw(self.augmentation, self.plan.seed, epoch, sample_ids, sizes)
             input_size = self.input_size
             if self._whole_images:
-                input_size = padded_size(draws.content_sizes, self.size_divisor)
+                assert self.sizes is not None
+                input_size = self.sizes.padded(*draws.content_sizes.max(axis=0).tolist())
             shape = self._shape(len(numbers), input_size)
             arrays = BatchArrays.over(memory, shape)
             arrays.begin(sample_ids)

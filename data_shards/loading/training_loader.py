@@ -12,7 +12,7 @@ from data_shards.loading.shared_memory import RingLoader
 from data_shards.loading.training_batches import TrainingSource
 from data_shards.order.plan import Plan, World, check_divisible
 from data_shards.reading.reading import Reading
-from data_shards.settings import AugmentationSettings
+from data_shards.settings import AugmentationSettings, InputSizes
 
 
 class TrainingLoader(RingLoader):
@@ -28,7 +28,7 @@ class TrainingLoader(RingLoader):
         world: this rank's place.
         input_size: height and width of the input, in pixels; not used where images are resized by their shorter side.
         augmentation: what to draw at random; None takes the defaults.
-        size_divisor: where images are resized by their shorter side, each batch is padded to multiples of this.
+        sizes: sizes that the network takes; needed where images are resized by their shorter side, to pad each batch.
         start_step: the first step.
         stop_step: the step before which to stop; None never stops.
         microbatches: number of parts in which to yield the rank's batch of a step, one after the other.
@@ -48,7 +48,7 @@ class TrainingLoader(RingLoader):
         *,
         input_size: tuple[int, int],
         augmentation: AugmentationSettings | None = None,
-        size_divisor: int = 32,
+        sizes: InputSizes | None = None,
         start_step: int = 0,
         stop_step: int | None = None,
         microbatches: int = 1,
@@ -70,7 +70,10 @@ class TrainingLoader(RingLoader):
                 f"the plan was made for manifest {plan.manifest_digest[:6]}, but {split.location} has "
                 f"{manifest.digest[:6]}: the shards were built again. Start a new run, or restore the old shards."
             )
-        if augmentation is not None and augmentation.rotation_probability and not manifest.joints:
+        augmentation = augmentation if augmentation is not None else AugmentationSettings()
+        if augmentation.geometry == "shorter_side" and sizes is None:
+            raise DataError("sizes is None; pass the detector's, to which images resized by a side are padded.")
+        if augmentation.rotation_probability and not manifest.joints:
             raise DataError(
                 f"rotation_probability is {augmentation.rotation_probability:g}, but {split.location} has no joints: "
                 "as published, only joints turn with their image. Set it to 0."
@@ -87,8 +90,8 @@ class TrainingLoader(RingLoader):
             plan=replace(plan, _epochs={}),
             world=world,
             input_size=input_size,
-            augmentation=augmentation if augmentation is not None else AugmentationSettings(),
-            size_divisor=size_divisor,
+            augmentation=augmentation,
+            sizes=sizes,
             start_step=start_step,
             stop_step=stop_step,
             microbatches=microbatches,

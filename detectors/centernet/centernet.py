@@ -218,9 +218,9 @@ class CenterNet(Detector):
         loss = settings.heatmap_weight * heatmap + settings.size_weight * size + settings.offset_weight * offset
         return {"heatmap": heatmap, "size": size, "offset": offset, "loss": loss}
 
-    def heatmaps(self, targets: CenterNetTargets) -> Float[Tensor, "batch classes height width"]:
-        """Heatmaps of the classes, `(batch, classes, height / 4, width / 4)`; see `Detector.heatmaps`."""
-        return targets.heatmap
+    def heatmaps(self, targets: CenterNetTargets) -> dict[str, Float[Tensor, "batch planes height width"]]:
+        """Heatmaps of the classes; see `Detector.heatmaps`."""
+        return {"heatmap": targets.heatmap}
 
     @torch.no_grad()
     def decode(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:

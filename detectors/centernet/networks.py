@@ -27,7 +27,7 @@ from detectors.layers.head import (
 from detectors.layers.upsampling import deformable_upsampling, transposed_upsampling
 from detectors.settings import require_choice, require_count, require_flag
 from detectors.shapes import Float
-from detectors.sizes import Multiples
+from detectors.sizes import InputSizes, Multiples
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / 4, width / 4)` for each head."""
@@ -53,7 +53,7 @@ class Network(ABC):
         head_channels: output channels of each head, under the published names and in their order.
     """
 
-    sizes = Multiples(32)
+    sizes: InputSizes = Multiples(32)
     stacks = 1
     imagenet_weights = ""
     backbone_prefix = ""

@@ -1,4 +1,5 @@
-"""`aweigh bench detectors`: milliseconds per image of every detector, beside the time that its authors publish.
+"""`aweigh bench detectors`: milliseconds per image of every detector, beside the time that its authors publish, and
+the memory that it takes.
 
 It needs nothing but torch and numpy, so that it runs on a machine where aweigh is not installed: `python -m pipelines
 bench detectors` in a copy of the project.
@@ -18,6 +19,7 @@ import detectors
 from detectors import Detector, DetectorError
 from pipelines import console
 from pipelines.bench.device import chosen_device, clock_name, clock_of, device_name, synchronize
+from pipelines.bench.network_size import network_size
 from pipelines.bench.published_times import OTHERS, TIMES, PublishedTime
 from pipelines.errors import ConfigError
 
@@ -29,7 +31,7 @@ _NEXT_TO_NOTHING = 1e-6
 
 @dataclass(frozen=True)
 class DetectorTime:
-    """The measured times of one detector, and the published one."""
+    """The measured times of one detector, the published one, and its memory."""
 
     name: str
     size: tuple[int, int]
@@ -37,6 +39,9 @@ class DetectorTime:
     """Median milliseconds of the network for one image."""
     forward_and_decode: float
     """The same with decoding and suppression, up to detections in the input frame."""
+    parameters: int
+    kept_bytes: int
+    """Bytes of activations that training keeps for backward, for one image in float32."""
     published: float | None
     hardware: str
     remark: str
@@ -117,6 +122,8 @@ def _time(
         detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = images.contiguous(memory_format=torch.channels_last)
 
+    takes = network_size(name, (height, width))
+
     def context() -> AbstractContextManager[object]:
         if precision == "fp32":
             return nullcontext()
@@ -135,6 +142,8 @@ def _time(
             size=(height, width),
             forward=_median(forward, device, repeats),
             forward_and_decode=_median(forward_and_decode, device, repeats),
+            parameters=takes.parameters,
+            kept_bytes=takes.kept_bytes,
             published=published.milliseconds,
             hardware=published.hardware,
             remark=published.remark,
@@ -169,7 +178,10 @@ def _median(work: Callable[[], object], device: torch.device, repeats: int) -> f
 
 def _table(rows: Sequence[DetectorTime]) -> str:
     width = max(len("detector"), *(len(row.name) for row in rows))
-    lines = [f"{'detector':<{width}}  {'input':>10}  {'forward':>9}  {'+ decode':>9}  {'FPS':>6}  published"]
+    lines = [
+        f"{'detector':<{width}}  {'input':>10}  {'forward':>9}  {'+ decode':>9}  {'FPS':>6}  {'M param':>7}  "
+        f"{'MiB':>5}  published"
+    ]
     for row in rows:
         published = "-"
         if row.published is not None:
@@ -177,9 +189,11 @@ def _table(rows: Sequence[DetectorTime]) -> str:
         size = f"{row.size[0]}x{row.size[1]}"
         lines.append(
             f"{row.name:<{width}}  {size:>10}  {row.forward:>9.1f}  {row.forward_and_decode:>9.1f}  "
-            f"{1000 / row.forward_and_decode:>6.1f}  {published}"
+            f"{1000 / row.forward_and_decode:>6.1f}  {row.parameters / 1e6:>7.1f}  {row.kept_bytes / 2**20:>5.0f}  "
+            f"{published}"
         )
     lines.append(
         "ms per image, without reading and normalising; weights are random, and every point of FCOS is a candidate"
     )
+    lines.append("MiB of activations that training keeps for one such image in fp32; bf16 halves most of them")
     return "\n".join(lines)

@@ -72,7 +72,7 @@ def open_views(
                     world,
                     geometry=settings.geometry,
                     input_size=input_size,
-                    size_divisor=detector.sizes.divisor,
+                    sizes=detector.sizes,
                     shorter_side=settings.shorter_side,
                     longer_side_limit=longer_side_limit,
                     scale=scale,

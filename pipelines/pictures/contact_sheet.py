@@ -17,7 +17,7 @@ from data_shards.format.manifest import CocoClass, Manifest, sample_key
 from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
 from data_shards.loading.batch_arrays import BatchArrays
-from data_shards.loading.random_draws import draw, padded_size
+from data_shards.loading.random_draws import draw
 from data_shards.loading.row_filling import fill
 from data_shards.order.plan import make_plan
 from data_shards.reading.samples import Samples, ShardSamples
@@ -60,8 +60,8 @@ class _Row:
     """(objects in the input, 4) x1, y1, x2, y2 in the input frame, unclipped."""
     input_labels: NDArray[np.int64]
     input_joints: NDArray[np.float32] | None
-    heatmap: NDArray[np.float32] | None
-    """(classes, height, width) in cells; None if the detector's targets have none."""
+    heatmaps: dict[str, NDArray[np.float32]]
+    """By their names, (planes, height, width) in cells; empty if the detector's targets have none."""
 
 
 def write_contact_sheet(
@@ -73,7 +73,7 @@ def write_contact_sheet(
     keys: Sequence[str] = (),
     epoch: int = 0,
 ) -> list[str]:
-    """Draw samples of a split, each as a row of three panels (two without heatmaps), and write a PNG or JPEG.
+    """Draw samples of a split, each as a row of panels (two, and one for each heatmap), and write a PNG or JPEG.
 
     Args:
         location: `LOCATION/SPLIT` of the shards.
@@ -123,8 +123,9 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
     with torch.random.fork_rng(devices=[]):
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
     whole = bool(draws.content_sizes.any())
-    divisor = detector.sizes.divisor
-    input_size = padded_size(draws.content_sizes, divisor) if whole else recipe.data.input_size
+    input_size = recipe.data.input_size
+    if whole:
+        input_size = detector.sizes.padded(*draws.content_sizes.max(axis=0).tolist())
     arrays = BatchArrays.empty(
         sample_ids, input_size, recipe.data.max_objects, augmented=True, manifest=manifest, whole_images=whole
     )
@@ -153,7 +154,7 @@ def _rows(shards: Shards, manifest: Manifest, recipe: Recipe, sample_ids: NDArra
                 input_boxes=batch.boxes[row][real].numpy(),
                 input_labels=batch.labels[row][real].numpy(),
                 input_joints=None if batch.keypoints is None else batch.keypoints[row][real].numpy(),
-                heatmap=None if heatmaps is None else heatmaps[row].float().numpy(),
+                heatmaps={name: maps[row].float().numpy() for name, maps in heatmaps.items()},
             )
         )
     return rows
@@ -180,7 +181,11 @@ def _page(rows: Sequence[_Row], classes: Sequence[CocoClass], header: str) -> ND
     # One width for each column of the page, so that inputs are below inputs whatever the shapes of the photographs.
     widths = [max(row[column][0].shape[1] for row in panels) for column in range(len(panels[0]))]
     strips = [row_of_panels(row, gap=_COLUMN_GAP, widths=widths) for row in panels]
-    notes = ["left: the file, crowds hatched", "middle: the network's input", "right: the heatmap it should answer"]
+    notes = [
+        "left: the file, crowds hatched",
+        "middle: the network's input",
+        "right: the heatmaps that it should answer",
+    ]
     if len(widths) == 2:  # a detector without heatmaps
         notes = [notes[0], "right: the network's input"]
     return page_of_rows(strips, header, "     ".join(notes), gap=_ROW_GAP, minimum_width=_MINIMUM_WIDTH)
@@ -206,11 +211,10 @@ def _panels(row: _Row, classes: Sequence[CocoClass]) -> list[tuple[NDArray[np.ui
         (file.drawn(), f"{row.file_name}   {row.key}   {size}   {counted(len(row.boxes), 'box')}"),
         (network.drawn(), f"input {width} x {height}   {inside} of {counted(len(row.input_boxes), 'box')} inside"),
     ]
-    if row.heatmap is not None:
-        cells = row.heatmap.shape[1:]
-        centres = int((row.heatmap == 1).sum())
-        caption = f"heatmap {cells[1]} x {cells[0]} cells   {counted(centres, 'centre')}"
-        panels.append((Panel(heatmap_over(row.received, row.heatmap)).canvas, caption))
+    for name, heatmap in row.heatmaps.items():
+        cells = heatmap.shape[1:]
+        caption = f"{name} {cells[1]} x {cells[0]} cells   {counted(int((heatmap == 1).sum()), 'peak')}"
+        panels.append((Panel(heatmap_over(row.received, heatmap)).canvas, caption))
     return panels
 
 

@@ -11,6 +11,7 @@ from data_shards.format.manifest import Manifest
 from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World
 from data_shards.reading.split import DataSplit
+from data_shards.settings import InputSizes
 from detectors import Detector
 from pipelines.recipes.settings import OptimizerSettings, Recipe
 from pipelines.training.initial_weights import fetch_weights, sha256_of
@@ -89,7 +90,7 @@ def training_loader(
     plan: Plan,
     world: World,
     *,
-    size_divisor: int,
+    sizes: InputSizes,
     microbatches: int,
     steps: tuple[int, int],
 ) -> TrainingLoader:
@@ -99,7 +100,7 @@ def training_loader(
         recipe: its data and augmentation.
         plan: the order of samples.
         world: this rank's place in it.
-        size_divisor: inputs of whole images are padded to multiples of it, in pixels.
+        sizes: sizes that the network takes.
         microbatches: per step.
         steps: steps done before, and the last step; batches are those between.
     """
@@ -109,7 +110,7 @@ def training_loader(
         world,
         input_size=recipe.data.input_size,
         augmentation=recipe.augmentation,
-        size_divisor=size_divisor,
+        sizes=sizes,
         start_step=steps[0],
         stop_step=steps[1],
         microbatches=microbatches,

@@ -361,7 +361,7 @@ class Training:
             self.split_to_train,
             self.plan,
             self.world,
-            size_divisor=self.detector.sizes.divisor,
+            sizes=self.detector.sizes,
             microbatches=self.split.accumulation_steps,
             steps=(self.step, self.last_step),
         )

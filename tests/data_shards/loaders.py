@@ -9,18 +9,20 @@ from data_shards.loading.training_loader import TrainingLoader
 from data_shards.order.plan import Plan, World
 from data_shards.reading.reading import Reading
 from data_shards.reading.split import open_split
+from detectors.sizes import Multiples
 
 _OF_SPLIT = ("read_settings", "cache_folder", "cache_bytes")
 
 
 def training_loader(location: str | Path, plan: Plan, world: World, **options: Any) -> TrainingLoader:
     """A `TrainingLoader` of the shards at a location."""
+    options = {"sizes": Multiples(32), **options}
     return TrainingLoader(_reading(location, options), plan, world, **options)
 
 
 def evaluation_loader(location: str | Path, world: World, **options: Any) -> EvaluationLoader:
     """An `EvaluationLoader` of the shards at a location, with all annotations unless `max_objects` is given."""
-    options = {"max_objects": None, **options}
+    options = {"max_objects": None, "sizes": Multiples(32), **options}
     return EvaluationLoader(_reading(location, options), world, **options)
 
 

@@ -20,11 +20,11 @@ def test_heatmaps_for_pictures_are_those_of_the_classes() -> None:
     with torch.device("meta"):
         boxes, fcos = detectors.build("centernet_resnet18", 3), detectors.build("fcos_resnet50", 3)
     objects = torch.tensor([[[8.0, 8, 24, 24]]]), torch.tensor([[1]]), (64, 96)
-    heatmaps = boxes.heatmaps(boxes.encode(*objects))
-    assert heatmaps is not None
-    assert heatmaps.shape == (1, 3, 16, 24)
-    assert (heatmaps == 1).nonzero().tolist() == [[0, 1, 4, 4]]
-    assert fcos.heatmaps(fcos.encode(*objects)) is None
+    ((name, heatmap),) = boxes.heatmaps(boxes.encode(*objects)).items()
+    assert name == "heatmap"
+    assert heatmap.shape == (1, 3, 16, 24)
+    assert (heatmap == 1).nonzero().tolist() == [[0, 1, 4, 4]]
+    assert fcos.heatmaps(fcos.encode(*objects)) == {}
 
 
 def test_biases_are_found_by_name() -> None:

@@ -124,6 +124,7 @@ def test_a_field_of_an_annotation_is_normalised(tmp_path: Path, field: str, valu
         ("annotations", "bbox", [8, 8, 1e39, 16], r"has bbox \[8, 8, 1e\+39, 16\]: it does not fit 32-bit numbers"),
         ("annotations", "bbox", [HUGE, 8, 8, 16], r"has bbox \[1000.*…: it does not fit 32-bit numbers"),
         ("annotations", "bbox", [-1e30, -1e30, 3e30, 3e30], "it does not fit 32-bit numbers"),  # its area
+        ("annotations", "bbox", [0, 0, 1, 1e38], "it does not fit 32-bit numbers"),  # once a crop has enlarged it
         ("annotations", "bbox", [3e38, 8, 3e38, 16], "it does not fit 32-bit numbers"),
         ("annotations", "bbox", ["8", 8, 24, 16], r"has the box \['8', 8, 24, 16\]; write four finite numbers"),
         (
@@ -315,7 +316,7 @@ def _use(location: str) -> None:
         world=World(ranks=1, rank=0),
         input_size=(64, 64),
         augmentation=AugmentationSettings(),
-        size_divisor=32,
+        sizes=None,
         start_step=0,
         stop_step=1,
         microbatches=1,

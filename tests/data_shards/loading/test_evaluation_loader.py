@@ -15,6 +15,7 @@ from data_shards.order.plan import World, make_plan
 from data_shards.reading.decode import decode_jpeg
 from data_shards.reading.shards import Shards
 from data_shards.storage.open import open_store
+from detectors.sizes import Multiples
 from tests.data_shards.loaders import evaluation_loader
 from tests.data_shards.samples import document, jpeg, photo, write_coco
 
@@ -57,7 +58,7 @@ def test_kept_resolution_is_pasted_in_the_middle_of_the_next_multiple(tmp_path: 
     content = document(3, sizes)
     annotations, images = write_coco(tmp_path, content)
     report = build_shards(annotations, images, str(tmp_path / "out"), split="val")
-    (batches,) = evaluate(report, geometry="keep", size_divisor=divisor, batch_size=8)
+    (batches,) = evaluate(report, geometry="keep", sizes=Multiples(divisor), batch_size=8)
     padded = {32: [(64, 96), (96, 64)], 128: [(128, 128)]}[divisor]
     assert sorted(batch.input_size for batch in batches) == padded
     seen = 0
@@ -166,7 +167,7 @@ def test_shorter_side_geometry_pads_behind(built: BuildReport) -> None:
         ({"shorter_side": 0}, r"shorter_side is 0 and longer_side_limit 1333; set both to 1 pixel or more"),
         ({"shorter_side": 800, "longer_side_limit": 700}, r"the limit no smaller than the side"),
         ({"scale": 0.0}, r"scale is 0; set it to more than 0"),
-        ({"size_divisor": 48}, r"size_divisor is 48; set it to a power of two"),
+        ({"sizes": None, "geometry": "keep"}, r"sizes is None; pass the detector's, .* geometry 'keep'"),
         ({"batch_size": 0}, r"batch_size is 0; set it to 1 or more"),
         ({"limit": 0}, r"limit is 0; set it to 1 or more, or leave it out"),
         ({"input_size": (-1, 3)}, r"input_size is \(-1, 3\)"),

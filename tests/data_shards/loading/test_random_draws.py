@@ -16,10 +16,11 @@ from data_shards.building.build import BuildReport, build_shards
 from data_shards.errors import DataError
 from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
-from data_shards.loading.random_draws import draw, padded_size, resized
+from data_shards.loading.random_draws import draw, resized
 from data_shards.order.plan import World, make_plan
 from data_shards.reading.geometry import crop_matrix, without_rotation
 from data_shards.settings import AugmentationSettings
+from detectors.sizes import Multiples
 from tests.data_shards.loaders import evaluation_loader, training_loader
 from tests.data_shards.loading.test_augment import CocoNormalisation
 from tests.data_shards.samples import document, write_coco
@@ -210,8 +211,8 @@ def test_no_input_exceeds_the_room_that_is_made_for_it(height: int, width: int, 
     found = resized(np.array([[height, width]]), shorter, 900)
     assert found.min() >= 1
     for divisor in (8, 32, 128):
-        most = settings.largest_input((512, 512), divisor)
-        padded = padded_size(found, divisor)
+        most = settings.largest_input((512, 512), Multiples(divisor))
+        padded = Multiples(divisor).padded(*found[0].tolist())
         assert padded[0] <= most[0]
         assert padded[1] <= most[1]
 

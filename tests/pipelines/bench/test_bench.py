@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import detectors
+from pipelines.bench.network_size import network_size
 from pipelines.bench.published_times import TIMES
 from pipelines.cli import main
 
@@ -25,20 +26,39 @@ def test_detectors_are_timed_with_the_published_time(capsys: pytest.CaptureFixtu
     assert (centernet["name"], centernet["published"], centernet["hardware"]) == ("centernet_resdcn18", 7, "Titan Xp")
     assert (fcos["published"], fcos["hardware"], fcos["size"]) == (45, "V100", [64, 96])
     assert centernet["forward"] > 0
+    assert centernet["parameters"] == 14_437_349
+    assert centernet["kept_bytes"] > 0
     assert fcos["forward_and_decode"] > 0
     # A size that a network cannot take is padded: 100 is not a multiple of 32.
     main(["bench", "detectors", "--size", "60", "100", "--repeats", "1", "--names", "centernet_resnet18"])
-    header, row, _ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["detector", "input", "forward", "+", "decode", "FPS", "published"]
+    header, row, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["detector", "input", "forward", "+", "decode", "FPS", "M", "param", "MiB", "published"]
     assert row.split()[:2] == ["centernet_resnet18", "64x128"]
+
+
+def test_activations_are_those_that_a_training_keeps() -> None:
+    detector = detectors.build("centernet_resnet18").train()
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = detector(torch.randn(1, 3, 64, 96))
+    assert outputs
+    measured = network_size("centernet_resnet18", (64, 96))
+    assert measured.kept_bytes == sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert measured.parameters == sum(parameter.numel() for parameter in detector.parameters())
 
 
 def test_every_detector_has_a_published_size_that_its_network_takes() -> None:
     for name in detectors.names():
         with torch.device("meta"):
-            divisor = detectors.build(name).sizes.divisor
+            sizes = detectors.build(name).sizes
         assert name in TIMES
-        assert all(side % divisor == 0 for side in TIMES[name].size), name
+        assert sizes.fits(*TIMES[name].size), name
 
 
 @pytest.mark.parametrize(
