@@ -11,6 +11,10 @@ from tests.system.commands import Command, train
 pytestmark = pytest.mark.slow
 
 
+# An answer from nowhere is quicker than the creation of a database.
+NO_TRACKING = ("--tracking.uri", "http://127.0.0.1:9")
+
+
 def _signalled(command: Command, number: signal.Signals) -> str:
     """Send a signal; returns the last line of a command that ended in order and left no process of Ray."""
     started = command.descendants()
@@ -22,13 +26,13 @@ def _signalled(command: Command, number: signal.Signals) -> str:
 
 
 def test_ctrl_c_at_the_line_that_says_that_ray_starts_ends_with_130(shards: Path, runs: Path) -> None:
-    command = train(shards, runs, "interrupted-early")
+    command = train(shards, runs, "interrupted-early", *NO_TRACKING, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     command.wait_for("on Ray, started on this machine")
     assert _signalled(command, signal.SIGINT).startswith("aweigh: stopped with Ctrl-C")
 
 
 def test_sigterm_while_the_processes_of_ray_start_ends_with_143(shards: Path, runs: Path) -> None:
-    command = train(shards, runs, "ended-early")
+    command = train(shards, runs, "ended-early", *NO_TRACKING, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     command.wait_for_process("gcs_server")
     assert _signalled(command, signal.SIGTERM).startswith(
         "aweigh: stopped with SIGTERM before a checkpoint was written"
