@@ -160,6 +160,13 @@ def dashboard_url() -> str:
     return url if not url or "://" in url else f"http://{url}"
 
 
+def logs_folder() -> Path:
+    """Return the folder of the connected Ray's logs on this machine."""
+    from ray._private.worker import _global_node
+
+    return Path(_global_node.get_logs_dir_path()) if _global_node else Path("/tmp/ray/session_latest/logs")
+
+
 def _check_resources(ray: Any, settings: ClusterSettings, address: str | None) -> None:
     resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)

@@ -44,6 +44,8 @@ _EXCLUDED = GitIgnoreSpec.from_lines(EXCLUDED)
 _LARGE_BYTES = 10 * 2**20
 LARGEST_BYTES = 100 * 2**20
 _IGNORE_FILES = (".gitignore", ".rayignore")
+Rules = list[tuple[Path, GitIgnoreSpec]]
+"""Rules with the folder that they are relative to, from the top folder down."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can contain
 
 
@@ -124,16 +126,21 @@ def megabytes(size: int) -> str:
 def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[str, Path]]:
     """Yield name and path of every file below `top` that no rule excludes; add a line about those it leaves out."""
     inside = top.resolve()
-    rules: dict[Path, list[tuple[Path, GitIgnoreSpec]]] = {top.parent: [*_rules_above(top), (top, _EXCLUDED)]}
+    rules: dict[Path, dict[str, Rules]] = {top.parent: {name: _rules_above(top, name) for name in _IGNORE_FILES}}
 
     for folder, folders, names in os.walk(top):
         here = Path(folder)
-        own = [(here, _read_rules(here / name)) for name in _IGNORE_FILES if name in names]
         # A rule counts in its own folder and all below it.
-        active = rules[here] = [*rules[here.parent], *own]
+        active = rules[here] = {
+            name: [*inherited, *([(here, _read_rules(here / name))] if name in names else [])]
+            for name, inherited in rules[here.parent].items()
+        }
 
-        def is_excluded(path: Path, active: list[tuple[Path, GitIgnoreSpec]] = active, slash: str = "") -> bool:
-            return any(spec.match_file(_below(path, base) + slash) for base, spec in active)
+        def is_excluded(path: Path, active: dict[str, Rules] = active, slash: str = "") -> bool:
+            # Only a .gitignore can take back what a .gitignore says; nothing takes back our own rules.
+            return _EXCLUDED.match_file(_below(path, top) + slash) or any(
+                _is_ignored(path, rules, slash) for rules in active.values()
+            )
 
         def leads_out(path: Path) -> bool:
             if not path.is_symlink() or path.resolve().is_relative_to(inside):
@@ -159,23 +166,29 @@ def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[str, Path]]:
                 yield shown, path
 
 
+def _is_ignored(path: Path, rules: Rules, slash: str) -> bool:
+    """Return the decision of the deepest folder whose rules name the path, as git does: "!" may take a rule back."""
+    decisions = (spec.check_file(_below(path, base) + slash).include for base, spec in reversed(rules))
+    return next((decision for decision in decisions if decision is not None), False)
+
+
 def _below(path: Path, base: Path) -> str:
     return path.relative_to(base).as_posix()
 
 
-def _rules_above(top: Path) -> list[tuple[Path, GitIgnoreSpec]]:
-    """Read the ignore files of the repository's folders above `top`, as git does; none outside of a repository."""
+def _rules_above(top: Path, name: str) -> Rules:
+    """Read the ignore files of the repository's folders above `top`, as git does; none outside of a repository.
+
+    Args:
+        top: a folder.
+        name: of the ignore files.
+    """
     top = top.absolute()
     above: list[Path] = []
     for folder in top.parents if not (top / ".git").exists() else ():
         above.insert(0, folder)
         if (folder / ".git").exists():
-            return [
-                (folder, _read_rules(folder / name))
-                for folder in above
-                for name in _IGNORE_FILES
-                if (folder / name).is_file()
-            ]
+            return [(folder, _read_rules(folder / name)) for folder in above if (folder / name).is_file()]
     return []
 
 

@@ -16,9 +16,11 @@ from typing import Any
 
 import psutil
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, WorkersFailedError
 
 _START_SECONDS = 300.0
+# The start of one process, on a machine that is busy with others.
+_CONTROLLER_SECONDS = 180.0
 _SHUTDOWN_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
 # Room for what Ray appends to its folder: "/session_2026-11-29_00-38-33_123456_1234567/sockets/plasma_store.1".
@@ -191,6 +193,45 @@ def last_log_line(logs: Path) -> str:
             told = [line for line in lines if name.endswith(".err") or " E " in line or " C " in line]
             if told:
                 return f"The last line of its {name} is: {told[-1].strip().rstrip('.')[:300]}"
+    return ""
+
+
+def wait_for_controller(ray: Any, controller: Any, logs: Path, seconds: float = _CONTROLLER_SECONDS) -> None:
+    """Wait until Ray Train's controller has started; Ray itself would wait for ever.
+
+    Args:
+        ray: the module.
+        controller: the actor; if it failed to start, its next call says why.
+        logs: folder of Ray's logs on this machine, where the controller runs.
+        seconds: time limit.
+
+    Raises:
+        WorkersFailedError: it does not answer.
+    """
+    answered, _ = ray.wait([controller.__ray_ready__.remote()], timeout=seconds)
+    if answered:
+        return
+    said = _last_words(logs, "TrainController")
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > _BUSY * cores:
+        advice = f"The machine is busy (load {load:.0f} on {cores} cores): try again when it has less work"
+    else:
+        advice = "Run the same command again; if it stays silent, look there for a file that its process waits for"
+    raise WorkersFailedError(
+        f"Ray Train's controller did not answer within {seconds:.0f} s, so no worker was started.{said} {advice}. Its "
+        f"log is among worker-*.err in {logs}."
+    )
+
+
+def _last_words(logs: Path, actor: str) -> str:
+    """Quote the last line that an actor printed to stderr; empty if it printed none."""
+    with suppress(OSError):
+        for path in logs.glob("worker-*.err"):
+            lines = path.read_text(errors="replace").strip().splitlines()
+            # Ray begins the file with lines such as ":job_id:01000000".
+            told = [line.strip() for line in lines if line.strip() and not line.startswith(":")]
+            if f":actor_name:{actor}" in lines and told:
+                return f" The last line that it printed is: {told[-1].rstrip('.')[:300]}."
     return ""
 
 

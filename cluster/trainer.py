@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.config import ScalingConfig
 
 from cluster.checkpoints.checkpoint import CheckpointFolder
+from cluster.local import logs_folder
+from cluster.ray_start import wait_for_controller
 from cluster.signals import ignore_signals, take_signals_as_requests
 from cluster.stopping import Stopping, ask_checkpoint
 
@@ -45,6 +48,8 @@ class Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**named)
 
     def _register_sigint_handler(self, controller: Any) -> None:
+        # As long as the controller is silent there are no workers to ask, and a signal ends the command at once.
+        wait_for_controller(ray, controller, logs_folder())
         # Ray would abort at the first signal; we do at the second. `remote` only sends, for a handler must not wait.
         self._stopping.workers_run(lambda: controller.abort.remote())
 

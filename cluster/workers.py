@@ -148,6 +148,8 @@ def run_workers(
                 stopping.wait_for_workers()
             if stopped := stopping.error():
                 raise stopped from None
+            if isinstance(error, WorkersFailedError):
+                raise  # our own: the controller never answered
             if not _message(failure):
                 raise WorkersFailedError(_cause(error, logs)) from error
     if stopping.finished_in_order() and (stopped := stopping.error()):

@@ -7,10 +7,11 @@ that a listing has to show.
 """
 
 import hashlib
+import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from filelock import FileLock
 
 from cluster.checkpoints import retention
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointFolder, compare, none_is_whole, open_checkpoint
-from cluster.checkpoints.seal import SEAL, DamagedCheckpointError, is_step_name, read_seal
+from cluster.checkpoints.seal import SEAL, DamagedCheckpointError, Fingerprint, is_step_name, parse_seal, read_seal
 from cluster.errors import ClusterError
 
 RECORD = "uploads.json"
@@ -80,6 +81,8 @@ class RemoteCheckpoints:
         self._warn = warn
         self._damaged: set[str] = set()
         """Names of checkpoints that were downloaded and are damaged."""
+        self._arrived: dict[str, str] = {}
+        """The sha256 of each file of the last upload that was read back."""
         self.progress: Callable[[], object] = lambda: None
         """Called for every block of a transfer."""
 
@@ -136,6 +139,9 @@ class RemoteCheckpoints:
     def upload(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint, read back what arrived, seal it, then delete those no longer kept.
 
+        A checkpoint that gets its score after its evaluation is uploaded twice; files that are whole in the bucket are
+        not sent again.
+
         Raises:
             Exception: any error of the store, or a ClusterError if it does not keep what it was sent; what was current
                 before still is.
@@ -152,23 +158,57 @@ class RemoteCheckpoints:
                     f"{self.store.location}/{later} is newer than {name}, although training resumed from before it; it "
                     "stays, and another machine would resume from it"
                 )
+        files = read_seal(checkpoint.path / SEAL, str(checkpoint.path / SEAL))
+        whole = self._whole(name, files, sealed=name in there)
         if name in there:
             self.store.delete(f"{name}/{SEAL}")
-        for file in (*sorted(read_seal(checkpoint.path / SEAL, str(checkpoint.path / SEAL))), SEAL):
+        for file in (*sorted(files.keys() - whole), SEAL):
             self._upload(checkpoint.path / file, f"{name}/{file}")
         self.collect(newest=name)
+
+    def _whole(self, name: str, files: Mapping[str, Fingerprint], *, sealed: bool) -> set[str]:
+        """Return which files of a checkpoint the bucket has already; what this process did not verify is read back."""
+        try:
+            recorded: Mapping[str, Fingerprint] = {}
+            if sealed:
+                content = io.BytesIO()
+                self.store.stream(f"{name}/{SEAL}", _Bounded(content, _LARGEST_SEAL_BYTES, SEAL))
+                recorded = parse_seal(content.getvalue(), f"{self.store.location}/{name}/{SEAL}")
+            return {
+                file for file, expected in files.items() if self._has(f"{name}/{file}", expected, recorded.get(file))
+            }
+        except Exception:
+            # Whatever the store or the old seal is unable to say, sending everything again is right.
+            return set()
+
+    def _has(self, name: str, expected: Fingerprint, recorded: Fingerprint | None) -> bool:
+        if self._arrived.get(name) == expected.sha256:
+            return self.store.exists(name)
+        return recorded == expected and self._digest(name, expected.bytes) == expected.sha256
+
+    def _digest(self, name: str, most_bytes: int) -> str:
+        """Return the sha256 of a file in the bucket; "" if it is missing or larger than expected."""
+        digest = _Digest()
+        try:
+            if self.store.exists(name):
+                self.store.stream(name, _ProgressSink(_Bounded(digest, most_bytes, name), self.progress))
+                return digest.hexdigest()
+        except DamagedCheckpointError:
+            pass
+        return ""
 
     def _upload(self, path: Path, name: str) -> None:
         with path.open("rb") as file:
             expected = hashlib.file_digest(file, "sha256").hexdigest()
+        # Only the last upload is remembered: the second upload of a checkpoint follows its first.
+        self._arrived = {other: digest for other, digest in self._arrived.items() if _folder(other) == _folder(name)}
+        self._arrived.pop(name, None)
         for _ in range(_ATTEMPTS):
             self.store.upload(path, name)
             # A store, or a proxy before it, may answer 200 and keep other bytes, or none.
-            if self.store.exists(name):
-                digest = _Digest()
-                self.store.stream(name, _ProgressSink(digest, self.progress))
-                if digest.hexdigest() == expected:
-                    return
+            if self._digest(name, path.stat().st_size) == expected:
+                self._arrived[name] = expected
+                return
         raise ClusterError(
             f"{self.store.location}/{name} does not arrive as it was sent, {_ATTEMPTS} times. Check the network and "
             f"the store; {path} is whole."

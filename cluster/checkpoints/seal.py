@@ -51,12 +51,25 @@ def read_seal(path: Path, shown: str) -> dict[str, Fingerprint]:
         ClusterError: it is of a later format.
     """
     try:
-        seal = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DamagedCheckpointError(
             f"{shown} is missing, so this checkpoint is not complete. Choose another, or delete it."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _damaged(shown, f"it cannot be read ({error})") from error
+    return parse_seal(content, shown)
+
+
+def parse_seal(content: bytes, shown: str) -> dict[str, Fingerprint]:
+    """Parse the content of a seal; see `read_seal`.
+
+    Raises:
+        DamagedCheckpointError, ClusterError: as `read_seal`.
+    """
+    try:
+        seal = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise _damaged(shown, f"it cannot be read ({error})") from error
     if not isinstance(seal, dict) or not isinstance(seal.get("files"), dict):
         raise _damaged(shown, "it lists no files")

@@ -15,7 +15,7 @@ from pathlib import Path
 import filelock
 
 from data_shards.counting import counted
-from data_shards.errors import DataError
+from data_shards.errors import DataError, LargerError
 from data_shards.format.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, read_manifest
 from data_shards.format.shard_index import ShardIndex
 from data_shards.storage.atomic import replacing
@@ -121,10 +121,13 @@ def push_shards(
     return _transfer(source, *read_manifest(source), open_store(location), threads, progress, overwrite)
 
 
-def stored_sha256(store: Store, name: str) -> str:
-    """Return the sha256 of a file or object, reading all of it."""
+def stored_sha256(store: Store, name: str, most_bytes: int | None = None) -> str:
+    """Return the sha256 of a file or object, reading all of it; "" if it has more than `most_bytes`."""
     digest = _Digest()
-    store.stream(name, digest)
+    try:
+        store.stream(name, digest, most_bytes=most_bytes)
+    except LargerError:
+        return ""
     return digest.hexdigest()
 
 
@@ -220,12 +223,12 @@ def _withdraw_other(destination: Store, manifest: Manifest, overwrite: bool) -> 
 
 def _bring_shard(source: Store, destination: Store, manifest: Manifest, shard: Shard) -> bool:
     """Bring one shard and its index; return True if either had to be copied."""
-    index = _bring(source, destination, shard.index, shard.index_sha256)
+    index = _bring(source, destination, shard.index, shard.index_sha256, manifest.most_index_bytes(shard))
     local = destination if destination.local_path("") is not None else source
     # The checksums prove only that these are the manifest's files, not that a build wrote them.
     where = f"{local.location}/{shard.index}"
     ShardIndex.from_bytes(local.read_bytes(shard.index), where).check(shard, manifest, where)
-    copied = _bring(source, destination, shard.name, shard.sha256)
+    copied = _bring(source, destination, shard.name, shard.sha256, shard.bytes)
     path = local.local_path(shard.name)
     if path is not None and (found := path.stat().st_size) != shard.bytes:
         raise DataError(
@@ -235,15 +238,20 @@ def _bring_shard(source: Store, destination: Store, manifest: Manifest, shard: S
     return copied or index
 
 
-def _bring(source: Store, destination: Store, name: str, sha256: str) -> bool:
-    if destination.exists(name) and stored_sha256(destination, name) == sha256:
+def _bring(source: Store, destination: Store, name: str, sha256: str, most_bytes: int) -> bool:
+    if destination.exists(name) and stored_sha256(destination, name, most_bytes) == sha256:
         return False
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _copy(source, destination, name, sha256)
+            _copy(source, destination, name, sha256, most_bytes)
             return True
         except _WrongBytes as error:
             if attempt == _ATTEMPTS:
+                if not error.found:
+                    raise DataError(
+                        f"{error.where}/{name} is larger than the {most_bytes:,} bytes that the manifest of "
+                        f"{source.location} allows. Build or copy the shard again."
+                    ) from None
                 raise DataError(
                     f"{error.where}/{name} does not match the manifest of {source.location}, {_ATTEMPTS} times: "
                     f"sha256 {error.found}, expected {sha256}. Build or copy the shard again."
@@ -253,24 +261,29 @@ def _bring(source: Store, destination: Store, name: str, sha256: str) -> bool:
 
 class _WrongBytes(Exception):  # noqa: N818 - it never leaves this module
     def __init__(self, where: str, found: str) -> None:
-        self.where, self.found = where, found
+        self.where = where
+        self.found = found
+        """The sha256; empty if the file is too large."""
 
 
-def _copy(source: Store, destination: Store, name: str, sha256: str) -> None:
+def _copy(source: Store, destination: Store, name: str, sha256: str, most_bytes: int) -> None:
     final = destination.local_path(name)
     if final is None:
         path = source.local_path(name)
         assert path is not None
-        if (found := stored_sha256(source, name)) != sha256:
+        if (found := stored_sha256(source, name, most_bytes)) != sha256:
             raise _WrongBytes(source.location, found)
         destination.upload(path, name)
-        if (found := stored_sha256(destination, name)) != sha256:
+        if (found := stored_sha256(destination, name, most_bytes)) != sha256:
             raise _WrongBytes(destination.location, found)
         return
     with _explained(final), replacing(final) as part:
         with open(part, "wb") as file:
             digest = _Digest(file)
-            source.stream(name, digest)
+            try:
+                source.stream(name, digest, most_bytes=most_bytes)
+            except LargerError:
+                raise _WrongBytes(source.location, "") from None
         if digest.hexdigest() != sha256:
             raise _WrongBytes(source.location, digest.hexdigest())
 

@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from data_shards.errors import DataError
+from data_shards.errors import DataError, LargerError
 from data_shards.format.plain_name import is_plain_name
 from data_shards.storage.open import open_store
 from data_shards.storage.store import Store
@@ -29,6 +29,7 @@ MANIFEST_NAME = "manifest.json"
 _CHECKSUM = "sha256"
 # Shards that are turned into JSON at a time.
 _SHARDS_AT_ONCE = 1000
+_LARGEST_BYTES = 1 << 30
 # Attempts to fetch the right bytes.
 _FETCHES = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -124,6 +125,13 @@ class Manifest:
         """Bytes of all shards, without their indexes."""
         return sum(shard.bytes for shard in self.shards)
 
+    def most_index_bytes(self, shard: Shard) -> int:
+        """Return a size that no index of a shard reaches: an object takes more space in the tar, as JSON.
+
+        An index holds as many joints of each object as the class with the most has.
+        """
+        return (16 << 20) + 2 * (1 + self.joints) * shard.bytes
+
     @cached_property
     def digest(self) -> str:
         """Version of the data set: the sha256, in hexadecimal, of the manifest as canonical JSON. Computed once."""
@@ -186,7 +194,13 @@ def read_manifest(store: Store) -> tuple[bytes, Manifest]:
     where = f"{store.location}/{MANIFEST_NAME}"
     attempts = 1 if store.local_path(MANIFEST_NAME) else _FETCHES
     for attempt in range(1, attempts + 1):
-        text = store.read_bytes(MANIFEST_NAME)
+        try:
+            text = store.read_bytes(MANIFEST_NAME, most_bytes=_LARGEST_BYTES)
+        except LargerError as error:
+            raise DataError(
+                f"{where} is larger than {_LARGEST_BYTES >> 20:,} MiB, so it is not a manifest of shards. Build or "
+                "copy the shards again."
+            ) from error
         try:
             return text, parse_manifest(text, where)
         except DataError as error:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_shards.counting import counted
-from data_shards.errors import DataError
+from data_shards.errors import DataError, LargerError
 from data_shards.format.manifest import Manifest, Shard
 from data_shards.format.shard_index import ShardIndex
 from data_shards.order.node_schedule import NodeSchedule
@@ -277,13 +277,13 @@ class Shards:
         where = f"{self.store.location}/{record.name}"
         found_bytes = os.fstat(file).st_size
         if found_bytes != record.bytes:
-            raise DataError(
+            raise _WrongBytesError(
                 f"shard {where} has {counted(found_bytes, 'byte')}, but the manifest says {record.bytes:,}. "
                 "It is not the shard that was built; build or copy it again."
             )
         found = _sha256(file)
         if found != record.sha256:
-            raise DataError(
+            raise _WrongBytesError(
                 f"shard {where} does not match the manifest: sha256 {found}, expected {record.sha256}. "
                 "It is not the shard that was built; build or copy it again."
             )
@@ -306,15 +306,24 @@ class Shards:
     def _fetch(self, record: Shard, file: int, *, hurry: bool) -> None:
         """Write a whole shard into a descriptor. Bytes can be damaged on the way without any S3 client noticing."""
         for attempt in range(1, _FETCHES + 1):
-            found = self.store.fetch(record.name, file, ranges=_HURRIED_RANGES if hurry else 1, stop=self._stop)
-            os.ftruncate(file, found)
             try:
-                self._check(record, file)
-                self._remember(record, file)
+                self._fetch_once(record, file, ranges=_HURRIED_RANGES if hurry else 1)
                 return
-            except DataError as error:
+            except _WrongBytesError as error:
                 if attempt == _FETCHES:
                     raise DataError(f"{error} It was fetched {_FETCHES} times.") from None
+
+    def _fetch_once(self, record: Shard, file: int, ranges: int) -> None:
+        try:
+            found = self.store.fetch(record.name, file, ranges=ranges, stop=self._stop, most_bytes=record.bytes)
+        except LargerError as error:
+            raise _WrongBytesError(
+                f"shard {self.store.location}/{record.name} is larger than the {record.bytes:,} bytes that the "
+                "manifest says. It is not the shard that was built; build or copy it again."
+            ) from error
+        os.ftruncate(file, found)
+        self._check(record, file)
+        self._remember(record, file)
 
     def _bring(self, item: Wanted, hurry: bool) -> bool:
         """Fetch one file ahead of its use. Return True if it is cached now."""
@@ -328,7 +337,7 @@ class Shards:
     def _read_index(self, shard: int) -> ShardIndex:
         record = self.manifest.shards[shard]
         if self.store.local_path(record.index) is not None:
-            data = self.store.read_bytes(record.index)
+            data = self._load_index(record)
             self._check_index(record, data)
             return self._parse_index(record, data)
         path = self.cache.index_path(record.index_sha256)
@@ -352,25 +361,39 @@ class Shards:
 
     def _fetch_index(self, record: Shard, file: int) -> None:
         for attempt in range(1, _FETCHES + 1):
-            data = self.store.read_bytes(record.index)
             try:
+                data = self._load_index(record)
                 self._check_index(record, data)
                 write_at(file, data, 0)
                 return
-            except DataError as error:
+            except _WrongBytesError as error:
                 if attempt == _FETCHES:
                     raise DataError(f"{error} It was fetched {_FETCHES} times.") from None
+
+    def _load_index(self, record: Shard) -> bytes:
+        most = self.manifest.most_index_bytes(record)
+        try:
+            return self.store.read_bytes(record.index, most_bytes=most)
+        except LargerError as error:
+            raise _WrongBytesError(
+                f"index {self.store.location}/{record.index} is larger than {most >> 20:,} MiB, more than the index of "
+                "its shard can be. Build or copy it again."
+            ) from error
 
     def _check_index(self, record: Shard, data: bytes) -> None:
         found = hashlib.sha256(data).hexdigest()
         if found != record.index_sha256:
-            raise DataError(
+            raise _WrongBytesError(
                 f"index {self.store.location}/{record.index} does not match the manifest: sha256 {found}, expected "
                 f"{record.index_sha256}. Build or copy it again."
             )
 
     def _where(self, shard: int) -> str:
         return f"shard {self.store.location}/{self.manifest.shards[shard].name}"
+
+
+class _WrongBytesError(DataError):
+    """The bytes of a file differ from what the manifest says; fetched again, they may be right."""
 
 
 def _problem_of_sample(sample: Any, index: ShardIndex, row: int, category_ids: Container[int]) -> str | None:

@@ -3,6 +3,7 @@
 # ruff: noqa: D102 - the methods are described in `Store`.
 
 import errno
+import math
 import os
 import shutil
 import threading
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_shards.errors import DataError
+from data_shards.counting import counted
+from data_shards.errors import DataError, LargerError
 from data_shards.storage.atomic import replacing
 from data_shards.storage.store import FileVersion, Sink, Stopped, Store, write_at
 
@@ -22,9 +24,8 @@ class FolderStore(Store):
         self.folder = Path(folder).expanduser()
         self.location = str(self.folder)
 
-    def read_bytes(self, name: str) -> bytes:
-        with self._explained("read", name):
-            return (self.folder / name).read_bytes()
+    def read_bytes(self, name: str, *, most_bytes: int | None = None) -> bytes:
+        return b"".join(self._blocks(name, most_bytes))
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         with self._explained("write", name), replacing(self.folder / name) as temporary:
@@ -34,20 +35,39 @@ class FolderStore(Store):
         with self._explained("write", name), replacing(self.folder / name) as temporary:
             shutil.copyfile(path, temporary)
 
-    def fetch(self, name: str, file: int, *, ranges: int = 1, stop: threading.Event | None = None) -> int:
+    def fetch(
+        self,
+        name: str,
+        file: int,
+        *,
+        ranges: int = 1,
+        stop: threading.Event | None = None,
+        most_bytes: int | None = None,
+    ) -> int:
         at = 0
-        with self._explained("read", name), open(self.folder / name, "rb") as source:
-            while block := source.read(1 << 20):
-                if stop is not None and stop.is_set():
-                    raise Stopped
+        for block in self._blocks(name, most_bytes):
+            if stop is not None and stop.is_set():
+                raise Stopped
+            with self._explained("read", name):
                 write_at(file, block, at)
-                at += len(block)
+            at += len(block)
         return at
 
-    def stream(self, name: str, sink: Sink) -> None:
+    def stream(self, name: str, sink: Sink, *, most_bytes: int | None = None) -> None:
+        for block in self._blocks(name, most_bytes):
+            with self._explained("read", name):
+                sink.write(block)
+
+    def _blocks(self, name: str, most_bytes: int | None) -> Iterator[bytes]:
+        left = math.inf if most_bytes is None else most_bytes
         with self._explained("read", name), open(self.folder / name, "rb") as file:
             while block := file.read(1 << 20):
-                sink.write(block)
+                left -= len(block)
+                if left < 0:
+                    raise LargerError(
+                        f"{self.folder / name} has more than {counted(most_bytes or 0, 'byte')}. Copy it again."
+                    )
+                yield block
 
     def exists(self, name: str) -> bool:
         with self._explained("read", name):

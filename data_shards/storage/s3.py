@@ -55,14 +55,14 @@ class S3Store(Store):
         """The client of this process's environment, for writing."""
         return _shared_client(_ATTEMPTS, _WRITE_SECONDS, reading=False)
 
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, *, most_bytes: int | None = None) -> bytes:
         data = bytearray()
 
         def take(block: bytes, offset: int) -> None:
             # A read starts again at offset 0 if the object was replaced: drop the bytes of the old one.
             data[offset:] = block
 
-        self._object(name).read(take)
+        self._object(name).read(take, most_bytes=most_bytes)
         return bytes(data)
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
@@ -78,12 +78,23 @@ class S3Store(Store):
         key = self._key(name)
         self._write("write", name, lambda client: client.upload_file(os.fspath(path), self.bucket, key))
 
-    def fetch(self, name: str, file: int, *, ranges: int = 1, stop: threading.Event | None = None) -> int:
-        return self._object(name, stop).read(lambda block, offset: write_at(file, block, offset), ranges=ranges)
+    def fetch(
+        self,
+        name: str,
+        file: int,
+        *,
+        ranges: int = 1,
+        stop: threading.Event | None = None,
+        most_bytes: int | None = None,
+    ) -> int:
+        def write(block: bytes, offset: int) -> None:
+            write_at(file, block, offset)
 
-    def stream(self, name: str, sink: Sink) -> None:
+        return self._object(name, stop).read(write, ranges=ranges, most_bytes=most_bytes)
+
+    def stream(self, name: str, sink: Sink, *, most_bytes: int | None = None) -> None:
         # A sink cannot take back bytes, so a read of an object that is replaced meanwhile must fail.
-        self._object(name).read(lambda block, _: sink.write(block), again=False)
+        self._object(name).read(lambda block, _: sink.write(block), again=False, most_bytes=most_bytes)
 
     def exists(self, name: str) -> bool:
         return self._ask("read", name, lambda client: self._exists(client, self._key(name)))

@@ -9,6 +9,7 @@ Source of the jitter: Brooker, Exponential Backoff and Jitter, AWS Architecture 
 """
 
 import itertools
+import math
 import random
 import threading
 import time
@@ -19,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from data_shards.counting import counted
-from data_shards.errors import DataError, UnavailableError
+from data_shards.errors import DataError, LargerError, UnavailableError
 from data_shards.settings import ReadSettings
 from data_shards.storage.store import Stopped
 
@@ -76,22 +77,34 @@ class ObjectRead:
         self._attempts = self._failures = 0
         self._failure: Exception | None = None
         self._version: _Version | None = None
+        self._most_bytes: float = math.inf
         self._over = False
         self._lock = threading.Lock()
 
-    def read(self, write: Callable[[bytes, int], object], *, ranges: int = 1, again: bool = True) -> int:
+    def read(
+        self,
+        write: Callable[[bytes, int], object],
+        *,
+        ranges: int = 1,
+        again: bool = True,
+        most_bytes: int | None = None,
+    ) -> int:
         """Pass the object's bytes to `write`, and return their number.
 
         Args:
             write: takes bytes and their offset in the object. With one range they come in order.
             ranges: most parts to request at the same time; each has LEAST_RANGE_BYTES or more.
             again: True if offsets may start at 0 again, which they do when the object is replaced meanwhile.
+            most_bytes: the largest size that the object may have.
 
         Raises:
             Stopped: the read was cancelled.
+            LargerError: the object has more than `most_bytes`.
             DataError: there is no such object, it cannot be read, or it was replaced and `again` is False.
             UnavailableError: the deadline has passed.
         """
+        if most_bytes is not None:
+            self._most_bytes = most_bytes
         while True:
             try:
                 return self._read_version(write, ranges)
@@ -157,6 +170,7 @@ class ObjectRead:
                             if last is None:
                                 break
                             raise _BrokenError(f"the body ends after {at - begin:,} of {last - begin:,} bytes")
+                        self._check_size(at + len(block))
                         write(block, at)
                         at += len(block)
                         self._check_time(None)
@@ -204,6 +218,7 @@ class ObjectRead:
         try:
             self._check_kind(response)
             found = _version_of(response)
+            self._check_size(found.size or 0)
             with self._lock:
                 if self._version is None:
                     self._version = found
@@ -237,6 +252,11 @@ class ObjectRead:
                     )
                 )
             )
+
+    def _check_size(self, size: int) -> None:
+        if size > self._most_bytes:
+            what = PlainError(f"it has more than {counted(int(self._most_bytes), 'byte')}. Copy it again.")
+            raise LargerError(self._line(what))
 
     def _judge(self, error: Exception) -> None:
         """Raise an error that another attempt will not solve."""

@@ -42,10 +42,15 @@ class Store(ABC):
     """The location as a user writes it: a folder, or `s3://bucket/prefix`."""
 
     @abstractmethod
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, *, most_bytes: int | None = None) -> bytes:
         """Return the whole file.
 
+        Args:
+            name: the file.
+            most_bytes: the largest size that it may have; whoever writes to a location may put an endless file there.
+
         Raises:
+            LargerError: it has more than `most_bytes`.
             DataError: there is no such file, or it cannot be read.
         """
 
@@ -58,7 +63,15 @@ class Store(ABC):
         """Copy a local file into the store. Other processes see all of it or nothing, as with `write_bytes`."""
 
     @abstractmethod
-    def fetch(self, name: str, file: int, *, ranges: int = 1, stop: threading.Event | None = None) -> int:
+    def fetch(
+        self,
+        name: str,
+        file: int,
+        *,
+        ranges: int = 1,
+        stop: threading.Event | None = None,
+        most_bytes: int | None = None,
+    ) -> int:
         """Write the whole file into an open descriptor, from offset 0 on. A failure leaves undefined bytes there.
 
         Args:
@@ -66,20 +79,28 @@ class Store(ABC):
             file: the descriptor to write to.
             ranges: most parts of the file to request at the same time.
             stop: an event that cancels the fetch.
+            most_bytes: as for `read_bytes`.
 
         Returns:
             The file's size in bytes.
 
         Raises:
             Stopped: `stop` was set.
+            LargerError: it has more than `most_bytes`.
             DataError: there is no such file, or it cannot be read.
         """
 
     @abstractmethod
-    def stream(self, name: str, sink: Sink) -> None:
+    def stream(self, name: str, sink: Sink, *, most_bytes: int | None = None) -> None:
         """Write the whole file into a sink, from its first byte to its last.
 
+        Args:
+            name: the file.
+            sink: takes the bytes.
+            most_bytes: as for `read_bytes`.
+
         Raises:
+            LargerError: it has more than `most_bytes`.
             DataError: there is no such file, or it cannot be read.
         """
 

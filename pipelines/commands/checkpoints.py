@@ -125,6 +125,8 @@ def show_checkpoint(place: str, step: int | None, *, as_json: bool) -> None:
     for key in ("detector", "run", "attempt", "world_size", "zero_stage", "precision", "samples_seen", "skipped_steps"):
         if key in facts:
             print(f"  {key:<14} {facts[key]}")
+    if initial := facts.get("weights_sha256"):
+        print(f"  {'started from':<14} weights of sha256 {initial}")
     print(f"  {'manifest':<14} {facts['manifest'][:12]}")
     print(f"  {'classes':<14} {len(facts['classes'])}: {', '.join(item['name'] for item in facts['classes'][:6])}")
     print(f"  {'mlflow_run':<14} {facts['mlflow_run'] or 'none yet'}")

@@ -156,7 +156,8 @@ def evaluate_run(
         results[one.tta] = ModeResult(evaluation, milliseconds)
     if pictures:
         header = f"{path}   step {judged.checkpoint.step:,}   AP {evaluation.coco.AP:.3f}"
-        prediction_page(evaluation.pictures, judged.manifest.class_names, pictures, header=header)
+        drawn, names = evaluation.drawn, judged.manifest.class_names
+        prediction_page(drawn.fixed, names, pictures, header=header, worst=drawn.worst)
         console.say("pictures", str(pictures))
     if detections:
         _write_detections(detections, evaluation)

@@ -9,8 +9,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
 from pipelines.commands.arguments import Commands, add_json, add_recipe, resolved, takes_fields
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 PACKAGES = ("cluster", "data_shards", "detectors", "pipelines")
 _ADDRESS = "address of Ray's dashboard on the head (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)"
 _STOP_SECONDS = 150
+# Files with secrets that a warning names.
+_MOST_NAMED = 3
 
 
 def add(commands: Commands) -> None:
@@ -92,10 +95,10 @@ def submit_command(
     from data_shards.counting import counted
     from pipelines.console import say
     from pipelines.recipes.recipe import run_name
+    from pipelines.recipes.secrets import recipe_to_send
 
     here, code = Path.cwd(), Path(__file__).resolve().parents[2]
     extra, name = _recipe_in_package(recipe_word, here)
-    package = collect(here, code, PACKAGES, extra)
     environment = carried_environment(os.environ, tuple(known.env))
     if environment.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", ".")):
         del environment["MLFLOW_TRACKING_URI"]
@@ -104,13 +107,20 @@ def submit_command(
     words = ["python", "-m", "pipelines", command, name, *map(shown_address, flags)]
     if not recipe.run.name:
         words += ["--run.name", run_name(recipe)]
-    server = _server(known.address)
-    say("run", f"{run_name(recipe)}, recipe {recipe.recipe}, in {recipe.run.folder}")
-    say("package", f"{here}, {counted(len(package.files), 'file')}, {megabytes(package.size_bytes)}")
-    for line in package.left_out:
-        say("left out", line)
-    say("variables", f"{', '.join(sorted(environment)) or 'none'} (their values are not shown)")
-    job = server.submit(job_run, shlex.join(words), package, environment)
+    with TemporaryDirectory(prefix="aweigh-") as scratch:
+        # The job receives the secrets of the recipe in its environment.
+        package = collect(
+            here, code, PACKAGES, {name: recipe_to_send(path, Path(scratch)) for name, path in extra.items()}
+        )
+        server = _server(known.address)
+        say("run", f"{run_name(recipe)}, recipe {recipe.recipe}, in {recipe.run.folder}")
+        say("package", f"{here}, {counted(len(package.files), 'file')}, {megabytes(package.size_bytes)}")
+        for line in package.left_out:
+            say("left out", line)
+        for line in _secrets_that_are_sent(package.files):
+            say("warning", line)
+        say("variables", f"{', '.join(sorted(environment)) or 'none'} (their values are not shown)")
+        job = server.submit(job_run, shlex.join(words), package, environment)
     say("job", f"{job.id} on {server.address}: {job.entrypoint}")
     say("look", f"{server.address}/#/jobs/{job.id}    Ray's dashboard: nodes, GPUs, logs of every worker")
     if known.detach:
@@ -235,6 +245,22 @@ def _found(server: "JobServer", name: str) -> "Job":
         hint = did_you_mean(name, known, "`aweigh jobs` lists them.")
         raise ConfigError(f"{server.address} has no run or job {name!r}; {hint}")
     return chosen[-1]
+
+
+def _secrets_that_are_sent(files: Mapping[str, Path]) -> list[str]:
+    """Warn of files with a password in an address: all who can read the cluster's storage can read the package."""
+    from data_shards.counting import counted
+    from pipelines.recipes.secrets import addresses_with_secrets
+
+    # Not our own code, which has none.
+    found = addresses_with_secrets({name: path for name, path in files.items() if name.split("/")[0] not in PACKAGES})
+    more = f", and {counted(len(found) - _MOST_NAMED, 'more file')}" if len(found) > _MOST_NAMED else ""
+    if not found:
+        return []
+    return [
+        f"{'; '.join(found[:_MOST_NAMED])}{more}: the package has an address with a password or key. Take it out, pass "
+        "it with --env, or list the file in .rayignore"
+    ]
 
 
 def _recipe_in_package(word: str, here: Path) -> tuple[dict[str, Path], str]:

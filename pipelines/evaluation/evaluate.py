@@ -3,10 +3,9 @@
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 import torch.utils._pytree
@@ -24,8 +23,8 @@ from detectors.centernet.boxes_3d import place_in_camera, with_published_sizes
 from pipelines.errors import ConfigError
 from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints
+from pipelines.evaluation.pictured import Drawn, DrawnImages, joined
 from pipelines.evaluation.views import Found, detect, open_views
-from pipelines.pictures.prediction_page import Picture
 from pipelines.recipes.settings import EvaluationSettings
 
 
@@ -38,8 +37,8 @@ class Evaluation:
     """For detectors of joints."""
     losses: dict[str, float]
     """Validation losses, the mean over images."""
-    pictures: list[Picture]
-    """The validation images with the smallest ids, in the input frame, with truth and predictions."""
+    drawn: Drawn
+    """Validation images in the input frame, with truth and predictions."""
     milliseconds_per_image: float
     """Network, decoding and merging, on one rank, batch by batch."""
     num_images: int
@@ -87,7 +86,7 @@ class _Share:
 
     results: list[dict[str, Any]] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
+    drawn: Drawn = field(default_factory=Drawn)
     seconds: float = 0.0
     num_images: int = 0
     failure: str = ""
@@ -162,7 +161,7 @@ def evaluate(
         coco=coco,
         keypoints=keypoints,
         losses=losses,
-        pictures=_named([picture for one in shares for picture in one.pictures], ground_truth),
+        drawn=joined((one.drawn for one in shares), ground_truth, settings.pictures),
         milliseconds_per_image=1000 * sum(one.seconds for one in shares) / max(num_images, 1),
         num_images=num_images,
         highest_score=max((float(result["score"]) for result in results), default=None),
@@ -183,13 +182,16 @@ def _judge(
     keep_results: bool,
 ) -> None:
     """Run the detector over this rank's images."""
-    pictured = _crowds_of_pictured(ground_truth, settings.pictures, reading.boxes)
+    drawn_images = DrawnImages(ground_truth, settings.pictures, reading.boxes)
+    share.drawn = drawn_images.drawn
     opened = open_views(detector, reading, settings, input_size=input_size, world=world)
     with opened as batches, torch.no_grad():
         for views in batches:
             with _naming(views[0].image_ids.tolist()):
                 found = detect(detector, [view.to(device) for view in views], settings)
-                _add(share, detector, found, reading.split.manifest, settings, pictured, reading.boxes, keep_results)
+                _add(
+                    share, detector, found, reading.split.manifest, settings, drawn_images, reading.boxes, keep_results
+                )
             progress(share.num_images)
 
 
@@ -245,7 +247,7 @@ def _add(
     found: Found,
     manifest: Manifest,
     settings: EvaluationSettings,
-    pictured: dict[int, list[bool]],
+    drawn_images: DrawnImages,
     rules: BoxRules,
     keep_results: bool,
 ) -> None:
@@ -268,8 +270,7 @@ def _add(
             keypoints=None if one.keypoints is None else one.keypoints[..., :2].numpy(),
             further=_in_3d(one, batch, row) if keep_results and one.box3d is not None else (),
         )
-        if image_id in pictured:
-            share.pictures.append(_picture(batch, row, one, pictured[image_id]))
+        drawn_images.add(batch, row, one)
 
 
 def _in_3d(found: Detections, batch: Batch, row: int) -> list[dict[str, Any]]:
@@ -316,48 +317,6 @@ def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -
             one = torch.utils._pytree.tree_map(lambda maps, own=own: maps[own], outputs)
             for name, value in detector.losses(one, targets).items():
                 share.losses[name] = share.losses.get(name, 0.0) + float(value)
-
-
-def _picture(batch: Batch, row: int, found: Detections, crowd: list[bool]) -> Picture:
-    real = batch.labels[row] >= 0
-    height, width = (int(value) for value in batch.original_sizes[row])
-    # Only the photograph is drawn, without the border of the letterbox.
-    corners = batch.transforms[row].cpu().double() @ torch.tensor(
-        [[0.0, width], [0.0, height], [1.0, 1.0]], dtype=torch.float64
-    )
-    left, top = (max(0, round(float(value))) for value in corners[:, 0])
-    right, bottom = (round(float(value)) for value in corners[:, 1])
-    shift = torch.tensor([left, top, left, top], dtype=torch.float32)
-    transform = batch.transforms[row].cpu()
-    predicted = (found.boxes.reshape(-1, 2, 2) @ transform[:, :2].T + transform[:, 2]).reshape(-1, 4)
-    pixels = batch.images[row, :, top:bottom, left:right].permute(1, 2, 0).cpu().numpy()
-    return Picture(
-        image=np.ascontiguousarray(pixels),
-        truth_boxes=(batch.boxes[row][real].cpu() - shift).numpy(),
-        truth_labels=batch.labels[row][real].cpu().numpy(),
-        truth_crowd=np.array(crowd[: int(real.sum())], dtype=bool),
-        predicted_boxes=(predicted - shift).numpy(),
-        predicted_scores=found.scores.numpy(),
-        predicted_labels=found.labels.numpy(),
-        image_id=int(batch.image_ids[row]),
-    )
-
-
-def _crowds_of_pictured(ground_truth: dict[str, Any], count: int, rules: BoxRules) -> dict[int, list[bool]]:
-    """For the images with the smallest ids, the same in every world: for each box, in file order, if it is a crowd."""
-    crowds: dict[int, list[bool]] = {image["id"]: [] for image in ground_truth["images"]}
-    for annotation in ground_truth["annotations"]:
-        if annotation["iscrowd"] and rules.crowd == "drop":
-            continue
-        crowds[annotation["image_id"]].append(bool(annotation["iscrowd"]))
-    return {image_id: crowds[image_id] for image_id in sorted(crowds)[:count]}
-
-
-def _named(pictures: list[Picture], ground_truth: dict[str, Any]) -> list[Picture]:
-    """Return the pictures by ascending image id, each with the file name of its image."""
-    names = {image["id"]: image.get("file_name", "") for image in ground_truth["images"]}
-    named = [replace(picture, file_name=names[picture.image_id]) for picture in pictures]
-    return sorted(named, key=lambda picture: picture.image_id)
 
 
 def _gathered(share: _Share, world: World) -> list[_Share] | None:

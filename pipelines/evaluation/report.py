@@ -25,13 +25,13 @@ def write_report(
     table, curves, page = out / "ap.txt", out / "precision_recall.png", out / "predictions.png"
     table.write_text(f"{run}, step {step:,}, {evaluation.num_images:,} images\n\n{tables(evaluation)}\n")
     precision_recall_figure(evaluation.coco, curves)
-    if evaluation.pictures:
+    if evaluation.drawn.fixed:
         header = f"{run}   step {step:,}   AP {evaluation.coco.AP:.3f}   AP50 {evaluation.coco.AP50:.3f}"
-        prediction_page(evaluation.pictures, class_names, page, header=header)
+        prediction_page(evaluation.drawn.fixed, class_names, page, header=header, worst=evaluation.drawn.worst)
     if tracker:
         tracker.log_artifact(table, "evaluation")
         tracker.log_artifact(curves, "evaluation")
-        if evaluation.pictures:
+        if evaluation.drawn.fixed:
             tracker.log_artifact(page, "evaluation")
             tracker.log_image("predictions", step, page)
     write_json(out / "metrics.json", figures(evaluation, step))

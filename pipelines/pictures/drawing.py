@@ -25,6 +25,7 @@ _PHOTOGRAPH_WIDTH_LIMIT = 640
 _MARGIN = 24
 _HEADER = 64
 _CAPTION = 30
+_HEADING = 40
 _BACKGROUND: Color = (250, 250, 248)
 _INK: Color = (32, 32, 36)
 _PALE_INK: Color = (120, 120, 126)
@@ -32,6 +33,7 @@ _PALE_INK: Color = (120, 120, 126)
 _FAINT = 0.4
 _LABEL_SIZE = 11
 _CAPTION_SIZE = 13
+_HEADING_SIZE = 16
 _HEADER_SIZE = 20
 
 
@@ -224,6 +226,13 @@ def page_of_rows(
         page[top : top + row.shape[0], _MARGIN : _MARGIN + row.shape[1]] = row
         top += row.shape[0] + gap
     return page
+
+
+def heading(text: str) -> NDArray[np.uint8]:
+    """Return a row of a page that holds one line of text."""
+    row = _blank(_HEADING, _text_width(text, _HEADING_SIZE, 600) + 8)
+    _write_text(row, text, (0, _HEADING - 10), _INK, _HEADING_SIZE, weight=600)
+    return row
 
 
 def row_of_panels(

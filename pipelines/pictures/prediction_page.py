@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.counting import counted
-from pipelines.pictures.drawing import Panel, class_color, page_of_rows, row_of_panels, save_image, side_by_side
+from pipelines.pictures.drawing import (
+    Panel,
+    class_color,
+    heading,
+    page_of_rows,
+    row_of_panels,
+    save_image,
+    side_by_side,
+)
 
 # In pixels of the page.
 _ROW_WIDTH = 1880
@@ -17,6 +25,8 @@ _GAP = 24
 _PANEL_GAP = 6
 _MINIMUM_WIDTH = 720  # the header needs it
 
+# Score from which predictions are drawn and counted.
+_LEAST_SCORE = 0.3
 # Overlap from which a prediction counts as the true object.
 _LEAST_IOU = 0.5
 # Predictions of an image that are drawn where none reaches the threshold.
@@ -52,9 +62,10 @@ def prediction_page(
     samples: Sequence[Picture],
     class_names: Sequence[str],
     path: Path,
-    score_threshold: float = 0.3,
+    score_threshold: float = _LEAST_SCORE,
     *,
     header: str = "",
+    worst: Sequence[Picture] = (),
 ) -> None:
     """Draw two panels for each picture, true objects and predictions, and write the page as a PNG or JPEG.
 
@@ -67,26 +78,43 @@ def prediction_page(
         path: the file to write; its suffix decides the format.
         score_threshold: predictions with a lower score are left out.
         header: first line of the page, such as the run, the step and its AP.
+        worst: pictures for a section of their own below the others.
 
     Raises:
         ConfigError: the suffix of `path` is not that of a PNG or JPEG.
         OSError: `path` cannot be written.
     """
+    strips = _strips([_pair(sample, class_names, score_threshold) for sample in samples])
+    if worst:
+        strips.append(heading("Worst of the other images: the most objects missed and predictions wrong"))
+        strips += _strips([_pair(sample, class_names, score_threshold) for sample in worst])
+    note = (
+        f"left: true objects, {_MISSED} if missed, crowds hatched     right: scores of {score_threshold:g} or more, "
+        f"dashed and {_WRONG} if wrong (IoU below {_LEAST_IOU:g}); faint if all are lower"
+    )
+    page = page_of_rows(strips, header or "Predictions", note, gap=_GAP // 2, minimum_width=_MINIMUM_WIDTH)
+    save_image(page, path)
+
+
+def count_mistakes(sample: Picture, score_threshold: float = _LEAST_SCORE) -> tuple[int, int]:
+    """Count missed objects and wrong predictions, as they are marked on the page."""
+    order = np.argsort(sample.predicted_scores, kind="stable")[::-1]
+    shown = order[sample.predicted_scores[order] >= score_threshold]
+    correct, found = _matched(sample, shown)
+    return int(np.logical_not(sample.truth_crowd).sum()) - len(found), len(shown) - len(correct)
+
+
+def _strips(pairs: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Fill rows of the page's width with pairs of panels, in their order."""
     rows: list[list[NDArray[np.uint8]]] = []
     free = 0
-    for pair in (_pair(sample, class_names, score_threshold) for sample in samples):
+    for pair in pairs:
         if pair.shape[1] > free:
             rows.append([])
             free = _ROW_WIDTH
         rows[-1].append(pair)
         free -= pair.shape[1] + _GAP
-    note = (
-        f"left: true objects, {_MISSED} if missed, crowds hatched     right: scores of {score_threshold:g} or more, "
-        f"dashed and {_WRONG} if wrong (IoU below {_LEAST_IOU:g}); faint if all are lower"
-    )
-    strips = [side_by_side(row, _GAP) for row in rows]
-    page = page_of_rows(strips, header or "Predictions", note, gap=_GAP // 2, minimum_width=_MINIMUM_WIDTH)
-    save_image(page, path)
+    return [side_by_side(row, _GAP) for row in rows]
 
 
 def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -> NDArray[np.uint8]:
@@ -109,7 +137,11 @@ def _pair(sample: Picture, class_names: Sequence[str], score_threshold: float) -
     name = f"{sample.file_name}   image {sample.image_id}".strip()
     objects = counted(len(sample.truth_labels), "object")
     best = f", best {sample.predicted_scores.max():.2f}" if faint and len(order) else ""
-    captions = f"{name}   {objects}", f"{counted(len(shown), 'prediction')}{best}"
+    missed, wrong = count_mistakes(sample, score_threshold)
+    captions = (
+        f"{name}   {objects}" + (f", {missed} missed" if missed else ""),
+        counted(len(shown), "prediction") + (f", {wrong} wrong" if wrong else "") + best,
+    )
     return row_of_panels([(truth.drawn(), captions[0]), (predicted.drawn(), captions[1])], gap=_PANEL_GAP)
 
 

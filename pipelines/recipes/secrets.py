@@ -8,14 +8,25 @@ import base64
 import dataclasses
 import hashlib
 import os
+import re
 import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 from data_shards.addresses import has_secret, shown_address
+from pipelines.errors import ConfigError
 from pipelines.recipes.settings import Recipe
 
 # Of a prefix that local workers and submitted jobs receive.
 _PREFIX = "AWEIGH_ADDRESS_"
+_TEXTS = (".yaml", ".yml", ".json", ".toml", ".ini", ".cfg", ".conf", ".py", ".sh", ".txt")
+_LARGEST_TEXT_BYTES = 1 << 20
+# Anything in quotes that has a scheme; placeholders such as {password} and $PASSWORD are not secrets.
+_WRITTEN_ADDRESS = re.compile(r"""\b[A-Za-z][\w+.-]*://[^\s"'`<>{}$\\]++(?![{$\\])""")
 
 
 def without_secrets(recipe: Recipe) -> Recipe:
@@ -64,6 +75,73 @@ def hide_tracking(uri: str) -> str:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
         return shown_address(uri)
     return hide(uri)
+
+
+def recipe_to_send(path: Path, folder: Path) -> Path:
+    """Return a recipe's file, or a copy in `folder` without the secrets, which the job finds in its environment.
+
+    Args:
+        path: the file, which this process has read as its recipe.
+        folder: receives the copy.
+
+    Raises:
+        ConfigError: an address is written in a way that cannot be replaced.
+    """
+    text = path.read_text()
+    clean = text
+    for value in sorted(_values_with_secrets(text), key=len, reverse=True):
+        clean = clean.replace(value, shown_address(value))
+    if any(_values_with_secrets(clean)):
+        raise ConfigError(
+            f"{path} has an address with a password, written with escapes. Write the address in one piece, or leave "
+            "the password out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        )
+    if clean == text:
+        return path
+    copy = folder / path.name
+    copy.write_text(clean)
+    return copy
+
+
+def _values_with_secrets(text: str) -> Iterator[str]:
+    return (value for value in _strings(yaml.safe_load(text)) if has_secret(value))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def addresses_with_secrets(files: Mapping[str, Path]) -> list[str]:
+    """Find addresses with a password or a signed query in texts that are sent somewhere.
+
+    Args:
+        files: files by the names to show. Those of tests are skipped: their addresses are examples.
+
+    Returns:
+        For each such file, its name, the line of the first such address, and the address without the secret.
+    """
+    found = []
+    for name, path in sorted(files.items()):
+        if (
+            path.suffix.lower() not in _TEXTS
+            or "tests" in Path(name).parts
+            or path.stat().st_size > _LARGEST_TEXT_BYTES
+        ):
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            addresses = (match[0] for match in _WRITTEN_ADDRESS.finditer(line))
+            # Without an @ or a query there is no secret, only a port that is a word, such as http://HOST:PORT.
+            if secret := next((each for each in addresses if re.search("[@?#]", each) and has_secret(each)), None):
+                found.append(f"{name}, line {number} ({shown_address(secret)})")
+                break
+    return found
 
 
 def _variable(shown: str) -> str:

@@ -388,7 +388,8 @@ class EvaluationSettings:
     """Score above which a detection gets into KITTI's result files (aweigh evaluate --kitti)."""
 
     pictures: int = 12
-    """Validation images to draw, truth beside prediction; 0 draws none."""
+    """Validation images drawn in every evaluation, truth beside prediction, and a third as many of its worst; 0 draws
+    none."""
 
     def __post_init__(self) -> None:
         for name in ("every_epochs", "batch_size", "limit"):

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_shards.addresses import shown_address
 from data_shards.counting import counted
 from pipelines.files import read_json, write_json
-from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, LONGEST_TAG, brief, open_client, quiet_retries
+from pipelines.tracking.mlflow_client import (
+    LONGEST_PAUSE_SECONDS,
+    LONGEST_TAG,
+    brief,
+    cause,
+    open_client,
+    quiet_retries,
+)
 from pipelines.tracking.run import RunRecord, open_run
 from pipelines.tracking.spool import METRICS_PER_LINE, JsonLines, sole_delivery
 
@@ -288,7 +295,7 @@ def deliver_spool(folder: Path, timeout_seconds: float = 60.0) -> bool:
         except ArtifactStoreError as error:
             reason = str(error)
         except Exception as error:
-            reason = brief(error)
+            reason = cause(error, delivery.uri)
         if time.monotonic() + pause > deadline:
             warn_of_rest(delivery, reason)
             return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_shards.addresses import shown_address
-from pipelines.tracking.mlflow_client import brief, metric_name, open_client, quiet_retries
+from pipelines.tracking.mlflow_client import cause, metric_name, open_client, quiet_retries
 from pipelines.tracking.run import RunRecord
 from pipelines.tracking.spool import now_ms
 
@@ -46,7 +46,7 @@ def log_afterwards(folder: Path, step: int, metrics: Mapping[str, float], texts:
         logger.warning(
             "tracking: the metrics could not be logged to %s (%s); run the command again when it answers",
             shown_address(record.uri),
-            brief(error),
+            cause(error, record.uri),
         )
         return False
     return True

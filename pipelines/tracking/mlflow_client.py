@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from data_shards.addresses import shown_address
+from data_shards.addresses import proxy_hint, shown_address
 from pipelines.errors import ConfigError
 from pipelines.recipes.secrets import full_address, hide_tracking
 from pipelines.tracking.sqlite_file import database_of, prepare
@@ -119,6 +119,17 @@ def brief(error: BaseException) -> str:
         inner = inner.__cause__ or inner.__context__
     lines = str(told).splitlines()
     return shown_address(f"{type(told).__name__}: {lines[0][:200]}" if lines else type(told).__name__)
+
+
+def cause(error: BaseException, uri: str) -> str:
+    """Return an error of the server at `uri` in one line, with the proxy variable that its requests obey, if any."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests import RequestException
+
+    # A RestException is MLflow's own answer, so it came through.
+    of_the_way = isinstance(error, (MlflowException, RequestException)) and not isinstance(error, RestException)
+    hint = proxy_hint(uri, like_requests=True) if of_the_way else ""
+    return f"{brief(error)}; {hint.removesuffix('.')}" if hint else brief(error)
 
 
 # Of this thread only: what the user's other threads retry is still reported.

@@ -21,7 +21,7 @@ from pipelines.tracking.mlflow_client import (
     LONGEST_TAG,
     PARAMS_PER_REQUEST,
     absolute_uri,
-    brief,
+    cause,
     metric_name,
     open_client,
     quiet_retries,
@@ -146,7 +146,7 @@ def start_run(
             "tracking: the run cannot be opened at %s (%s); training continues, and all metrics are kept in %s and "
             "delivered later",
             shown_address(uri),
-            brief(error),
+            cause(error, uri),
             folder,
         )
     record.save(folder)
@@ -183,7 +183,7 @@ def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED
             "tracking: the end of the run, %s, could not be logged to %s (%s)%s",
             status,
             shown_address(uri),
-            brief(error),
+            cause(error, uri),
             kept,
         )
 

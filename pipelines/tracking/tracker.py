@@ -14,7 +14,7 @@ from typing import Self
 from data_shards.addresses import shown_address
 from pipelines.files import read_json
 from pipelines.tracking.delivery import ArtifactStoreError, Delivery, warn_of_rest
-from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, brief, metric_name, open_client
+from pipelines.tracking.mlflow_client import LONGEST_PAUSE_SECONDS, brief, cause, metric_name, open_client
 from pipelines.tracking.run import RunRecord
 from pipelines.tracking.spool import SpoolWriter
 
@@ -155,7 +155,7 @@ class Tracker:
                 pause = 0.0 if mine else 1.0
             except Exception as error:  # whatever the server, its client or the disk raise: training continues
                 at_store = isinstance(error, ArtifactStoreError)
-                self._reason = str(error) if at_store else brief(error)
+                self._reason = str(error) if at_store else cause(error, self.uri)
                 if not failing and at_store:
                     logger.warning(
                         "tracking: %s; training continues, metrics are delivered, and artifacts are kept in %s",

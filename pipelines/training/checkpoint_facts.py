@@ -45,6 +45,8 @@ class CheckpointFacts:
     begun_ungrouped: bool = False
     """True if a version that did not group samples by aspect ratio began the run, so that it must go on without,
     whatever its recipe says today; ask `was_begun_ungrouped`."""
+    weights_sha256: str = ""
+    """Of the file of initial weights; empty for random ones, and in checkpoints that do not record it."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CheckpointFacts":

@@ -14,7 +14,7 @@ from data_shards.reading.split import DataSplit
 from data_shards.settings import Corners, InputSizes
 from detectors import Detector
 from pipelines.recipes.settings import OptimizerSettings, Recipe
-from pipelines.training.initial_weights import fetch_weights
+from pipelines.training.initial_weights import fetch_weights, sha256_of
 
 logger = logging.getLogger("aweigh")
 
@@ -37,11 +37,24 @@ def build_detector(recipe: Recipe, manifest: Manifest, *, initial: bool) -> Dete
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         detector = detectors.build(recipe.detector.name, len(manifest.classes), **recipe.detector.settings)
-    if initial and recipe.detector.weights:
-        path = fetch_weights(recipe.detector, detector, recipe.data.cache_folder)
-        receipt = detectors.weights.published.load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
-        logger.info("%s", receipt.summary())
+    if initial:
+        load_initial_weights(detector, recipe)
     return detector
+
+
+def load_initial_weights(detector: Detector, recipe: Recipe) -> str:
+    """Load the weights that the recipe starts from; returns the sha256 of their file, "" if the recipe names none.
+
+    Raises:
+        ConfigError: the weights cannot be fetched.
+        DetectorError: the weights do not fit.
+    """
+    if not recipe.detector.weights:
+        return ""
+    path = fetch_weights(recipe.detector, detector, recipe.data.cache_folder)
+    receipt = detectors.weights.published.load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
+    logger.info("%s", receipt.summary())
+    return sha256_of(path)
 
 
 def parameter_groups(detector: Detector, optimizer: OptimizerSettings) -> list[dict[str, Any]]:

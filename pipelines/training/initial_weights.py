@@ -105,7 +105,7 @@ def _cached(location: str, expected: str, cache: Path) -> Path:
         with filelock.FileLock(folder / ".lock"):
             if not _is_good(path, expected, location):
                 _fetch(location, expected, path)
-            _log(location, _sha256(path))
+            _log(location, sha256_of(path))
     except OSError as error:
         raise ConfigError(
             f"weights cannot be kept in {folder}: {error.strerror or error}. Set data.cache_folder to another folder."
@@ -118,7 +118,7 @@ def _is_good(path: Path, expected: str, location: str) -> bool:
     if not path.is_file():
         return False
     record = read_json(_record_of(path))
-    found = _sha256(path)
+    found = sha256_of(path)
     if expected:
         return found.startswith(expected)
     if record.get("sha256", found) != found:
@@ -155,7 +155,7 @@ def _fetch(location: str, expected: str, path: Path) -> None:
             _from_web(location, unfinished)
         _check(unfinished, expected, location)
         # First the record: a kill between the two leaves an old file that does not match it, which is fetched again.
-        _write_record(path, _sha256(unfinished), version)
+        _write_record(path, sha256_of(unfinished), version)
 
 
 def _record_of(path: Path) -> Path:
@@ -194,7 +194,7 @@ def _from_store(location: str, expected: str, path: Path) -> FileVersion:
             with path.open("wb") as file:
                 open_store(folder).fetch(name, file.fileno(), ranges=4)
             # A sha256 that the user knows is better than what the store says of itself.
-            mismatch = "" if expected and _sha256(path).startswith(expected) else _mismatch(path, version)
+            mismatch = "" if expected and sha256_of(path).startswith(expected) else _mismatch(path, version)
             if not mismatch:
                 return version
     except DataError as error:
@@ -269,7 +269,7 @@ def _copy(answer: "http.client.HTTPResponse", file: "IO[bytes]", size: int) -> N
 
 
 def _check(path: Path, expected: str, location: str) -> None:
-    found = _sha256(path)
+    found = sha256_of(path)
     if not found.startswith(expected):
         raise ConfigError(
             f"{shown_address(location)} has sha256 {found[: max(len(expected), 12)]}…, not {expected}: it is damaged "
@@ -279,7 +279,8 @@ def _check(path: Path, expected: str, location: str) -> None:
         _log(location, found)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

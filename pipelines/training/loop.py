@@ -43,7 +43,14 @@ from pipelines.training.checkpoint_facts import facts_of, was_begun_ungrouped
 from pipelines.training.checkpoints import Saver, lost_line
 from pipelines.training.due import Milestones
 from pipelines.training.evaluation_log import EvaluationLog
-from pipelines.training.from_recipe import OPTIMIZERS, build_detector, parameter_groups, sample_order, training_loader
+from pipelines.training.from_recipe import (
+    OPTIMIZERS,
+    build_detector,
+    load_initial_weights,
+    parameter_groups,
+    sample_order,
+    training_loader,
+)
 from pipelines.training.recorder import Recorder
 from pipelines.training.sample_ledger import Ledger
 from pipelines.training.stopwatch import Stopwatch
@@ -109,7 +116,11 @@ class Training:
         checkpoint = None if measured_steps else self.saver.start()
         self.resumed_from = facts_of(checkpoint) if checkpoint else None
         self.step = checkpoint.step if checkpoint else 0
-        self.detector = build_detector(recipe, self.manifest, initial=checkpoint is None)
+        self.detector = build_detector(recipe, self.manifest, initial=False)
+        self.weights_sha256 = (
+            self.resumed_from.weights_sha256 if self.resumed_from else load_initial_weights(self.detector, recipe)
+        )
+        """Of the file of initial weights; empty for random ones."""
         self.engine = self._engine(checkpoint)
         self.stopwatch = Stopwatch(context.device, exact=bool(measured_steps), begins=self._begin_phase)
         self.milestones = Milestones(recipe, self.plan.steps_per_epoch, self.last_step, context)
@@ -304,6 +315,7 @@ class Training:
             skipped_steps=self.recorder.skipped_steps,
             evaluation_due=evaluation_due,
             begun_ungrouped=self.resumed_from is not None and was_begun_ungrouped(self.resumed_from),
+            weights_sha256=self.weights_sha256,
         )
         self.milestones.saved()
         self.recorder.pause()
@@ -365,6 +377,8 @@ class Training:
                 folder = self.context.folder / "tracking"
                 self.recorder.tracker = Tracker(folder, self.job.tracking_uri, self.job.tracking_run)
                 log_recipe_and_versions(self.recorder.tracker, to_yaml(self.recipe), self._digests())
+                if self.weights_sha256:
+                    self.recorder.tracker.set_tags({"weights.sha256": self.weights_sha256})
                 deepspeed = json.dumps(self.engine.config, indent=1)
                 (self.context.folder / "logs" / "deepspeed.json").write_text(deepspeed)
                 self.recorder.tracker.log_text(deepspeed, "deepspeed.json")

@@ -167,13 +167,13 @@ def read_tracking(uri: str) -> str:
         ConfigError: MLflow does not answer.
     """
     from data_shards.addresses import shown_address
-    from pipelines.tracking.mlflow_client import brief, open_client, quiet_retries
+    from pipelines.tracking.mlflow_client import cause, open_client, quiet_retries
 
     try:
         with quiet_retries():
             open_client(uri).search_experiments(max_results=1)
     except Exception as error:
-        raise ConfigError(f"{shown_address(uri)} does not answer: {brief(error)}") from None
+        raise ConfigError(f"{shown_address(uri)} does not answer: {cause(error, uri)}") from None
     return f"{shown_address(uri)} answers"
 
 

@@ -1,5 +1,6 @@
 """The files that are sent with a job: code and nothing else."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,41 @@ def test_ignore_files_of_the_whole_repository_count(code: Path, tmp_path: Path) 
     # Below a repository of its own, the one above does not count.
     _write(code, ".git/HEAD")
     assert "top.log" in collect(code, code, PACKAGES).files
+
+
+def test_a_deeper_folder_takes_rules_back_as_for_git(code: Path, tmp_path: Path) -> None:
+    _write(tmp_path, ".git/HEAD")
+    (tmp_path / ".gitignore").write_text("*.log\n*.csv\nout/\n")
+    _write(code, "a.log", "notes/a.log", "notes/b.log", "notes/deep/a.log", "notes/a.csv", "out/kept.log", ".env")
+    (code / ".gitignore").write_text("!a.log\n!kept.log\n!.env\n")
+    (code / "notes" / ".gitignore").write_text("*.log\n!b.log\n")
+    (code / "notes" / "deep" / ".gitignore").write_text("!a.log\n")
+    (code / ".rayignore").write_text("notes/deep/\n!a.csv\n")
+    names = set(collect(code, code, PACKAGES).files)
+    assert {"a.log", "notes/b.log"} <= names
+    # An ignored folder is not entered, a .rayignore takes back nothing that git ignores, and secrets stay here.
+    assert not names & {"notes/a.log", "notes/deep/a.log", "notes/a.csv", "out/kept.log", ".env"}
+
+
+def test_ignored_files_are_those_of_git(tmp_path: Path) -> None:
+    top = tmp_path / "repository"
+    _write(top, "a.txt", "b.txt", "x/a.txt", "x/b.txt", "x/y/a.txt", "x/y/c.log", "z/a.txt", "z/k/a.txt", "w/c.log")
+    rules = {
+        ".gitignore": "*.txt\n!b.txt\n/z/*\n!/z/k/\n*.log\n",
+        "x/.gitignore": "!a.txt\nb.txt\n",
+        "x/y/.gitignore": "a.txt\n!c.log\n",
+        "z/k/.gitignore": "!*.txt\n",
+    }
+    for name, text in rules.items():
+        (top / name).write_text(text)
+    git = ["git", "-C", str(top), "-c", "safe.directory=*", "-c", "core.excludesFile="]
+    try:
+        subprocess.run([*git, "init", "--quiet"], check=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    listed = subprocess.check_output([*git, "ls-files", "--others", "--exclude-standard"], text=True).splitlines()
+    assert sorted(collect(top, top, ()).files) == sorted(listed)
+    assert {"b.txt", "x/a.txt", "x/y/c.log", "z/k/a.txt"} <= set(listed)
 
 
 def test_large_files_that_stay_here_are_named(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,15 @@ import psutil
 import pytest
 
 from cluster import ray_start
-from cluster.errors import ClusterError
-from cluster.ray_start import RayThread, describe_failure, last_log_line, ray_folder, start_ray
+from cluster.errors import ClusterError, WorkersFailedError
+from cluster.ray_start import (
+    RayThread,
+    describe_failure,
+    last_log_line,
+    ray_folder,
+    start_ray,
+    wait_for_controller,
+)
 
 
 def test_a_start_that_hangs_ends_at_its_limit() -> None:
@@ -147,3 +154,49 @@ def test_a_process_of_ray_that_ends_is_reported_once(monkeypatch: pytest.MonkeyP
     started[0].wait()
     assert started[0].stdin is not None
     started[0].stdin.close()
+
+
+class _Ray:
+    """Ray's `wait`, with an actor that answers within `after` seconds."""
+
+    def __init__(self, after: float) -> None:
+        self.after = after
+        self.__ray_ready__ = self
+
+    def remote(self) -> str:
+        return "reference"
+
+    def wait(self, references: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        return (references, []) if self.after <= timeout else ([], references)
+
+
+def test_a_controller_that_never_answers_ends_in_one_line_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
+    silent, prompt = _Ray(after=1000), _Ray(after=3)
+    wait_for_controller(prompt, prompt, tmp_path, seconds=30)
+    with pytest.raises(WorkersFailedError) as without_words:
+        wait_for_controller(silent, silent, tmp_path, seconds=30)
+    (tmp_path / "worker-1-01000000-17.err").write_text(":job_id:01\n:actor_name:RayTrainWorker\nsomething else\n")
+    (tmp_path / "worker-2-01000000-18.err").write_text(
+        ":job_id:01\n:actor_name:TrainController\nusage: queue.py [-h] FILE\nqueue.py: error: FILE is missing.\n\n"
+    )
+    with pytest.raises(WorkersFailedError) as with_words:
+        wait_for_controller(silent, silent, tmp_path, seconds=30)
+    silence = "Ray Train's controller did not answer within 30 s, so no worker was started."
+    advice = (
+        "Run the same command again; if it stays silent, look there for a file that its process waits for. Its log is "
+        f"among worker-*.err in {tmp_path}."
+    )
+    assert str(without_words.value) == f"{silence} {advice}"
+    words = "The last line that it printed is: queue.py: error: FILE is missing."
+    assert str(with_words.value) == f"{silence} {words} {advice}"
+
+
+def test_a_controller_of_a_busy_machine_needs_less_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (50.0, 50.0, 50.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    silent = _Ray(after=1000)
+    with pytest.raises(WorkersFailedError, match=r"The machine is busy \(load 50 on 2 cores\): try again when it has"):
+        wait_for_controller(silent, silent, tmp_path)

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ TINY = shlex.split(
     "--checkpoint.every_epochs 1 --checkpoint.every_steps 4 --checkpoint.keep 3 --evaluation.every_epochs 4 "
     "--tracking.every_steps 1 --tracking.system_seconds 0 --evaluation.pictures 4"
 )
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
 
 
 class Command:
@@ -41,6 +49,13 @@ class Command:
             if text in line:
                 return line
         raise AssertionError(f"{text!r} was never printed:\n" + "".join(self.lines))
+
+    def wait_for_process(self, name: str) -> None:
+        """Wait until a process of this name runs below the command."""
+        while name not in {_name(process) for process in self.descendants()}:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=0.02)
+                raise AssertionError(f"the command ended before a {name} ran")
 
     def finish(self, status: int = 0) -> str:
         """Read to the end and return stdout; assert the exit status."""

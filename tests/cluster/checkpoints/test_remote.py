@@ -124,11 +124,15 @@ class FlakyStore:
         self.wrong_uploads: dict[str, int] = {}
         self.lost_uploads: dict[str, int] = {}
         self.wrong_listings: list[Callable[[list[str]], list[str]]] = []
+        self.uploaded: list[str] = []
+        self.read: list[str] = []
 
     def stream(self, name: str, sink: Sink) -> None:
+        self.read.append(name.partition("/")[2])
         self._store.stream(name, sink if not _counts_down(self.wrong_downloads, name) else _Flipping(sink))
 
     def upload(self, path: Path, name: str) -> None:
+        self.uploaded.append(name.partition("/")[2])
         if _counts_down(self.lost_uploads, name):
             return
         self._store.upload(path, name)
@@ -252,6 +256,88 @@ def test_an_upload_is_read_back_before_it_counts_and_before_an_older_one_is_dele
     found = RemoteCheckpoints(flaky).newest(CheckpointFolder(tmp_path / "two"))
     assert found is not None
     assert found.step == 2
+
+
+def _upload_twice(flaky: FlakyStore, folder: Path, between: Callable[[RemoteCheckpoints], RemoteCheckpoints]) -> None:
+    """Upload a checkpoint, and again with its score; leaves in `flaky` what the second upload sends and reads."""
+    local, remote = CheckpointFolder(folder / "one"), RemoteCheckpoints(flaky)
+    remote.upload(local.save(_state(1), {"step": 1}))
+    remote = between(remote)
+    checkpoint = local.save(_state(1), {"step": 1}, score=0.5)
+    flaky.uploaded.clear()
+    flaky.read.clear()
+    remote.upload(checkpoint)
+    found = RemoteCheckpoints(flaky).newest(CheckpointFolder(folder / "two"))
+    assert found is not None
+    assert (found.step, found.envelope.score) == (1, 0.5)
+
+
+TENSORS = ["optimizer.safetensors", "per_rank.safetensors", "weights.safetensors"]
+
+
+def test_the_upload_with_the_score_sends_only_what_changed(flaky: FlakyStore, tmp_path: Path) -> None:
+    _upload_twice(flaky, tmp_path, lambda remote: remote)
+    assert flaky.uploaded == ["state.json", "checkpoint.json"]
+    # The seal before, and both files after they were sent; then the download of the test.
+    assert flaky.read[:3] == ["checkpoint.json", "state.json", "checkpoint.json"]
+
+
+def test_another_process_reads_back_what_it_does_not_send_again(flaky: FlakyStore, tmp_path: Path) -> None:
+    _upload_twice(flaky, tmp_path, lambda remote: RemoteCheckpoints(flaky))
+    assert flaky.uploaded == ["state.json", "checkpoint.json"]
+    assert sorted(flaky.read[1:4]) == TENSORS
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 10_000])
+def test_a_file_that_is_not_whole_in_the_bucket_is_sent_again(
+    flaky: FlakyStore, tmp_path: Path, content: bytes
+) -> None:
+    def between(remote: RemoteCheckpoints) -> RemoteCheckpoints:
+        flaky.write_bytes("step-00000001/weights.safetensors", content)
+        return RemoteCheckpoints(flaky)
+
+    _upload_twice(flaky, tmp_path, between)
+    assert flaky.uploaded == ["state.json", "weights.safetensors", "checkpoint.json"]
+
+
+def test_a_file_that_is_gone_from_the_bucket_is_sent_again(flaky: FlakyStore, tmp_path: Path) -> None:
+    def between(remote: RemoteCheckpoints) -> RemoteCheckpoints:
+        flaky.delete("step-00000001/weights.safetensors")
+        return remote
+
+    _upload_twice(flaky, tmp_path, between)
+    assert flaky.uploaded == ["state.json", "weights.safetensors", "checkpoint.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{" * 100_000, b"x" * (1 << 21)])
+def test_a_damaged_seal_in_the_bucket_vouches_for_nothing(flaky: FlakyStore, tmp_path: Path, content: bytes) -> None:
+    def between(remote: RemoteCheckpoints) -> RemoteCheckpoints:
+        flaky.write_bytes("step-00000001/checkpoint.json", content)
+        return RemoteCheckpoints(flaky)
+
+    _upload_twice(flaky, tmp_path, between)
+    assert sorted(flaky.uploaded) == sorted([*TENSORS, "state.json", "checkpoint.json"])
+
+
+def test_a_wrong_answer_about_the_old_files_costs_only_time(flaky: FlakyStore, tmp_path: Path) -> None:
+    def between(remote: RemoteCheckpoints) -> RemoteCheckpoints:
+        flaky.wrong_downloads["step-00000001/weights.safetensors"] = 1
+        return RemoteCheckpoints(flaky)
+
+    _upload_twice(flaky, tmp_path, between)
+    assert flaky.uploaded == ["state.json", "weights.safetensors", "checkpoint.json"]
+
+
+def test_an_upload_that_failed_continues_with_the_files_that_did_not_arrive(flaky: FlakyStore, tmp_path: Path) -> None:
+    remote = RemoteCheckpoints(flaky)
+    checkpoint = CheckpointFolder(tmp_path / "one").save(_state(1), {"step": 1})
+    flaky.lost_uploads["step-00000001/weights.safetensors"] = 3
+    with pytest.raises(ClusterError, match="does not arrive"):
+        remote.upload(checkpoint)
+    flaky.uploaded.clear()
+    remote.upload(checkpoint)
+    assert flaky.uploaded == ["weights.safetensors", "checkpoint.json"]
+    assert remote.complete() == ["step-00000001"]
 
 
 def test_a_newer_checkpoint_that_nobody_examined_stays(flaky: FlakyStore, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -67,17 +68,38 @@ def test_an_object_that_changed_in_the_bucket_never_reaches_the_folder(
     assert files(tmp_path / "train") == files(built.location)
 
 
+@pytest.mark.parametrize("location", ["folder", "bucket"])
+def test_a_file_that_is_larger_than_the_manifest_allows_is_not_copied_to_its_end(
+    copied: Path, s3: str, tmp_path: Path, location: str
+) -> None:
+    source = str(copied) if location == "folder" else f"{s3}/train"
+    if location == "bucket":
+        push_shards(copied, source)
+    shard, *_ = load_manifest(source).shards
+    store = open_store(source)
+    content = store.read_bytes(shard.name)
+    store.write_bytes(shard.name, content + bytes(5_000_000))
+    message = rf"{shard.name} is larger than the {shard.bytes:,} bytes that the manifest of {source} allows\. Build or"
+    with pytest.raises(DataError, match=message):
+        pull_shards(source, tmp_path / "train")
+    assert not [name for name in files(tmp_path / "train") if shard.name in name]
+    store.write_bytes(shard.name, content)
+    store.write_bytes(shard.index, bytes(40_000_000))
+    with pytest.raises(DataError, match=rf"{shard.index} is larger than the 16,\d+,\d+ bytes that the manifest of"):
+        pull_shards(source, tmp_path / "again")
+
+
 def test_bytes_that_are_damaged_on_the_way_are_copied_again(
     built: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, damaged = FolderStore.stream, []
 
-    def once(self: FolderStore, name: str, sink: Sink) -> None:
+    def once(self: FolderStore, name: str, sink: Sink, **options: Any) -> None:
         if name == "train-000000.tar" and not damaged:
             damaged.append(name)
             sink.write(b"cut")
         else:
-            real(self, name, sink)
+            real(self, name, sink, **options)
 
     monkeypatch.setattr(FolderStore, "stream", once)
     pull_shards(built.location, tmp_path / "train")

@@ -119,6 +119,13 @@ def test_too_few_samples_in_the_manifest_are_found_by_every_reader(copied: Path)
     assert "does not fit its shard" in verify_shards(str(copied)).problems[0]
 
 
+def test_an_endless_manifest_is_not_read_to_its_end(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_shards.format.manifest._LARGEST_BYTES", 1 << 20)
+    (copied / "manifest.json").write_bytes(b" " * (2 << 20))
+    with pytest.raises(DataError, match=r"manifest\.json is larger than 1 MiB, so it is not a manifest of shards"):
+        load_manifest(str(copied))
+
+
 def test_a_manifest_without_a_checksum_is_still_read(built: BuildReport, copied: Path) -> None:
     rewritten(copied, lambda document: None)
     assert load_manifest(str(copied)) == built.manifest

@@ -172,6 +172,25 @@ def test_a_wrong_shard_in_s3_is_refused_and_not_kept(built: BuildReport, remote:
     assert [path.name for path in (tmp_path / "cache" / "shards").iterdir()] == []
 
 
+def test_a_shard_or_index_in_s3_that_is_too_large_is_not_fetched_to_its_end(
+    built: BuildReport, remote: str, tmp_path: Path
+) -> None:
+    shard, store = built.manifest.shards[0], open_store(remote)
+    content = store.read_bytes(shard.name)
+    store.write_bytes(shard.name, content + bytes(5_000_000))
+    message = (
+        rf"{shard.name} is larger than the {shard.bytes:,} bytes that the manifest says\. .* It was fetched 3 times\."
+    )
+    with pytest.raises(DataError, match=message):
+        Shards(store, built.manifest, tmp_path / "cache").read_image(0, 0)
+    store.write_bytes(shard.name, content)
+    store.write_bytes(shard.index, bytes(40_000_000))
+    with pytest.raises(
+        DataError, match=rf"{shard.index} is larger than 16 MiB, more than the index of its shard can be"
+    ):
+        Shards(store, built.manifest, tmp_path / "cache-2").index(0)
+
+
 def test_a_damaged_file_of_the_cache_is_fetched_again(built: BuildReport, remote: str, tmp_path: Path) -> None:
     shard = built.manifest.shards[0]
     cached = tmp_path / "cache" / "shards" / f"{shard.sha256}.tar"

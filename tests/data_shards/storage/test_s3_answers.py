@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_shards.errors import DataError
+from data_shards.errors import DataError, LargerError
 from data_shards.storage.open import open_store
 from data_shards.storage.store import Store
 
@@ -49,9 +49,11 @@ class _Answer(BaseHTTPRequestHandler):
             if headers.get("Transfer_Encoding"):
                 cuts = range(0, len(body), 65_536)
                 body = b"".join(b"%x\r\n%s\r\n" % (len(body[at : at + 65_536]), body[at : at + 65_536]) for at in cuts)
-                body += b"0\r\n\r\n"
+                body += b"0\r\n\r\n" if self.server.habit != "endless" else b""
             with contextlib.suppress(OSError):
                 self.wfile.write(body)
+                while self.server.habit == "endless" and headers.get("Transfer_Encoding"):
+                    self.wfile.write(b"10000\r\n" + bytes(65_536) + b"\r\n")
 
     def refuse(self, status: int, code: str, text: str = "") -> None:
         self.answer(status, f"<Error><Code>{code}</Code><Message>{text}</Message></Error>".encode())
@@ -88,9 +90,9 @@ class _Answer(BaseHTTPRequestHandler):
             body, status = BODY[int(first) : end + 1], 206
             extra = {"Content_Range": f"bytes {first}-{end}/{'*' if habit == 'unknown-total' else len(BODY)}"}
         etag: str | None = f'"{hashlib.md5(BODY).hexdigest()}"'
-        if habit in ("no-etag", "chunked-no-etag"):
+        if habit in ("no-etag", "chunked-no-etag", "endless"):
             etag = None
-        if habit.startswith("chunked"):
+        if habit.startswith("chunked") or habit == "endless":
             extra |= {"Content_Length": None, "Transfer_Encoding": "chunked"}
         if habit == "gzip":
             body = gzip.compress(body)
@@ -190,6 +192,30 @@ def test_answers_that_cannot_be_used_are_one_line(habit: _Server, message: str, 
     if habit.habit == "virtual":
         with pytest.raises(DataError, match="SecondLevelDomainForbidden"):
             store.exists("object.bin")
+
+
+@habits("plain", "no-ranges", "unknown-total", "chunked-no-etag", "endless")
+def test_an_object_that_is_larger_than_it_may_be_is_not_read_to_its_end(habit: _Server, tmp_path: Path) -> None:
+    store = open_store("s3://data/set")
+    most = len(BODY) - 1
+    line = (
+        r"cannot read s3://data/set/object\.bin \(\d attempts?\): it has more than 20,479,999 bytes\. Copy it again\."
+    )
+    with open(tmp_path / "file", "w+b") as file:
+        for ranges in (1, 4):
+            with pytest.raises(LargerError, match=line):
+                store.fetch("object.bin", file.fileno(), ranges=ranges, most_bytes=most)
+        with pytest.raises(LargerError, match=line):
+            store.stream("object.bin", file, most_bytes=most)
+        assert file.tell() <= most
+    with pytest.raises(LargerError, match=line):
+        store.read_bytes("object.bin", most_bytes=most)
+    assert (tmp_path / "file").stat().st_size <= most
+
+
+@habits("plain", "chunked-no-etag")
+def test_an_object_may_have_its_largest_size(habit: _Server) -> None:
+    assert open_store("s3://data/set").read_bytes("object.bin", most_bytes=len(BODY)) == BODY
 
 
 @habits("login")

@@ -38,6 +38,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
             "zero_stage": 1,
             "precision": "fp32",
             "skipped_steps": 0,
+            "weights_sha256": "5c10" + "6" * 60,
             "manifest": "9f31c2" + "0" * 58,
             "mlflow_run": "abc",
             "classes": [{"id": 1, "name": "platelet"}],
@@ -94,7 +95,14 @@ def test_a_folder_of_runs_lists_the_newest_and_the_best_of_each(
 def test_show_prints_the_facts_of_a_checkpoint(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     newest = _said(capsys, "show", run)
     assert newest.startswith("step-00000016")
-    for fact in ("fcos_resnet50", "samples_seen   128", "9f31c2000000", "1: platelet", "abc"):
+    for fact in (
+        "fcos_resnet50",
+        "samples_seen   128",
+        "9f31c2000000",
+        "1: platelet",
+        "abc",
+        "weights of sha256 5c10666",
+    ):
         assert fact in newest
     shown = json.loads(_said(capsys, "show", run, "--step", "8", "--json"))
     assert (shown["step"], shown["score"], shown["world_size"]) == (8, 0.5, 2)

@@ -1,11 +1,16 @@
 """What is refused before anything is sent to a cluster, and what needs no cluster."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cluster.fake_cluster import free_port
+from cluster.package import Package
+from cluster.submit import Job
+from pipelines import recipes
 from pipelines.cli import main
+from pipelines.recipes.recipe import to_yaml
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -110,3 +115,39 @@ def test_an_option_that_would_do_nothing_is_refused(
     (tmp_path / "logs").mkdir()
     monkeypatch.chdir(tmp_path)
     assert said in _refused(capsys, *words)
+
+
+class _Cluster:
+    """A job server that keeps the package it receives."""
+
+    address = "http://head:8265"
+
+    def submit(self, run: str, entrypoint: str, package: Package, environment: dict[str, str]) -> Job:
+        self.texts = {name: path.read_text() for name, path in package.files.items() if name.endswith(".yaml")}
+        self.environment = environment
+        return Job(f"{run}-1", run, "PENDING", entrypoint, None, None, "", None)
+
+
+def test_passwords_in_files_are_not_sent_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = _Cluster()
+    monkeypatch.setattr("pipelines.commands.submit._server", lambda address: cluster)
+    monkeypatch.setattr("pipelines.training.checks.check_before_submission", lambda recipe: None)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.chdir(tmp_path)
+    recipe = to_yaml(recipes.get("demo")).replace("  uri: ''", "  uri: http://trainer:s3cr3t@mlflow:5000")
+    (tmp_path / "mine.yaml").write_text(recipe)
+    for number in range(5):
+        (tmp_path / f"other-{number}.yaml").write_text("uri: mysql://user:s3cr3t@host/ml")
+    main(["submit", "mine.yaml", *CLUSTER, "--run.name", "first", "--detach"])
+    assert "uri: http://mlflow:5000" in cluster.texts["mine.yaml"]
+    assert cluster.environment["MLFLOW_TRACKING_PASSWORD"] == "s3cr3t"
+    said = capsys.readouterr().err
+    assert "s3cr3t" not in said
+    warning = next(line for line in said.splitlines() if line.startswith("warning"))
+    assert "other-0.yaml, line 1 (mysql://host/ml); other-1.yaml, line 1 (mysql://host/ml); other-2" in warning
+    assert warning.endswith(
+        ", and 2 more files: the package has an address with a password or key. Take it out, pass it with --env, or "
+        "list the file in .rayignore"
+    )

@@ -63,11 +63,13 @@ class Oracle(Detector):
         return [Detections(boxes, torch.ones(len(boxes)), labels) for boxes, labels in found]
 
 
-def _evaluate(location: str, geometry: str, batch_size: int, rules: BoxRules = EDGES) -> Evaluation:
+def _evaluate(
+    location: str, geometry: str, batch_size: int, rules: BoxRules = EDGES, *, pictures: int = 2
+) -> Evaluation:
     found = evaluate(
         Oracle(location, geometry, (64, 96), rules),
         Reading(split=open_split(location), max_objects=8, threads=1, boxes=rules),
-        replace(EvaluationSettings(), geometry=geometry, batch_size=batch_size, shorter_side=80, pictures=2),  # type: ignore[arg-type]
+        EvaluationSettings(geometry=geometry, batch_size=batch_size, shorter_side=80, pictures=pictures),  # type: ignore[arg-type]
         input_size=(64, 96),
         device=torch.device("cpu"),
         world=World(1, 0),
@@ -86,8 +88,10 @@ def test_who_knows_the_truth_has_an_ap_of_one(small_shards: Path, geometry: str,
     # Images have 0, 1, 2, 3, 0, … objects: 18 on 12 images, whatever the batch.
     assert found.losses == {"loss": 1.5}
     assert found.metrics()["val/loss"] == 1.5
-    named = [(picture.image_id, picture.file_name) for picture in found.pictures]
-    assert named == [(100, "100.jpg"), (107, "107.jpg")]
+    named = [(picture.image_id, picture.file_name) for picture in found.drawn.fixed]
+    # Together they show a dog and a person, and a person and a bottle.
+    assert named == [(121, "121.jpg"), (170, "170.jpg")]
+    assert found.drawn.worst == []
 
 
 def test_boxes_that_end_on_their_last_pixel_get_it_back(small_shards: Path) -> None:
@@ -95,11 +99,12 @@ def test_boxes_that_end_on_their_last_pixel_get_it_back(small_shards: Path) -> N
     found = _evaluate(str(small_shards / "train"), "shorter_side", 2, rules)
     assert pytest.approx(1.0) == found.coco.AP
     assert found.losses == {"loss": 1.25}  # without the crowds of three images, 15 on 12
-    assert [len(picture.truth_crowd) for picture in found.pictures] == [0, 1]
+    assert [len(picture.truth_crowd) for picture in found.drawn.fixed] == [2, 2]  # the third of 121 is a crowd
 
 
 def test_a_picture_is_the_photograph_without_the_letterbox(small_shards: Path) -> None:
-    with_one_box = _evaluate(str(small_shards / "train"), "fixed", 1).pictures[1]
+    pictures = _evaluate(str(small_shards / "train"), "fixed", 1, pictures=12).drawn.fixed
+    with_one_box = next(picture for picture in pictures if picture.image_id == 107)
     # Image 107 is 64 high and 48 wide; its longer side fills the input's width of 96, 1.5 times larger.
     # The input is only 64 high, so 16 rows of 96 are cut off at the top and the bottom.
     assert with_one_box.image.shape == (64, 72, 3)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines.pictures.drawing import class_color
-from pipelines.pictures.prediction_page import Picture, _matched, prediction_page
+from pipelines.pictures.prediction_page import Picture, _matched, count_mistakes, prediction_page
 
 CLASSES = ["cat", "dog", "a class with quite a long name"]
 
@@ -29,7 +29,7 @@ def picture(height: int = 170, width: int = 200, num_objects: int = 1, num_detec
     )
 
 
-def page(folder: Path, *samples: Picture, **settings: float | str) -> NDArray[np.uint8]:
+def page(folder: Path, *samples: Picture, **settings: float | str | list[Picture]) -> NDArray[np.uint8]:
     path = folder / "page.png"
     prediction_page(samples, CLASSES, path, **settings)  # type: ignore[arg-type]
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
@@ -115,6 +115,26 @@ def test_every_picture_is_on_the_page_in_order(tmp_path: Path) -> None:
     assert drawn.shape == (64 + 3 * 370 + 12 * 3 + 24, 2 * 24 + 806 + 24 + 806, 3)
     corners = [(64 + 382 * row + 339, 24 + 830 * column) for row in range(3) for column in range(2)]
     assert [int(drawn[y, x, 0]) for y, x in corners] == [20, 40, 60, 80, 100, 250]
+
+
+def test_the_worst_pictures_have_a_section_of_their_own_at_the_end(tmp_path: Path) -> None:
+    shades = [replace(picture(), image=np.full((170, 200, 3), 20 * each, np.uint8)) for each in range(1, 4)]
+    drawn = page(tmp_path, shades[0], worst=shades[1:])
+    # A row of 340 + 30 + 12 pixels, a heading of 40 + 12, and a row of two pairs.
+    assert drawn.shape == (64 + 382 + 52 + 382 + 24, 2 * 24 + 806 + 24 + 806, 3)
+    assert [int(drawn[y, x, 0]) for y, x in ((403, 24), (837, 24), (837, 24 + 830))] == [20, 40, 60]
+    assert (drawn[446:486, 24:400] < 100).any()  # the heading's letters
+
+
+def test_mistakes_are_what_the_page_marks() -> None:
+    right = replace(picture(), predicted_labels=np.array([0]))
+    assert count_mistakes(right) == (0, 0)
+    assert count_mistakes(right, score_threshold=0.51) == (1, 0)
+    assert count_mistakes(picture()) == (1, 1)  # another class
+    assert count_mistakes(picture(num_objects=3, num_detections=0)) == (3, 0)
+    assert count_mistakes(picture(num_objects=0, num_detections=2)) == (0, 2)
+    assert count_mistakes(replace(right, truth_crowd=np.array([True]))) == (0, 0)
+    assert count_mistakes(replace(picture(num_detections=2), predicted_labels=np.array([0, 0]))) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
 def test_fields_that_an_earlier_version_did_not_write_take_their_defaults(tmp_path: Path) -> None:
     facts = facts_of(_checkpoint(tmp_path))
     assert (facts.skipped_steps, facts.evaluation_due, facts.saved_at) == (0, False, 0.0)
+    assert facts.weights_sha256 == ""
 
 
 def test_fields_of_a_later_version_are_reported_with_checkpoint_and_writer(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The end of a step, in real worker processes without Ray: the checkpoint first, then the evaluation."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,20 @@ _FLAGS = (
 class _NoTracker:
     """Takes everything and delivers nothing."""
 
+    tags: dict[str, str]
+
     def __init__(self, *arguments: Any) -> None:
-        pass
+        self.tags = {}
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **named: None
 
 
-def _training(rank: int, world_size: int, folder: Path, shards: Path) -> Training:
-    flags = [*_FLAGS.split(), "--data.train", str(shards / "train"), "--data.validation", str(shards / "val")]
+def _training(rank: int, world_size: int, folder: Path, shards: Path, *more: str) -> Training:
+    flags = [*more, *_FLAGS.split(), "--data.train", str(shards / "train"), "--data.validation", str(shards / "val")]
     recipe = with_flags(recipes.get("demo"), flags)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     context = WorkerContext(
@@ -128,3 +134,26 @@ def _stop_in_the_last_evaluation(rank: int, folder: Path, shards: Path) -> None:
 
 def test_a_stop_during_the_last_evaluation_leaves_it_to_the_next_attempt(tmp_path: Path, small_shards: Path) -> None:
     run_processes(_stop_in_the_last_evaluation, 1, tmp_path / "first", small_shards)
+
+
+def _start_from_a_file(rank: int, folder: Path, shards: Path) -> None:
+    plain = _training(rank, 1, folder / "plain", shards)
+    plain.run()
+    assert "weights.sha256" not in plain.recorder.tracker.tags  # type: ignore[union-attr]
+    file = folder / "trained.pth"
+    torch.save(dict(plain.detector.state_dict()), file)
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    for _ in range(2):  # the second time resumes, and does not read the file
+        training = _training(rank, 1, folder / "tuned", shards, "--detector.weights", str(file))
+        training.run()
+        assert training.weights_sha256 == expected
+        assert training.recorder.tracker.tags["weights.sha256"] == expected  # type: ignore[union-attr]
+        newest = CheckpointFolder(folder / "tuned" / "checkpoints").latest()
+        assert newest is not None
+        assert facts_of(newest).weights_sha256 == expected
+        file.unlink(missing_ok=True)
+
+
+def test_the_sha256_of_the_initial_weights_is_recorded(tmp_path: Path, small_shards: Path) -> None:
+    run_processes(_start_from_a_file, 1, tmp_path / "first", small_shards)
