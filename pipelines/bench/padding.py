@@ -73,7 +73,7 @@ def bench_padding(recipe: Recipe, *, as_json: bool) -> None:
         as_json: print the rows as JSON.
 
     Raises:
-        ConfigError: the recipe gives all inputs one size, or has steps of one image.
+        ConfigError: all inputs of the recipe have one size, or it has steps of one image.
         DataError: the shards cannot be read, or hold fewer images than a step.
     """
     augmentation, batch = recipe.augmentation, recipe.batch.global_size

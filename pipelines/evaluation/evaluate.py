@@ -19,7 +19,7 @@ from data_shards.order.plan import World
 from data_shards.reading.reading import Reading
 from data_shards.settings import BoxRules
 from detectors import Detections, Detector, DetectorError
-from detectors.centernet.boxes_3d import place_in_camera, with_published_sizes
+from detectors.shared.camera import place_in_camera, with_published_sizes
 from pipelines.errors import ConfigError
 from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints

@@ -43,7 +43,7 @@ class CheckpointFacts:
     evaluation_due: bool = False
     """True if these weights should have been evaluated, but the attempt was stopped."""
     begun_ungrouped: bool = False
-    """True if a version that did not group samples by aspect ratio began the run, so that it must go on without,
+    """True if a version that did not group samples by aspect ratio began the run, so that it must continue without,
     whatever its recipe says today; ask `was_begun_ungrouped`."""
     weights_sha256: str = ""
     """Of the file of initial weights; empty for random ones, and in checkpoints that do not record it."""

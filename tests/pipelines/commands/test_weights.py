@@ -239,7 +239,7 @@ def test_a_file_that_describes_its_detector_wrongly_is_refused(
 def test_the_flags_that_a_receipt_names_exist() -> None:
     texts = [text for layouts in LAYOUTS.values() for layout in layouts for text in layout.published_with]
     flags = {found for text in texts for found in re.findall(r"(--[\w.]+) ([\w.]+)", text)}
-    assert len(flags) == 3
+    assert len(flags) == 5
     for flag, value in flags:
         recipe = with_flags(recipes.get("fcos_resnet50_1x"), [flag, value])
         field = recipe

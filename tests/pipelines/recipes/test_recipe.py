@@ -168,13 +168,15 @@ def test_a_batch_that_no_workers_share_has_near_ones_that_they_do() -> None:
     assert split.microbatch_size == 6
 
 
-def test_fcos_resizes_as_its_variant_was_published() -> None:
-    resizing = {name: recipes.get(name).data.resizing for name in recipes.names()}
-    assert {name for name, library in resizing.items() if library == "torchvision"} == {"fcos_torchvision_resnet50"}
-    assert {name for name, library in resizing.items() if library == "plain"} == {
-        name for name in recipes.names() if not name.startswith("fcos")
-    }
-    assert set(resizing.values()) == {"authors", "torchvision", "plain"}
+def test_whole_images_are_resized_as_their_variant_was_published() -> None:
+    for name in recipes.names():
+        library = next((part for part in ("torchvision", "adelaidet", "mmdetection") if part in name), "authors")
+        if name.startswith("foveabox"):
+            library = "mmdetection"
+        elif not name.startswith("fcos"):
+            library = "plain"
+        # AdelaiDet resizes as detectron2 does.
+        assert recipes.get(name).data.resizing == library.replace("adelaidet", "detectron2"), name
 
 
 def test_a_run_of_a_version_without_resizing_is_found_and_its_rule_is_named() -> None:
