@@ -131,7 +131,7 @@ def _reading(result: "TrainingResult", recipe: "Recipe") -> str:
     if score is None or math.isnan(score) or score >= _POOR_AP:
         return ""
     began = f"weights {recipe.detector.weights}" if recipe.detector.weights else "random weights"
-    advice = "train longer with --schedule.epochs"
+    advice = f"train longer with --schedule.{'steps' if recipe.schedule.steps else 'epochs'}"
     if not recipe.detector.weights:
         advice += ", or start from published weights with --detector.weights"
     steps = counted(result.step, "step")

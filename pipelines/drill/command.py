@@ -83,7 +83,7 @@ def _course(recipe_name: str, flags: Sequence[str], folder: Path) -> tuple[Cours
             f"batch.global_size is {size}; a drill needs a multiple of {workers}, its largest number of workers."
         )
     _, plan = check(recipe)
-    steps = plan.steps_per_epoch * recipe.schedule.epochs
+    steps = recipe.schedule.last_step(plan.steps_per_epoch)
     if steps < 8:
         raise ConfigError(f"the recipe has {steps} steps with these flags; a drill needs 8 or more.")
     folder = folder.resolve()

@@ -8,11 +8,13 @@ import torch
 
 from cluster.checkpoints.checkpoint import CheckpointFolder
 from cluster.engine.engine import TrainingState
+from data_shards.building.build import build_shards
 from data_shards.order.plan import Plan
 from pipelines import tracking
 from pipelines.cli import main
 from pipelines.drill.verdict import compare_runs
 from pipelines.training.sample_ledger import Ledger
+from tests.data_shards.samples import document, write_coco
 
 PLAN = Plan(shard_samples=(8,), seed=1, global_batch_size=4, streams=1, window_shards=1)  # 2 steps an epoch
 
@@ -63,6 +65,27 @@ def test_another_world_is_compared_to_rounding_from_its_start_on(tmp_path: Path)
     # The steps before the change have to be the same bits.
     before = compare_runs(whole, _run(tmp_path / "before", weight=1.000002, resumed_at=4), PLAN, 4, rounding=True)
     assert "weights head.weight in checkpoint step-00000004" in before.problems[0]
+
+
+def test_a_recipe_that_counts_steps_can_be_drilled_if_it_has_enough(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    annotations, images = write_coco(tmp_path, document(8))
+    location = build_shards(annotations, images, str(tmp_path), split="train").location
+    words = [
+        "drill",
+        "cornernet_squeeze",
+        "--data.train",
+        location,
+        "--batch.global_size",
+        "4",
+        "--folder",
+        str(tmp_path),
+    ]
+    small = ["--data.input_size", "127", "127", "--detector.settings.width", "4"]
+    with pytest.raises(SystemExit):
+        main([*words, *small, "--schedule.steps", "7", "--schedule.drops_at_steps", "[]"])
+    assert "the recipe has 7 steps with these flags; a drill needs 8 or more" in capsys.readouterr().err
 
 
 def test_faults_are_listed_and_an_unknown_one_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
