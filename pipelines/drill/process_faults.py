@@ -2,7 +2,8 @@
 
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -69,7 +70,9 @@ def sigterm_everyone(course: Course, name: str) -> None:
 @fault("sighup", "SIGHUP of the command, as a terminal that is closed; the same command again")
 def sighup(course: Course, name: str) -> None:
     """Write a checkpoint before the end, so that no step is repeated."""
-    with running(course.start(name)) as attempt:
+    with _hang_ups_not_ignored():
+        started = course.start(name)
+    with running(started) as attempt:
         attempt.wait_for_step(course.steps // 2 + 1)
         attempt.process.send_signal(signal.SIGHUP)
         attempt.finish(status=128 + signal.SIGHUP)
@@ -105,3 +108,15 @@ def _resume_without_loss(course: Course, name: str) -> None:
     with running(course.start(name)) as attempt:
         attempt.wait_for(r"^lost      nothing")
         attempt.finish()
+
+
+@contextmanager
+def _hang_ups_not_ignored() -> Iterator[None]:
+    """Start the block's processes without nohup, even if the drill itself runs under it: they would inherit that."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
