@@ -282,8 +282,13 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     )
 
 
+def coco_class(item: dict[str, Any]) -> CocoClass:
+    """Turn the JSON values of a class into the class; see `dataclasses.asdict`."""
+    return CocoClass(**_tuples(item))
+
+
 def _class(item: dict[str, Any], what: str) -> CocoClass:
-    found = CocoClass(**_tuples(item))
+    found = coco_class(item)
     _integer(found.id, f"the id of {what}", least=-(2**63))
     _text(found.name, f"the name of {what}")
     if not isinstance(found.keypoints, tuple) or not isinstance(found.skeleton, tuple):

@@ -15,16 +15,13 @@ from pipelines.commands.arguments import Commands, add_json, check_picture, take
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
-    from cluster.checkpoints.checkpoint import Checkpoint
     from data_shards.format.manifest import Manifest
     from data_shards.reading.reading import Reading
-    from detectors import Detector
     from detectors.detector import TestMode
     from pipelines.evaluation.evaluate import Evaluation
     from pipelines.evaluation.test_time_table import ModeResult
-    from pipelines.recipes.settings import EvaluationSettings, Recipe
+    from pipelines.recipes.settings import EvaluationSettings
+    from pipelines.trained.trained import Trained
 
 _CLOCK = "network, decoding and merging"
 
@@ -123,13 +120,13 @@ def evaluate_run(
     if timed_images < 1:
         raise ConfigError(f"--timed-images is {timed_images}; it must be 1 or more.")
     judged = _open(path, data, newest, flags)
-    own = judged.recipe.evaluation
+    own = judged.trained.recipe.evaluation
     # Before the evaluation, which may take hours.
     kitti_names = _kitti_names(judged) if kitti else {}
-    compared = judged.detector.test_time.modes if "all" in modes else [mode for mode in modes if mode != "all"]
+    compared = judged.trained.detector.test_time.modes if "all" in modes else [mode for mode in modes if mode != "all"]
     settings = [replace(own, tta=mode) for mode in dict.fromkeys(compared)] or [own]
     for one in settings:
-        judged.detector.check_test_mode(one.tta, one.soft_nms)
+        judged.trained.detector.check_test_mode(one.tta, one.soft_nms)
     if pictures:
         pictures.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -146,16 +143,16 @@ def evaluate_run(
         milliseconds = evaluation.milliseconds_per_image
         if modes:
             milliseconds = milliseconds_one_by_one(
-                judged.detector,
+                judged.trained.detector,
                 judged.reading,
                 one,
-                judged.device,
-                input_size=judged.input_size,
+                judged.trained.device,
+                input_size=judged.trained.input_size,
                 images=timed_images,
             )
         results[one.tta] = ModeResult(evaluation, milliseconds)
     if pictures:
-        header = f"{path}   step {judged.checkpoint.step:,}   AP {evaluation.coco.AP:.3f}"
+        header = f"{path}   step {judged.trained.identity.step:,}   AP {evaluation.coco.AP:.3f}"
         drawn, names = evaluation.drawn, judged.manifest.class_names
         prediction_page(drawn.fixed, names, pictures, header=header, worst=drawn.worst)
         console.say("pictures", str(pictures))
@@ -164,11 +161,11 @@ def evaluate_run(
     if kitti:
         _write_kitti(kitti, kitti_names, judged, evaluation)
     took = f"{counted(evaluation.num_images, 'image')} in {console.duration(time.monotonic() - began)}"
-    about = {"checkpoint": str(judged.checkpoint.path), "data": judged.location}
-    step = judged.checkpoint.step
+    about = {"checkpoint": str(judged.trained.identity.location), "data": judged.location}
+    step = judged.trained.identity.step
     if not modes:
         print(json.dumps({**about, **figures(evaluation, step)}) if as_json else tables(evaluation))
-        console.say("done", f"{took}, {_CLOCK} {milliseconds:.1f} ms per image on {judged.device}")
+        console.say("done", f"{took}, {_CLOCK} {milliseconds:.1f} ms per image on {judged.trained.device}")
         return
     table = mode_table(results)
     print(json.dumps({**about, "modes": _as_json(results, step)}) if as_json else table)
@@ -176,8 +173,8 @@ def evaluate_run(
     console.say("done", took)
     console.say(
         "",
-        f"ms: {_CLOCK}, on {judged.device}, images one by one, mean of {timed_images} after 3 to warm up; reading, "
-        "resizing and normalising are not included",
+        f"ms: {_CLOCK}, on {judged.trained.device}, images one by one, mean of {timed_images} after 3 to warm up; "
+        "reading, resizing and normalising are not included",
     )
 
 
@@ -198,8 +195,8 @@ def _kitti_names(judged: _Judged) -> dict[int, str]:
     from data_shards.loading.ground_truth import coco_ground_truth
     from pipelines.evaluation.kitti_results import file_names
 
-    if "depth" not in judged.detector.needs:
-        raise ConfigError(f"--kitti is for detectors in 3D, unlike {judged.detector.name}; leave it out.")
+    if "depth" not in judged.trained.detector.needs:
+        raise ConfigError(f"--kitti is for detectors in 3D, unlike {judged.trained.detector.name}; leave it out.")
     names = file_names(coco_ground_truth(judged.reading.split)["images"])
     if not names:
         raise ConfigError(
@@ -213,7 +210,7 @@ def _write_kitti(folder: Path, names: Mapping[int, str], judged: _Judged, evalua
     from data_shards.counting import counted
     from pipelines.evaluation import kitti_results
 
-    threshold = judged.recipe.evaluation.kitti_score_threshold
+    threshold = judged.trained.recipe.evaluation.kitti_score_threshold
     class_names = {item.id: item.name for item in judged.manifest.classes}
     kitti_results.write(folder, names, evaluation.results, class_names, score_threshold=threshold)
     without = judged.manifest.num_samples - len(names)
@@ -230,11 +227,11 @@ def _evaluated(judged: _Judged, settings: EvaluationSettings, topic: str, *, kee
 
     reading, num_samples = judged.reading, judged.manifest.num_samples
     evaluation = evaluate(
-        judged.detector,
+        judged.trained.detector,
         reading,
         settings,
-        input_size=judged.input_size,
-        device=judged.device,
+        input_size=judged.trained.input_size,
+        device=judged.trained.device,
         world=World(ranks=1, rank=0),
         progress=lambda done: console.progress_line(topic, done, num_samples, "images"),
         keep_results=keep_results,
@@ -245,48 +242,32 @@ def _evaluated(judged: _Judged, settings: EvaluationSettings, topic: str, *, kee
 
 @dataclass(frozen=True)
 class _Judged:
-    """A checkpoint with the shards and the device it is evaluated on."""
+    """A trained detector with the shards it is evaluated on."""
 
-    checkpoint: Checkpoint
-    recipe: Recipe
-    detector: Detector
+    trained: Trained
     manifest: Manifest
     location: str
     reading: Reading
-    input_size: tuple[int, int]
-    device: torch.device
 
 
 def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _Judged:
-    import torch
-
     from data_shards.counting import counted
-    from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
-    from pipelines.training.checkpoint_facts import facts_of
-    from pipelines.training.checkpoints import check_classes
+    from pipelines.trained.trained import check_classes, open_trained
     from pipelines.training.checks import check_input_size
-    from pipelines.training.from_recipe import build_detector
 
-    checkpoint = find_checkpoint(path, newest)
-    recorded = from_dict(facts_of(checkpoint).recipe)
-    recipe = with_flags(recorded, flags)
-    if fixed := [line for line in differences(to_dict(recorded), to_dict(recipe)) if not line.startswith("data.")]:
-        raise ConfigError(f"{fixed[0]} belongs to the trained weights; set only data.* and evaluation.* here.")
+    trained = open_trained(path, flags=flags, newest=newest)
+    recipe, identity = trained.recipe, trained.identity
     location = data or recipe.data.validation
     if not location:
         raise ConfigError(f"{path} was trained without data.validation; give --data LOCATION/SPLIT.")
     split = recipe.data.split(location)
     manifest = split.manifest
-    check_classes(checkpoint, manifest)
-    device = torch.device("cuda" if torch.cuda.is_available() and recipe.cluster.device != "cpu" else "cpu")
-    console.say("weights", f"{checkpoint.path}, step {checkpoint.step:,}")
+    check_classes(identity.location, trained.classes, manifest)
+    console.say("weights", f"{identity.location}, step {identity.step:,}")
     console.say("data", f"{location}, {counted(manifest.num_samples, 'image')}, manifest {manifest.digest[:6]}")
-    detector = build_detector(recipe, manifest, initial=False).to(device)
-    check_input_size(recipe, detector)
-    detector.load_state_dict(checkpoint.weights())
-    input_size = recipe.evaluation.input_size or recipe.data.input_size
-    reading = recipe.data.reading(split, detector.box_corners)
-    return _Judged(checkpoint, recipe, detector.eval(), manifest, location, reading, input_size, device)
+    check_input_size(recipe, trained.detector)
+    reading = recipe.data.reading(split, trained.detector.box_corners)
+    return _Judged(trained, manifest, location, reading)
 
 
 def _as_json(results: Mapping[str, ModeResult], step: int) -> dict[str, Any]:
@@ -306,28 +287,11 @@ def _track(judged: _Judged, results: Mapping[str, ModeResult], table: str) -> No
     """Log to the MLflow run that trained the checkpoint, if it is known."""
     from pipelines import tracking
 
-    checkpoint, location = judged.checkpoint, judged.location
-    folder = checkpoint.path.parent.parent / "tracking"
+    checkpoint, location = judged.trained.identity, judged.location
+    folder = Path(checkpoint.location).parent.parent / "tracking"
     if not (folder / "run.json").exists():
         return
     metrics = {key: value for mode, result in results.items() for key, value in result.as_metrics(mode).items()}
-    text = f"{checkpoint.path}, {location}\n\n{table}\n"
+    text = f"{checkpoint.location}, {location}\n\n{table}\n"
     if tracking.log_afterwards(folder, checkpoint.step, metrics, {"evaluation/test_time.txt": text}):
         console.say("tracked", "test_time/* and evaluation/test_time.txt in the run's MLflow")
-
-
-def find_checkpoint(path: Path, newest: bool = False) -> Checkpoint:
-    """Return the checkpoint at a path, or the best of the run at a path (the newest if none has a score).
-
-    Raises:
-        ConfigError: there is no checkpoint.
-    """
-    from cluster.checkpoints.checkpoint import CheckpointFolder, open_checkpoint
-
-    if (path / "checkpoint.json").exists() or path.name.startswith("step-"):
-        return open_checkpoint(path)
-    folder = CheckpointFolder(path / "checkpoints", warn=lambda line: console.say("warning", line))
-    found = folder.latest() if newest else folder.best() or folder.latest()
-    if found is None:
-        raise ConfigError(f"{path} has no checkpoint. Give a run's folder, such as runs/NAME, or one checkpoint's.")
-    return found

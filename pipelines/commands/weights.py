@@ -165,8 +165,8 @@ def _detector_of(source: Path, known: argparse.Namespace) -> tuple["Detector", d
     import detectors.weights.published
 
     if source.is_dir():
-        from pipelines.commands.evaluate import find_checkpoint
-        from pipelines.training.checkpoint_facts import facts_of
+        from pipelines.trained.checkpoint_facts import facts_of
+        from pipelines.trained.find import find_checkpoint
 
         checkpoint = find_checkpoint(source)
         facts = facts_of(checkpoint)

@@ -18,7 +18,7 @@ from cluster.engine.engine import Engine
 from cluster.heartbeat import Standing
 from cluster.workers import UnrecoverableError, WorkerContext
 from data_shards.counting import counted
-from data_shards.format.manifest import Manifest
+from data_shards.format.manifest import Manifest, coco_class
 from data_shards.order.plan import Plan
 from data_shards.storage.open import open_store
 from pipelines import console
@@ -26,7 +26,8 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.recipes.recipe import to_dict
 from pipelines.recipes.settings import Recipe
-from pipelines.training.checkpoint_facts import CheckpointFacts, facts_of, unknown_facts
+from pipelines.trained.checkpoint_facts import CheckpointFacts, facts_of, unknown_facts
+from pipelines.trained.trained import check_classes
 from pipelines.training.loss_watch import CALMER
 from pipelines.training.sample_ledger import next_life
 
@@ -104,7 +105,8 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> No
             f"{checkpoint.path} holds detector {facts.detector}, but the recipe says {recipe.detector.name}; "
             f"set detector.name to it, or choose another --run.name."
         )
-    check_classes(checkpoint, manifest)
+    classes = [coco_class(item) for item in facts_of(checkpoint).classes]
+    check_classes(str(checkpoint.path), classes, manifest)
     if facts.manifest != manifest.digest:
         # The order of samples is a function of the manifest: other shards would repeat some samples and skip others.
         raise ConfigError(
@@ -112,27 +114,6 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> No
             f"{manifest.digest[:12]}; the order of samples would change. Use the same shards, or choose another "
             f"--run.name."
         )
-
-
-def check_classes(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Refuse a checkpoint whose class list differs from that of the shards.
-
-    Raises:
-        ConfigError: names the first class that differs.
-    """
-    theirs = [(item["id"], item["name"]) for item in facts_of(checkpoint).classes]
-    ours = [(item.id, item.name) for item in manifest.classes]
-    if theirs == ours:
-        return
-    if len(theirs) != len(ours):
-        what = f"{counted(len(theirs), 'class')}, the shards have {len(ours)}"
-    else:
-        old, new = next((old, new) for old, new in zip(theirs, ours, strict=True) if old != new)
-        what = f"class {old[0]} {old[1]!r} where the shards have {new[0]} {new[1]!r}"
-    raise ConfigError(
-        f"{checkpoint.path} was trained with another class list: it has {what}. Use the shards that it was trained "
-        f"for, or build these from the same class list."
-    )
 
 
 def lost_line(standing: Standing | None, step: int, batch_size: int, saved_at: float) -> str:

@@ -24,7 +24,7 @@ from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict
 from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
-from pipelines.training.checkpoint_facts import facts_of, was_begun_ungrouped
+from pipelines.trained.checkpoint_facts import facts_of, was_begun_ungrouped
 from pipelines.training.from_recipe import build_detector, sample_order
 
 _LONGEST_NAME = 200  # of the 255 bytes that file systems allow; other names are derived from it

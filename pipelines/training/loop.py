@@ -39,7 +39,7 @@ from pipelines.files import write_json
 from pipelines.recipes.recipe import to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
-from pipelines.training.checkpoint_facts import facts_of, was_begun_ungrouped
+from pipelines.trained.checkpoint_facts import facts_of, was_begun_ungrouped
 from pipelines.training.checkpoints import Saver, lost_line
 from pipelines.training.due import Milestones
 from pipelines.training.evaluation_log import EvaluationLog

@@ -21,7 +21,7 @@ from pipelines import console, tracking
 from pipelines.files import read_json, write_json, write_text
 from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_yaml
 from pipelines.recipes.settings import Recipe
-from pipelines.training.checkpoint_facts import facts_of
+from pipelines.trained.checkpoint_facts import facts_of
 from pipelines.training.checkpoints import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
 from pipelines.training.checks import (
     check,

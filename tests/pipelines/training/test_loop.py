@@ -15,8 +15,8 @@ from cluster.workers import WorkerContext
 from pipelines import recipes
 from pipelines.evaluation.evaluate import EvaluationError
 from pipelines.recipes.recipe import with_flags
+from pipelines.trained.checkpoint_facts import facts_of
 from pipelines.training import loop
-from pipelines.training.checkpoint_facts import facts_of
 from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.loop import Job, Training
 from tests.cluster.processes import run_processes

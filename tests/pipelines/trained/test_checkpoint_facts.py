@@ -7,7 +7,7 @@ import torch
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointFolder
 from cluster.checkpoints.envelope import aweigh_version
 from cluster.engine.engine import TrainingState
-from pipelines.training.checkpoint_facts import CheckpointFacts, facts_of, unknown_facts
+from pipelines.trained.checkpoint_facts import CheckpointFacts, facts_of, unknown_facts
 
 FACTS = {"detector": "toy", "classes": [{"id": 1, "name": "cat"}], "manifest": "9f31c2", "recipe": {"seed": 3}}
 

@@ -1,0 +1,1 @@
+"""Portable files of trained detectors, with a receipt of what they compute."""

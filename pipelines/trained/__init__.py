@@ -1,0 +1,1 @@
+"""A trained detector, wherever it is kept: a run, a checkpoint, a file."""
