@@ -27,6 +27,7 @@ from cluster.errors import ClusterError, WorkersFailedError
 from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
 from cluster.local import connected
+from cluster.network import choose_gloo_network
 from cluster.placement import wants_gpu
 from cluster.preemption import preemption_notice
 from cluster.settings import ClusterSettings
@@ -238,6 +239,12 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
     import ray.train.torch
 
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        # DeepSpeed takes its GPU from here. Ray sorts a node's GPUs as text and its ranks as numbers, which differ from
+        # the eleventh GPU on.
+        os.environ["LOCAL_RANK"] = str(device.index or 0)
+    # Training on GPUs has groups of gloo, too, beside those of NCCL.
+    choose_gloo_network(ray.util.get_node_ip_address())
     # First, because DeepSpeed chooses its accelerator when it is imported.
     bootstrap(device)
     import deepspeed
