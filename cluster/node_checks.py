@@ -62,7 +62,7 @@ class Device:
     problem: str
     """The reason why torch cannot use it; empty if it can."""
     remedy: str = ""
-    """What to do about the problem."""
+    """The step that solves the problem."""
 
 
 def device() -> Device:

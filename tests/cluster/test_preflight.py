@@ -66,9 +66,7 @@ def test_gpus_of_two_kinds_are_a_warning(second: Device, verdict: str) -> None:
     assert "driver 570.1, CUDA 13.0 of torch" in row.found
 
 
-@pytest.mark.parametrize(
-    ("in_ray", "fix"), [(1, "set cluster.workers to 1"), (0, "start Ray on that node with --num-gpus")]
-)
+@pytest.mark.parametrize(("in_ray", "fix"), [(1, "set cluster.workers to 1"), (0, "start Ray on that node")])
 def test_gpus_that_stay_unused_are_a_warning_with_the_way_to_use_them(in_ray: int, fix: str) -> None:
     posts = _posts("ab", device=[A100, Device("", "", "", 0, "torch is built for CPU")])
     posts = replace(posts, ray=SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0, "GPU": float(in_ray)}))
@@ -78,12 +76,13 @@ def test_gpus_that_stay_unused_are_a_warning_with_the_way_to_use_them(in_ray: in
     assert not row.stops_training
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch may be able to use a GPU here")
 @pytest.mark.parametrize(
     ("visible", "device", "workers", "verdict", "word"),
     [
-        ("0,1", "auto", 2, "wrong", "torch 2.13.0+cpu is built for CPU"),
+        ("0,1", "auto", 2, "wrong", "is built for CPU"),
         ("0,1", "auto", 3, "warn", "not used: 2 GPUs of this machine"),
-        ("0,1", "cuda", 2, "wrong", "torch 2.13.0+cpu is built for CPU"),
+        ("0,1", "cuda", 2, "wrong", "is built for CPU"),
         ("0,1", "cpu", 2, None, ""),
         ("", "auto", 2, None, ""),
     ],
@@ -94,7 +93,6 @@ def test_the_gpus_of_one_machine_are_checked_before_workers_start(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     # The driver's answer is all that is made up: torch is asked in a process of its own.
     monkeypatch.setattr(node_checks, "_driver", lambda: ("570.1", 8))
-    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     found = preflight.examine_gpus_here(ClusterSettings(device=device, workers=workers))
     assert [one.verdict for one in found] == ([verdict] if verdict else [])
     assert all(word in one.found and one.fix for one in found)
