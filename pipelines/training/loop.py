@@ -98,7 +98,8 @@ def advice_on_memory(error: RuntimeError, recipe: Recipe, context: WorkerContext
     size = split_batch(recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit).microbatch_size
     what = text.splitlines()[0] if text else "out of memory"
     ways = [f"--batch.microbatch_limit {size // 2}"] if size > 1 else ["a smaller --data.input_size"]
-    ways.append("--detector.settings.activation_checkpointing true")
+    if "hourglass" in recipe.detector.name:
+        ways.append("--detector.settings.activation_checkpointing true")
     return (
         f"the memory of {context.device} does not suffice for the first step with {counted(size, 'image')} at a time: "
         f"{what.rstrip('.')}. Set {' or '.join(ways)}; the batch of a step stays the same."

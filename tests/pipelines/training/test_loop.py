@@ -187,7 +187,7 @@ def _run_out_of_memory(rank: int, folder: Path, shards: Path) -> None:
     first = attempt()
     assert isinstance(first, UnrecoverableError)
     assert "the memory of cpu does not suffice for the first step with 4 images at a time" in str(first)
-    assert "Tried to allocate 2.00 GiB. Set --batch.microbatch_limit 2 or" in str(first)
+    assert "Tried to allocate 2.00 GiB. Set --batch.microbatch_limit 2; the batch" in str(first)
     assert "\n" not in str(first)
     # Once a step is done, it is worth another attempt.
     calls[0], refused_at = 0, 2
