@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from detectors.detector import Stages
 from detectors.errors import DetectorError
 from detectors.layers.convolution_block import ConvolutionBlock
 from detectors.layers.head import Head
@@ -77,6 +78,15 @@ class HourglassForm:
     """Makes the layer that doubles the resolution of this many channels."""
     hourglasses: str = "kps"
     """Published name of the list of hourglasses."""
+
+    @property
+    def stages(self) -> Stages:
+        """The stem, and each hourglass with the layers that lead from the one before to it."""
+        found = {"pre": ("pre",)}
+        for number in range(self.stacks):
+            before = (f"inters_.{number - 1}", f"cnvs_.{number - 1}", f"inters.{number - 1}") if number else ()
+            found[f"stack{number}"] = (*before, f"{self.hourglasses}.{number}", f"cnvs.{number}")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from detectors.backbones.hourglass import (
     run_stacks,
 )
 from detectors.backbones.resnet import IMAGENET, ResNet, ResNetLayers, run_stages
-from detectors.detector import Preprocessing
+from detectors.detector import Preprocessing, Stages, within
 from detectors.errors import DetectorError
 from detectors.layers.head import (
     Head,
@@ -112,6 +112,10 @@ class ResNetNetwork(Network):
         self.depth, self.settings = depth, settings
         self.imagenet_weights = IMAGENET[depth]
 
+    def stages(self) -> Stages:
+        """The trunk's stages, and the way up."""
+        return {**ResNet.stages, "deconv_layers": ("deconv_layers",)}
+
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order and with their published start."""
         settings = self.settings
@@ -190,6 +194,10 @@ class DLANetwork(Network):
         super().__init__(head_channels)
         self.settings = settings
 
+    def stages(self) -> Stages:
+        """The trunk's levels, and the two steps that merge them."""
+        return {**within("base", DLA34.stages), "dla_up": ("dla_up",), "ida_up": ("ida_up",)}
+
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order and with their published start."""
         settings = self.settings
@@ -228,6 +236,10 @@ class OriginalDLASettings(DLASettings):
 class OriginalDLANetwork(DLANetwork):
     """DLA-34 as it was made for segmentation, without deformable convolutions (figure 6c of the paper, `dlav0_34`)."""
 
+    def stages(self) -> Stages:
+        """The trunk's levels, and the one step that merges them."""
+        return {**within("base", DLA34.stages), "dla_up": ("dla_up",)}
+
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order and with their published start."""
         settings = self.settings
@@ -254,6 +266,10 @@ class HourglassNetwork(Network):
     def __init__(self, settings: HourglassSettings, head_channels: Mapping[str, int]) -> None:
         super().__init__(head_channels)
         self.settings = settings
+
+    def stages(self) -> Stages:
+        """The stem and the hourglasses."""
+        return HourglassForm(stacks=self.stacks).stages
 
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""

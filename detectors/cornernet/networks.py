@@ -19,6 +19,7 @@ from detectors.backbones.hourglass import (
 )
 from detectors.backbones.squeeze_hourglass import SQUEEZE_HOURGLASS, SqueezeSettings
 from detectors.cornernet.file_keys import CORNERNET, CORNERNET_LITE, LAYOUTS, MMDETECTION, SACCADE, SQUEEZE
+from detectors.detector import Stages, within
 from detectors.file_layouts import FileLayout
 from detectors.layers.corner_pooling import CornerPooling
 from detectors.layers.head import start_heatmap
@@ -68,6 +69,10 @@ class CornerNetNetwork(Network):
         self.stacks = self.form.stacks
         heatmaps = [name for output, name in self.heads.items() if output.endswith("heatmap")]
         self.class_layers = tuple(f"{name}.{stack}.1" for name in heatmaps for stack in range(self.stacks))
+
+    def stages(self) -> Stages:
+        """The stem and the hourglasses; corner pooling belongs to the heads."""
+        return self.form.stages
 
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""
@@ -142,6 +147,10 @@ class _LiteNetwork(CornerNetNetwork):
     heads: ClassVar[Mapping[str, str]] = {
         output: name.replace("regrs", "offs") for output, name in CornerNetNetwork.heads.items()
     }
+
+    def stages(self) -> Stages:
+        """The stem and the hourglasses; corner pooling and attention belong to the heads."""
+        return within("hg", self.form.stages)
 
     def make_trunk(self) -> dict[str, nn.Module]:
         """Make the layers of the hourglasses, as one module."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET
+from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET, CaffeResNet, ResNet
 from detectors.detections import Detections, joined
-from detectors.detector import MODES, Detector, Published, TestTime
+from detectors.detector import MODES, Detector, Published, TestTime, within
 from detectors.fcos.file_keys import EXPORTS, LAYOUTS
 from detectors.fcos.network import (
     AuthorsHead,
@@ -103,6 +103,8 @@ class FCOS(Detector):
         require_count("num_classes", self.num_classes)
         self.preprocessing = self.variant.preprocessing
         self.backbone = trunk_and_pyramid(depth, network, self.variant)
+        body = ResNet if self.variant.torchvision_layout else CaffeResNet
+        self.stages = within("backbone", {**within("body", body.stages), "fpn": ("fpn",)})
         if self.variant.torchvision_layout:
             self.head = TorchvisionHead(network.channels, self.num_classes, self.variant)
         else:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.backbones.resnet import IMAGENET
+from detectors.backbones.resnet import IMAGENET, ResNet
 from detectors.detections import Detections, joined
-from detectors.detector import MODES, Detector, Preprocessing, Published, TestTime
+from detectors.detector import MODES, Detector, Preprocessing, Published, TestTime, within
 from detectors.foveabox.file_keys import EXPORTS, LAYOUTS
 from detectors.foveabox.network import FoveaBoxNetworkSettings, FoveaHead, Outputs, pyramid, trunk
 from detectors.layers.feature_pyramid import STRIDES, check_levels, grid_sizes
@@ -105,6 +105,7 @@ class FoveaBox(Detector):
         self.backbone = trunk(depth, network.width)
         self.neck = pyramid(self.backbone, network.channels)
         self.bbox_head = FoveaHead(network.channels, num_classes, network.align)
+        self.stages = {**within("backbone", ResNet.stages), "neck": ("neck",)}
         self.published = Published(
             imagenet_weights=IMAGENET[depth],
             backbone_prefix="backbone.",

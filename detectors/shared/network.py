@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from detectors.detector import Published
+from detectors.detector import Published, Stages
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 from detectors.shapes import Float
 from detectors.sizes import InputSizes
@@ -36,6 +36,10 @@ class Network(ABC):
     """Layouts of other libraries' files."""
     export_layouts: Mapping[str, FileLayout] = {"authors": AUTHORS_STATE_DICT}
     """Layouts that the weights can be written in, by the library's name."""
+
+    @abstractmethod
+    def stages(self) -> Stages:
+        """The stages of the trunk and of the neck; see `Detector.stages`."""
 
     @abstractmethod
     def make_layers(self) -> dict[str, nn.Module]:
