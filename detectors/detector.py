@@ -15,14 +15,7 @@ from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 from detectors.shapes import Float, Int
 from detectors.sizes import InputSizes
-
-Stages = Mapping[str, tuple[str, ...]]
-"""Stages of a network by name, in the order in which they compute, each with the paths of its modules."""
-
-
-def within(owner: str, stages: Stages) -> dict[str, tuple[str, ...]]:
-    """Return stages whose modules are inside a module at the path `owner`."""
-    return {stage: tuple(f"{owner}.{path}" for path in paths) for stage, paths in stages.items()}
+from detectors.stages import Stages
 
 
 @dataclass(frozen=True)

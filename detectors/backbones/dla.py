@@ -13,9 +13,9 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from detectors.detector import Stages
 from detectors.layers.deformable_convolution import DeformableConvolution
 from detectors.layers.upsampling import bilinear_kernel
+from detectors.stages import Stages
 
 DLA34_IMAGENET = "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth"
 """Address at which the authors published the ImageNet weights. The server is gone, so users must provide a copy."""

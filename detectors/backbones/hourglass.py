@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from detectors.detector import Stages
 from detectors.errors import DetectorError
 from detectors.layers.convolution_block import ConvolutionBlock
 from detectors.layers.head import Head
 from detectors.layers.recomputation import Recomputable, set_activation_checkpointing
 from detectors.settings import require_count, require_flag
+from detectors.stages import Stages
 
 
 @runtime_checkable

@@ -11,8 +11,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from detectors.detector import Stages
 from detectors.errors import DetectorError
+from detectors.stages import Stages
 
 _BLOCKS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),

@@ -26,7 +26,7 @@ from detectors.backbones.hourglass import (
     run_stacks,
 )
 from detectors.backbones.resnet import IMAGENET, ResNet, ResNetLayers, run_stages
-from detectors.detector import Preprocessing, Stages, within
+from detectors.detector import Preprocessing
 from detectors.errors import DetectorError
 from detectors.layers.head import (
     Head,
@@ -43,6 +43,7 @@ from detectors.shared import network
 from detectors.shared.network import Outputs
 from detectors.shared.pixels import COCO_BGR
 from detectors.sizes import InputSizes, Multiples
+from detectors.stages import Stages, within
 
 PREPROCESSING = {
     "coco": COCO_BGR,

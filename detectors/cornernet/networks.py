@@ -19,7 +19,6 @@ from detectors.backbones.hourglass import (
 )
 from detectors.backbones.squeeze_hourglass import SQUEEZE_HOURGLASS, SqueezeSettings
 from detectors.cornernet.file_keys import CORNERNET, CORNERNET_LITE, LAYOUTS, MMDETECTION, SACCADE, SQUEEZE
-from detectors.detector import Stages, within
 from detectors.file_layouts import FileLayout
 from detectors.layers.corner_pooling import CornerPooling
 from detectors.layers.head import start_heatmap
@@ -27,6 +26,7 @@ from detectors.layers.recomputation import set_activation_checkpointing
 from detectors.shapes import Float
 from detectors.shared.network import Network, Outputs
 from detectors.sizes import InputSizes, OneLessThanMultiples
+from detectors.stages import Stages, within
 
 
 class CornerNetNetwork(Network):

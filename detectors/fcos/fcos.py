@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET, CaffeResNet, ResNet
 from detectors.detections import Detections, joined
-from detectors.detector import MODES, Detector, Published, TestTime, within
+from detectors.detector import MODES, Detector, Published, TestTime
 from detectors.fcos.file_keys import EXPORTS, LAYOUTS
 from detectors.fcos.network import (
     AuthorsHead,
@@ -36,6 +36,7 @@ from detectors.shared import boxes as box
 from detectors.shared.box_losses import centerness_of, sigmoid_focal_loss
 from detectors.shared.test_time_augmentation import mirror_content
 from detectors.sizes import Multiples
+from detectors.stages import within
 
 _LARGEST_AREA = 1e8
 

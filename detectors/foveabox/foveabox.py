@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from detectors.backbones.resnet import IMAGENET, ResNet
 from detectors.detections import Detections, joined
-from detectors.detector import MODES, Detector, Preprocessing, Published, TestTime, within
+from detectors.detector import MODES, Detector, Preprocessing, Published, TestTime
 from detectors.foveabox.file_keys import EXPORTS, LAYOUTS
 from detectors.foveabox.network import FoveaBoxNetworkSettings, FoveaHead, Outputs, pyramid, trunk
 from detectors.layers.feature_pyramid import STRIDES, check_levels, grid_sizes
@@ -26,6 +26,7 @@ from detectors.shared.box_losses import sigmoid_focal_loss
 from detectors.shared.suppression import nms
 from detectors.shared.test_time_augmentation import mirror_content
 from detectors.sizes import Multiples
+from detectors.stages import within
 
 SIZE_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
 """Square root of the area of a box, in pixels, that P3 to P7 learn; both ends belong to the range."""

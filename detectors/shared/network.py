@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from detectors.detector import Published, Stages
+from detectors.detector import Published
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 from detectors.shapes import Float
 from detectors.sizes import InputSizes
+from detectors.stages import Stages
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / stride, width / stride)` for each head."""
