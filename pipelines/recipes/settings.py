@@ -259,6 +259,14 @@ class OptimizerSettings:
                     f"optimizer.{name} is {', '.join(map(str, values))}; it must be 0 or more and below 1."
                 )
 
+    def describe_stages(self) -> str:
+        """Describe the learning rates of stages, for people; empty if all learn alike."""
+        parts = []
+        if self.layer_decay != 1:
+            parts.append(f"× {self.layer_decay:g} for each stage further from the heads")
+        parts += [f"{stage} × {factor:g}" for stage, factor in self.stage_learning_rate_factors.items()]
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -343,6 +351,8 @@ class Schedule:
         if drops:
             units = unit if len(drops) == 1 else f"{unit}s"
             text += f", ÷{1 / self.drop_factor:g} after {units} {', '.join(f'{drop:,}' for drop in drops)}"
+        if self.patience:
+            text += f", ends early after {counted(self.patience, 'evaluation')} without a better AP"
         if self.warmup_steps:
             text += f", {self.warmup} warm-up over {counted(self.warmup_steps, 'step')} from {self._warmup(0):.3g}"
         return text

@@ -78,6 +78,11 @@ def _check_settings(recipe: Recipe) -> None:
         raise ConfigError(
             "data.train is empty: give --data.train LOCATION/SPLIT, the shards that `aweigh shards build` wrote."
         )
+    if recipe.schedule.patience and not recipe.data.validation:
+        raise ConfigError(
+            f"schedule.patience is {recipe.schedule.patience}, but data.validation is empty: there are no evaluations "
+            f"to wait for. Give --data.validation, or set schedule.patience to 0."
+        )
     hang, deadline = recipe.cluster.hang_seconds, recipe.data.read_deadline_seconds
     if "://" in recipe.data.train and 0 < hang < deadline:
         raise ConfigError(
