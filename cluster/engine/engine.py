@@ -19,7 +19,7 @@ from cluster.counting import counted
 from cluster.deepspeed_keys import asks_for_reports
 from cluster.engine.loss_scale import LossScale
 from cluster.engine.optimizer_state import STATE_KEYS, OptimizerState
-from cluster.engine.weight_average import WeightAverage
+from cluster.engine.weight_average import WeightAverage, whole_parameter
 from cluster.errors import ClusterError
 from cluster.settings import EngineSettings, Precision
 
@@ -367,7 +367,13 @@ class Engine:
             return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(parameter).detach() for name, parameter in self.model.named_parameters()}
+        def whole(parameter: Any) -> Tensor:
+            if parameter.requires_grad:
+                return safe_get_full_fp32_param(parameter).detach()
+            # DeepSpeed partitions untrained parameters, too, but returns only those that its optimizer has.
+            return whole_parameter(parameter, parameter.ds_tensor.detach())
+
+        return {name: whole(parameter) for name, parameter in self.model.named_parameters()}
 
     def _load_extras(self, state: TrainingState) -> None:
         """Load the average of the weights and the loss scale, if both this training and the saved one have them."""

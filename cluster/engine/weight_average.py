@@ -43,7 +43,9 @@ class WeightAverage:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the averaged parameters by name, complete. Collective at ZeRO 3."""
-        return {name: _whole(parameter, self._values[name]) for name, parameter in self._model.named_parameters()}
+        return {
+            name: whole_parameter(parameter, self._values[name]) for name, parameter in self._model.named_parameters()
+        }
 
     def buffers(self) -> dict[str, Tensor]:
         """Return this rank's averaged buffers by name."""
@@ -66,7 +68,8 @@ class WeightAverage:
         return {**shares, **{name: buffer.detach() for name, buffer in self._model.named_buffers()}}
 
 
-def _whole(parameter: Any, share: Tensor) -> Tensor:
+def whole_parameter(parameter: Any, share: Tensor) -> Tensor:
+    """Return a parameter from the ranks' shares of it. Collective at ZeRO 3; at other stages the share is the whole."""
     if not hasattr(parameter, "ds_tensor"):
         return share
     shares = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size())]

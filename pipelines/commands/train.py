@@ -94,6 +94,8 @@ def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
     if result.evaluation is not None:
         print((result.folder / "evaluation" / "ap.txt").read_text(), end="")
     say("done", f"run {result.run}, {counted(result.step, 'step')}")
+    if result.ended_early:
+        say("early", result.ended_early)
     if result.evaluation is not None and (reading := _reading(result, recipe)):
         say("note", reading)
     if (pictures := result.folder / "evaluation" / "predictions.png").exists():

@@ -45,6 +45,8 @@ class CheckpointFacts:
     begun_ungrouped: bool = False
     """True if a version that did not group samples by aspect ratio began the run, so that it must continue without,
     whatever its recipe says today; ask `was_begun_ungrouped`."""
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    """AP of each evaluation of the run so far, by step."""
     weights_sha256: str = ""
     """Of the file of initial weights; empty for random ones, and in checkpoints that do not record it."""
 
@@ -57,6 +59,11 @@ class CheckpointFacts:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+    @property
+    def scores_by_step(self) -> dict[int, float]:
+        """AP of each evaluation of the run so far; JSON has only texts as keys."""
+        return {int(step): score for step, score in self.scores.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON values by name."""

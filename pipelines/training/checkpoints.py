@@ -226,9 +226,9 @@ class Saver:
             saved_at=time.time(),
             **facts,
         )
-        self.writer.save(state, {"step": step, **all_facts.as_dict()}, score=_score(evaluation))
+        self.writer.save(state, {"step": step, **all_facts.as_dict()}, score=score_of(evaluation))
 
 
-def _score(evaluation: Evaluation | None) -> float | None:
+def score_of(evaluation: Evaluation | None) -> float | None:
     """Return the AP of the weights; None if they were not evaluated, or the data has no objects to find."""
     return None if evaluation is None or math.isnan(evaluation.score) else evaluation.score

@@ -40,8 +40,9 @@ from pipelines.recipes.recipe import to_yaml
 from pipelines.recipes.settings import Recipe
 from pipelines.tracking import Tracker, log_recipe_and_versions, start_system_metrics
 from pipelines.trained.checkpoint_facts import facts_of, was_begun_ungrouped
-from pipelines.training.checkpoints import Saver, lost_line
+from pipelines.training.checkpoints import Saver, lost_line, score_of
 from pipelines.training.due import Milestones
+from pipelines.training.early_stopping import best_of, early_end_in_words, is_over
 from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.from_recipe import (
     OPTIMIZERS,
@@ -49,6 +50,7 @@ from pipelines.training.from_recipe import (
     load_initial_weights,
     parameter_groups,
     sample_order,
+    stage_factors,
     training_loader,
 )
 from pipelines.training.recorder import Recorder
@@ -144,9 +146,13 @@ class Training:
         self.step = checkpoint.step if checkpoint else 0
         self.began_at = self.step
         """Steps done when this attempt began."""
+        self.scores = self.resumed_from.scores_by_step if self.resumed_from else {}
+        """AP of each evaluation of the run so far, by step."""
         self.detector = build_detector(recipe, self.manifest, initial=False)
         self.weights_sha256 = (
-            self.resumed_from.weights_sha256 if self.resumed_from else load_initial_weights(self.detector, recipe)
+            self.resumed_from.weights_sha256
+            if self.resumed_from
+            else load_initial_weights(self.detector, recipe, self.manifest)
         )
         """Of the file of initial weights; empty for random ones."""
         self.engine = self._engine(checkpoint)
@@ -161,6 +167,7 @@ class Training:
             self.stopwatch,
             self.last_step,
             skipped_steps=self.resumed_from.skipped_steps if self.resumed_from else 0,
+            stage_factors=stage_factors(self.detector, recipe.optimizer),
         )
         self.ledger: Ledger | None = None
         self.evaluations = EvaluationLog(context.folder)
@@ -174,7 +181,7 @@ class Training:
                 source = iter(batches)
                 if self.resumed_from and self.resumed_from.evaluation_due:
                     self._evaluate_again()
-                while self.step < self.last_step and not self.stopped:
+                while self.step < self.last_step and not self.stopped and not self._ends_early():
                     self._train_step(source)
             self.milestones.close()
             self._begin_phase("checkpoint")
@@ -257,26 +264,33 @@ class Training:
         """
         self._begin_phase("evaluate")
         evaluation: Evaluation | None = None
-        outcome = ["measured"]
+        outcome: list[Any] = ["measured", None]
         if self.context.rank == 0:
             self.evaluations.begin(self.step)
         try:
             evaluation = self._evaluate()
+            outcome = ["measured", score_of(evaluation)]
         except EvaluationStoppedError:
-            outcome = ["stopped"]
+            outcome = ["stopped", None]
         except (ConfigError, DataError, DetectorError) as error:
-            outcome = ["failed"]
+            outcome = ["failed", None]
             self._report_failure(error)
-        # Only rank 0 knows the outcome, and saving is collective.
+        # Only rank 0 knows the outcome; saving is collective, and so is the decision to end early.
         self._begin_phase("checkpoint")
         torch.distributed.broadcast_object_list(outcome, group=self.context.patient)
         self.recorder.pause()
+        if outcome[1] is not None:
+            self.scores[self.step] = outcome[1]
         if outcome[0] == "measured":
             self.save(evaluation)
             if self.context.rank == 0:
                 self.evaluations.succeeded(self.step)
         elif outcome[0] == "stopped":
             self.stopped = True
+
+    def _ends_early(self) -> bool:
+        """Return True if the evaluations no longer improve; the same on every rank, and in every attempt."""
+        return is_over(self.recipe.schedule, self.scores)
 
     def _report_failure(self, error: Exception) -> None:
         self.evaluations.failed(self.step, str(error))
@@ -346,6 +360,7 @@ class Training:
             skipped_steps=self.recorder.skipped_steps,
             evaluation_due=evaluation_due,
             begun_ungrouped=self.resumed_from is not None and was_begun_ungrouped(self.resumed_from),
+            scores={str(step): score for step, score in self.scores.items()},
             weights_sha256=self.weights_sha256,
         )
         self.milestones.saved()
@@ -359,7 +374,20 @@ class Training:
             mark_stopped(self.context.folder, self.step)
             logger.info("stopped   at step %s; the checkpoint is written", f"{self.step:,}")
             return
-        facts = {"step": self.step, "epochs": self.step / self.plan.steps_per_epoch, "run": self.job.run}
+        facts: dict[str, Any] = {
+            "step": self.step,
+            "epochs": self.step / self.plan.steps_per_epoch,
+            "run": self.job.run,
+        }
+        if best := best_of(self.scores):
+            facts |= {"best_step": best[0], "best_score": best[1]}
+        if self._ends_early() and self.step < self.last_step:
+            facts["ended_early"] = early_end_in_words(self.recipe.schedule, self.scores)
+            logger.info("end       at step %s of %s: %s", f"{self.step:,}", f"{self.last_step:,}", facts["ended_early"])
+        if self.recipe.schedule.patience and self.recorder.tracker is not None:
+            names = {"best_step": "best.step", "best_score": "best.AP", "ended_early": "ended.early"}
+            # Empty where there is none: a run that was continued after an early end has had the tag before.
+            self.recorder.tracker.set_tags({tag: str(facts.get(name, "")) for name, tag in names.items()})
         write_json(self.context.folder / "result.json", facts)
 
     def _begin_phase(self, name: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,7 @@ class Recorder:
         stopwatch: of the phases of a step.
         last_step: of the whole training.
         skipped_steps: number of steps that earlier attempts skipped.
+        stage_factors: factors on the learning rate, by stage.
     """
 
     def __init__(
@@ -57,9 +59,12 @@ class Recorder:
         stopwatch: Stopwatch,
         last_step: int,
         skipped_steps: int,
+        stage_factors: Mapping[str, float],
     ) -> None:
         self._context, self._recipe, self._plan, self._split = context, recipe, plan, split
         self._stopwatch, self._last_step = stopwatch, last_step
+        # Without rates of their own, one number says it for all stages.
+        self._stage_factors = stage_factors if any(factor != 1 for factor in stage_factors.values()) else {}
         self._watch = LossWatch(plan, world)
         self._interval = _Interval()
         self._skips_in_a_row = 0
@@ -131,6 +136,7 @@ class Recorder:
             "time/step_seconds": seconds / steps,
             "time/data_seconds": phases["data"] / steps,
             "time/data_fraction": phases["data"] / seconds,
+            **{f"train/learning_rate_{stage}": rate * factor for stage, factor in self._stage_factors.items()},
             **self._of_engine(engine),
         }
         named = {f"train/{'loss' if name == 'loss' else f'loss_{name}'}": value for name, value in losses.items()}

@@ -31,6 +31,7 @@ from pipelines.training.checks import (
     split_on_most_workers,
     with_earlier_order,
 )
+from pipelines.training.early_stopping import is_over
 from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.loop import Job, train_worker
 from pipelines.training.preflight import before_training, check_gpus_here
@@ -47,6 +48,8 @@ class TrainingResult:
     """`evaluation/metrics.json` of the run; None without validation shards."""
     failed_evaluations: dict[int, str] = field(default_factory=dict)
     """Causes of the evaluations that failed, by step."""
+    ended_early: str = ""
+    """Why training ended before its schedule; empty if it did not."""
 
 
 def train(recipe: Recipe) -> TrainingResult:
@@ -70,8 +73,8 @@ def train(recipe: Recipe) -> TrainingResult:
         recipe, checkpoint = _checkpoint_to_resume(recipe, name, folder, manifest)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         _say_what_will_happen(recipe, name, manifest, plan)
-        if checkpoint is not None and checkpoint.step == last_step and (folder / "result.json").exists():
-            console.say("done", f"run {name} ended before, at step {last_step:,}")
+        if checkpoint is not None and _is_complete(recipe, folder, checkpoint, last_step):
+            console.say("done", f"run {name} ended before, at step {checkpoint.step:,}")
             # The server may have been down when the run ended.
             tracking.deliver_spool(folder / "tracking")
         else:
@@ -79,10 +82,25 @@ def train(recipe: Recipe) -> TrainingResult:
     return read_result(folder, name, last_step)
 
 
-def read_result(folder: Path, name: str, step: int) -> TrainingResult:
-    """Read the result from a run's folder."""
+def read_result(folder: Path, name: str, last_step: int) -> TrainingResult:
+    """Read the result of a run that is complete from its folder."""
+    facts = read_json(folder / "result.json")
     evaluation = read_json(folder / "evaluation" / "metrics.json") or None
-    return TrainingResult(name, folder, step, evaluation, EvaluationLog(folder).failures())
+    return TrainingResult(
+        name,
+        folder,
+        facts.get("step", last_step),
+        evaluation,
+        EvaluationLog(folder).failures(),
+        facts.get("ended_early", ""),
+    )
+
+
+def _is_complete(recipe: Recipe, folder: Path, checkpoint: Checkpoint, last_step: int) -> bool:
+    """Return True if the run ended at this checkpoint. One that ended early trains on with a larger patience."""
+    if read_json(folder / "result.json").get("step") != checkpoint.step:
+        return False
+    return checkpoint.step == last_step or is_over(recipe.schedule, facts_of(checkpoint).scores_by_step)
 
 
 def _checkpoint_to_resume(
@@ -230,6 +248,10 @@ def _say_what_will_happen(recipe: Recipe, name: str, manifest: Manifest, plan: P
         f"{recipe.schedule.describe(plan.steps_per_epoch)}; {recipe.optimizer.name}, "
         f"learning rate {recipe.optimizer.learning_rate:g}",
     )
+    if recipe.detector.freeze:
+        console.say("frozen", f"{', '.join(recipe.detector.freeze)}: not trained, nor their batch norms' statistics")
+    if rates := recipe.optimizer.describe_stages():
+        console.say("rates", rates)
     # DeepSpeed's own settings depend on the workers' devices: rank 0 writes them to logs/deepspeed.json and to MLflow.
     console.say("engine", f"ZeRO {recipe.engine.zero_stage}, precision {recipe.engine.precision}")
 

@@ -80,6 +80,61 @@ def test_a_resumed_run_is_bitwise_the_run_never_interrupted_at_every_zero_stage(
             assert state.optimizer["step"].item() == 6
 
 
+def _frozen_case(rank: int, folder: str, stage: int) -> None:
+    """Train with a frozen part at one stage, and resume it at all stages from its checkpoint."""
+    adam = torch.optim.Adam
+    before = {name: value.clone() for name, value in _started().items()}
+    checkpoints = CheckpointFolder(Path(folder), keep=9)
+
+    def settings(stage: int) -> EngineSettings:
+        return EngineSettings(zero_stage=stage, clip_norm=0.5, precision="fp32", ema_decay=0.9)  # type: ignore[arg-type]
+
+    half = train(rank, 2, settings(stage), adam, range(2), None, frozen=True).state()
+    if rank == 0:
+        assert half is not None
+        checkpoints.save(half, {"step": 2})
+    torch.distributed.barrier()
+    resumed_from = checkpoints.latest()
+    assert resumed_from is not None
+    whole = train(rank, 2, settings(stage), adam, range(4), None, frozen=True).state()
+    for other in (stage, (stage + 1) % 4):
+        resumed = train(rank, 2, settings(other), adam, range(2, 4), resumed_from.training_state(), frozen=True).state()
+        if rank == 0:
+            assert resumed is not None
+            assert whole is not None
+            for part in ("weights", "optimizer", "per_rank", "ema"):
+                expected, found = getattr(whole, part), getattr(resumed, part)
+                assert expected.keys() == found.keys()
+                for name, value in expected.items():
+                    if other == stage:
+                        assert torch.equal(value, found[name]), f"{part} {name}"
+                    else:
+                        torch.testing.assert_close(value, found[name], rtol=1e-5, atol=1e-6, msg=f"{part} {name}")
+    if rank == 0:
+        assert whole is not None
+        # Neither weights nor statistics of the frozen part have moved, nor their average, and it has no state.
+        for name, value in before.items():
+            is_frozen = name.startswith(("convolution.", "norm."))
+            assert torch.equal(whole.weights[name], value) == (is_frozen or name == "dead"), name
+            assert not is_frozen or torch.equal(whole.ema[name], value), name
+        assert not any(name.startswith(("convolution.", "norm.")) for name in whole.optimizer)
+        assert "head.weight|exp_avg_sq" in whole.optimizer
+
+
+def _started() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return Toy().state_dict()
+
+
+def _each_frozen_case(rank: int, folder: str) -> None:
+    for stage in (0, 1, 2, 3):
+        _frozen_case(rank, f"{folder}/{stage}", stage)
+
+
+def test_a_frozen_part_keeps_its_weights_and_statistics_and_resumes_at_every_zero_stage(tmp_path: Path) -> None:
+    run_processes(_each_frozen_case, 2, str(tmp_path))
+
+
 def _train_plainly(steps: range) -> Toy:
     """The same training by torch alone: each half of the batch in two microbatches, gradients averaged."""
     torch.manual_seed(3)

@@ -1,5 +1,7 @@
 """A small network and its training by the engine, the same in every process."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,16 @@ class Toy(nn.Module):
         self.head = nn.Linear(5, 2)
         self.dead = nn.Parameter(torch.ones(3))
 
+    def freeze(self) -> None:
+        """Leave convolution and norm untrained, as a detector's frozen stages are."""
+        self.convolution.requires_grad_(False)
+        self.norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.norm.training = mode and self.convolution.weight.requires_grad
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.norm(self.convolution(images)).relu().mean(dim=(2, 3)))
 
@@ -33,11 +45,15 @@ def train(
     optimizer: type[torch.optim.Optimizer],
     steps: range,
     state: TrainingState | None,
+    frozen: bool = False,
 ) -> Engine:
     torch.manual_seed(3)
     model = Toy()
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    if frozen:
+        model.freeze()
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in learning if parameter.ndim > 1]
+    others = [parameter for parameter in learning if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr_factor": 2.0}]
     if optimizer is torch.optim.SGD:
         groups = [{**group, "momentum": 0.9} for group in groups]

@@ -1,7 +1,9 @@
 """The end of a step, in real worker processes without Ray: the checkpoint first, then the evaluation."""
 
+import dataclasses
 import hashlib
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from cluster.stopping import Control
 from cluster.workers import UnrecoverableError, WorkerContext
 from pipelines import recipes
 from pipelines.evaluation import evaluate
-from pipelines.evaluation.evaluate import EvaluationError
+from pipelines.evaluation.evaluate import Evaluation, EvaluationError
 from pipelines.recipes.recipe import with_flags
 from pipelines.trained.checkpoint_facts import facts_of
 from pipelines.training import loop
@@ -50,7 +52,7 @@ class _NoTracker:
 
 
 def _training(rank: int, world_size: int, folder: Path, shards: Path, *more: str) -> Training:
-    flags = [*more, *_FLAGS.split(), "--data.train", str(shards / "train"), "--data.validation", str(shards / "val")]
+    flags = [*_FLAGS.split(), *more, "--data.train", str(shards / "train"), "--data.validation", str(shards / "val")]
     recipe = with_flags(recipes.get("demo"), flags)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     context = WorkerContext(
@@ -219,3 +221,97 @@ def _judge_slowly(rank: int, folder: Path, shards: Path) -> None:
 
 def test_metrics_that_take_long_are_progress(tmp_path: Path, small_shards: Path) -> None:
     run_processes(_judge_slowly, 2, tmp_path / "first", small_shards)
+
+
+_PATIENT = ("--schedule.patience", "2", "--schedule.epochs", "9", "--checkpoint.keep", "1")
+
+
+def _scored(scores: dict[int, float], trainings: list[Training]) -> Any:
+    """An evaluation whose AP is given by the step; where it is negative, the evaluation fails."""
+
+    real, found = loop.evaluate, []
+
+    def evaluate(*arguments: Any, **named: Any) -> Evaluation | None:
+        score = scores[trainings[-1].step]
+        if score < 0:
+            raise EvaluationError("image 7: ValueError: no number")
+        if not found:
+            found.append(real(*arguments, **named))
+        return found[0] and dataclasses.replace(found[0], coco=dataclasses.replace(found[0].coco, AP=score))
+
+    return evaluate
+
+
+def _lose_patience(rank: int, folder: Path, shards: Path) -> None:
+    # 3 steps an epoch. NaN (nothing to find) and a failure say nothing, and do not count.
+    scores = {3: 0.2, 6: 0.5, 9: 0.4, 12: math.nan, 15: -1.0, 18: 0.3, 21: 0.9, 24: 0.9, 27: 0.9}
+    trainings: list[Training] = []
+    loop.evaluate = _scored(scores, trainings)
+
+    def train(name: str, *more: str) -> Training:
+        trainings.append(_training(rank, 2, folder / name, shards, *_PATIENT, "--cluster.workers", "2", *more))
+        trainings[-1].run()
+        torch.distributed.barrier()
+        return trainings[-1]
+
+    whole = train("whole")
+    assert whole.step == 18  # on both ranks
+    assert whole.scores == {3: 0.2, 6: 0.5, 9: 0.4, 18: 0.3}
+    if rank == 0:
+        result = json.loads((folder / "whole" / "result.json").read_text())
+        words = "AP has not improved in 2 evaluations (schedule.patience); the best is 0.5000 at step 6"
+        assert result == {
+            "step": 18,
+            "epochs": 6,
+            "run": "first",
+            "best_step": 6,
+            "best_score": 0.5,
+            "ended_early": words,
+        }
+        assert whole.recorder.tracker.tags["best.AP"] == "0.5"  # type: ignore[union-attr]
+        assert whole.recorder.tracker.tags["ended.early"] == words  # type: ignore[union-attr]
+
+        best = CheckpointFolder(folder / "whole" / "checkpoints").best()
+        assert best is not None
+        assert best.step == 6
+
+    # A run that is killed after an evaluation, before its score was saved, ends at the same step.
+    for kill in (9, 18):
+        attempt = _training(rank, 2, folder / f"killed-{kill}", shards, *_PATIENT, "--cluster.workers", "2")
+        trainings.append(attempt)
+
+        def killed(attempt: Training = attempt, kill: int = kill) -> None:
+            if attempt.step == kill:
+                raise KeyboardInterrupt
+            type(attempt)._evaluate_and_score(attempt)
+
+        attempt._evaluate_and_score = killed  # type: ignore[method-assign]
+        try:
+            attempt.run()
+        except KeyboardInterrupt:
+            assert attempt.step == kill
+        torch.distributed.barrier()
+        again = train(f"killed-{kill}")
+        assert again.resumed_from is not None
+        assert again.step == 18
+        assert again.scores == whole.scores
+
+    # An attempt that starts after the last evaluation was saved has nothing to train.
+    if rank == 0:
+        (folder / "whole" / "result.json").unlink()
+    assert train("whole").step == 18
+    assert (folder / "whole" / "result.json").exists()
+    # A larger patience trains on, to the end.
+    longer = train("whole", "--schedule.patience", "5")
+    assert longer.step == 27
+    if rank == 0:
+        assert "ended_early" not in json.loads((folder / "whole" / "result.json").read_text())
+        newest = CheckpointFolder(folder / "whole" / "checkpoints").latest()
+        assert newest is not None
+        assert facts_of(newest).scores_by_step == {**whole.scores, 21: 0.9, 24: 0.9, 27: 0.9}
+
+
+def test_a_run_without_better_evaluations_ends_early_at_the_same_step_however_often_it_was_killed(
+    tmp_path: Path, small_shards: Path
+) -> None:
+    run_processes(_lose_patience, 2, tmp_path / "first", small_shards)
