@@ -76,20 +76,17 @@ def run_parts(
     workers: int,
     shared: Any = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    finished: Callable[[Part, Any], object] = lambda part, value: None,
-) -> None:
-    """Run every part on one of `workers` actors, until all of them are done.
+) -> Iterator[tuple[Part, Any]]:
+    """Run every part on one of `workers` actors; yield each when it ends, with the value that its worker returned.
 
-    Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the caller's handler (`cluster.signals.interrupting`) and end
-    the workers; parts that were reported are done.
+    The workers end with the iterator: with its last part, when it is closed, or when a signal interrupts it.
 
     Args:
         make_worker: makes the function that runs parts, once in each actor.
         parts: the parts to run; leave out those that an earlier attempt finished.
-        workers: number of actors. Each takes a GPU if the cluster has any.
+        workers: number of actors.
         shared: passed to every `make_worker`; travels once, through Ray's object store.
-        device: kind of device that a worker takes.
-        finished: receives each part and the value that its worker returned, in the order in which parts end.
+        device: kind of device that a worker takes; auto is a GPU if the cluster has any.
 
     Raises:
         ClusterError: there is no cluster, or it has too few CPUs or GPUs for the workers.
@@ -127,7 +124,7 @@ def run_parts(
             in_a_row = 0
             if outcome.begun > 1:
                 logger.info("%-10s%s ran again, since its worker was lost", "part", part.name)
-            finished(part, outcome.value)
+            yield part, outcome.value
     if failed:
         raise PartsFailedError(_failure([open_parts[number].name for number in failed], next(iter(failed.values()))))
 
@@ -158,7 +155,7 @@ def check_placement(nodes: Sequence[Node], workers: int, *, gpu: bool, where: st
     ways = [
         f"set --workers {most_workers}" if most_workers else "",
         "start more nodes" if where == CLUSTER else "",
-        "use the CPUs alone with --device cpu" if gpu and places(nodes, 1, gpu=False) >= workers else "",
+        "compute on CPUs with --cluster.device cpu" if gpu and places(nodes, 1, gpu=False) >= workers else "",
     ]
     *first, last = [way for way in ways if way] or ["use a larger machine"]
     each = " each" if workers > 1 else ""

@@ -46,13 +46,8 @@ def main() -> None:
     parts = [Part(number, f"part-{number}", [f"part-{number}", kind]) for number, kind in enumerate(kinds)]
     parts = [part for part in parts if not (Path(folder) / f"{part.name}.done").exists()]
     try:
-        run_parts(
-            make_worker,
-            parts,
-            workers=int(workers),
-            shared=folder,
-            finished=lambda part, value: print(json.dumps([part.name, value]), flush=True),
-        )
+        for part, value in run_parts(make_worker, parts, workers=int(workers), shared=folder):
+            print(json.dumps([part.name, value]), flush=True)
     except ClusterError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

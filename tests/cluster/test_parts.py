@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import parts as module
 from cluster.errors import ClusterError, WorkersFailedError
 from cluster.fake_cluster import fake_cluster
-from cluster.parts import CLUSTER, Node, _failure, _Ledger, _portable, check_placement, local_share, places
+from cluster.parts import CLUSTER, Node, _failure, _Ledger, _portable, check_placement, local_share, places, run_parts
 
 NODES = st.lists(st.builds(Node, st.integers(0, 70), st.integers(0, 8)), max_size=6)
 
@@ -82,7 +81,7 @@ def test_a_killed_driver_continues_where_it_was_and_an_error_ends_the_job(tmp_pa
 
 def test_a_job_without_parts_needs_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    module.run_parts(lambda shared, device: lambda work: None, [], workers=2)
+    assert list(run_parts(lambda shared, device: lambda work: None, [], workers=2)) == []
 
 
 @given(nodes=NODES, workers=st.integers(1, 40), gpu=st.booleans(), where=st.sampled_from([CLUSTER, "this machine"]))
@@ -110,12 +109,12 @@ def test_the_refusal_says_what_the_cluster_has() -> None:
         check_placement(nodes, 4, gpu=True, where=CLUSTER)
     assert str(refused.value) == (
         "4 workers need 1 GPU and 1 CPU each, but the cluster has 2 nodes with 16 CPUs and 3 GPUs: set --workers 3, "
-        "start more nodes, or use the CPUs alone with --device cpu."
+        "start more nodes, or compute on CPUs with --cluster.device cpu."
     )
     with pytest.raises(ClusterError) as refused:
         check_placement([Node(2)], 1, gpu=True, where="this machine")
     assert str(refused.value) == (
-        "1 worker needs 1 GPU and 1 CPU, but this machine has 2 CPUs and 0 GPUs: use the CPUs alone with --device cpu."
+        "1 worker needs 1 GPU and 1 CPU, but this machine has 2 CPUs and 0 GPUs: compute on CPUs with --cluster.device cpu."
     )
 
 
