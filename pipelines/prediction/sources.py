@@ -332,6 +332,11 @@ class Sources(Sequence[SourceImage]):
         """True if there is a video or a camera."""
         return any(origin.in_order for origin in self.origins)
 
+    @property
+    def has_videos_only(self) -> bool:
+        """True if every image is a frame."""
+        return all(origin.in_order for origin in self.origins)
+
     def __len__(self) -> int:
         return self._length
 
@@ -391,6 +396,7 @@ def find_sources(
     words: Sequence[str],
     *,
     limit: int | None = None,
+    without: Path | None = None,
     open_split: Callable[[str], DataSplit],
     open_location: Callable[[str], Store] = open_store,
     counting: Callable[[Path, int], None] = lambda path, done: None,
@@ -401,6 +407,7 @@ def find_sources(
         words: files, folders, patterns, videos, the number of a camera, shards, and `s3://` prefixes of images or
             shards. A file that is named twice counts once.
         limit: take only the first images, this many.
+        without: a folder whose files are no sources: the one that the results are written to.
         open_split: opens shards, with the settings of the recipe.
         open_location: opens a prefix of S3, with the settings of the recipe.
         counting: called with a video and the number of frames counted so far.
@@ -411,7 +418,7 @@ def find_sources(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be 1 or more.")
-    finder = _Finder(open_split, open_location, counting, limit)
+    finder = _Finder(open_split, open_location, counting, limit, without)
     for word in words:
         finder.add(word)
     return Sources(finder.origins(), finder.notes(), limit)
@@ -452,7 +459,9 @@ class _Finder:
         open_location: Callable[[str], Store],
         counting: Callable[[Path, int], None],
         limit: int | None,
+        without: Path | None,
     ) -> None:
+        self._without = without.resolve() if without else None
         self._open_split = open_split
         self._open_location = open_location
         self._counting = counting
@@ -528,7 +537,7 @@ class _Finder:
         if _is_manifest(folder / MANIFEST_NAME):
             self._add_split(str(folder))
             return
-        files = list(_files_below(folder))
+        files = [file for file in _files_below(folder) if not self._is_left_out(file)]
         images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
         videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
         other = [file for file in files if file.suffix.lower() in _OTHER_PICTURES]
@@ -540,7 +549,7 @@ class _Finder:
         self._add_files((file, folder) for file in images)
 
     def _add_pattern(self, pattern: str) -> None:
-        found = [Path(one) for one in glob.glob(pattern, recursive=True)]
+        found = [one for one in map(Path, glob.glob(pattern, recursive=True)) if not self._is_left_out(one)]
         root = _fixed_part(pattern)
         images = [one for one in found if one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES]
         videos = [one for one in found if one.is_file() and one.suffix.lower() in VIDEO_SUFFIXES]
@@ -555,6 +564,9 @@ class _Finder:
             self._add_video(one)
         for one in sorted(folders, key=lambda file: natural_key(str(file))):
             self._add_folder(one)
+
+    def _is_left_out(self, path: Path) -> bool:
+        return self._without is not None and path.resolve().is_relative_to(self._without)
 
     def _add_video(self, path: Path) -> None:
         key = f"video {os.path.realpath(path)}"
