@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,7 +76,7 @@ def run_parts(
     workers: int,
     shared: Any = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> Iterator[tuple[Part, Any]]:
+) -> Generator[tuple[Part, Any], None, None]:
     """Run every part on one of `workers` actors; yield each when it ends, with the value that its worker returned.
 
     The workers end with the iterator: with its last part, when it is closed, or when a signal interrupts it.

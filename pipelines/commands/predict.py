@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from pipelines.errors import ConfigError
 from pipelines.hints import did_you_mean
 
 if TYPE_CHECKING:
-    from pipelines.prediction.job import Done, Job
+    from pipelines.prediction.job import Done, Job, PartWorker
+    from pipelines.prediction.workers import ClusterWorkers
     from pipelines.trained.trained import Trained
 
 _FORMATS = ("pictures", "coco", "yolo", "csv", "kitti", "video", "prelabels")
@@ -84,6 +86,13 @@ def add(commands: Commands) -> None:
     )
     predict.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     predict.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="share the images among N workers of the Ray cluster at RAY_ADDRESS, or of one started on this machine; "
+        "each takes a GPU if there is any (default: work in this process)",
+    )
+    predict.add_argument(
         "--calibration",
         type=Path,
         metavar="PATH",
@@ -104,12 +113,16 @@ def run(known: argparse.Namespace) -> None:
         *(["--evaluation.batch_size", str(known.batch)] if known.batch is not None else []),
     ]
     _check(known)
+    import torch
+
     from data_shards.counting import counted
-    from pipelines.prediction.job import PartWorker, begin, describe_objects, facts, finish
+    from pipelines.prediction.job import begin, describe_objects, facts, finish
     from pipelines.trained.trained import open_trained
 
     began = time.monotonic()
-    trained = open_trained(known.model, flags=flags, newest=known.newest)
+    # The GPUs belong to the workers.
+    device = torch.device("cpu") if known.workers else None
+    trained = open_trained(known.model, flags=flags, newest=known.newest, device=device)
     job = _job(known, trained, flags)
     sources = job.subject.sources
     job, finished = begin(job, facts(job, trained), overwrite=known.overwrite)
@@ -117,7 +130,7 @@ def run(known: argparse.Namespace) -> None:
         done_before = sum(len(range(part * job.part_size, _end(job, part))) for part in finished)
         console.say("resumed", f"{done_before:,} of {counted(len(sources), 'image')} were done")
     try:
-        _work(job, PartWorker(job, trained), finished)
+        _work(job, _worker(job, trained, known.workers), finished)
         done = finish(job)
     finally:
         sources.close()
@@ -181,6 +194,8 @@ def _check(known: argparse.Namespace) -> None:
     """Refuse what can be refused before torch is imported."""
     if known.batch is not None and known.batch < 1:
         raise ConfigError(f"--batch is {known.batch}; it must be 1 or more.")
+    if known.workers is not None and known.workers < 1:
+        raise ConfigError(f"--workers is {known.workers}; it must be 1 or more.")
     if known.overlap is not None and known.tiles is None:
         raise ConfigError("--overlap is of tiles; give --tiles SIZE, too.")
 
@@ -247,19 +262,28 @@ def _job(known: argparse.Namespace, trained: Trained, flags: Sequence[str]) -> J
     )
 
 
-def _work(job: Job, worker: Any, finished: Sequence[int]) -> None:
+def _worker(job: Job, trained: Trained, workers: int | None) -> PartWorker | ClusterWorkers:
+    """Return what does the parts: this process, or a cluster's."""
+    from pipelines.prediction.job import PartWorker
+    from pipelines.prediction.workers import ClusterWorkers
+
+    return PartWorker(job, trained) if workers is None else ClusterWorkers(job, trained, workers)
+
+
+def _work(job: Job, worker: PartWorker | ClusterWorkers, finished: Sequence[int]) -> None:
     """Do the parts that are missing, with the progress."""
     sources = job.subject.sources
     left = [] if sources.is_endless else sorted({*range(job.num_parts)} - {*finished})
     total = len(sources)
     before = total - sum(_end(job, part) - part * job.part_size for part in left)
     done, pace = before, console.Pace()
-    for _, number in worker.run(_every(job) if sources.is_endless else left):
-        done += number
-        if sources.is_endless:
-            console.say("predict", f"{done:,} frames, Ctrl-C to end")
-        else:
-            console.progress_line("predict", done, total, "images", pace.note(done, total, before))
+    with closing(worker.run(_every(job) if sources.is_endless else left)) as parts:
+        for _, number in parts:
+            done += number
+            if sources.is_endless:
+                console.say("predict", f"{done:,} frames, Ctrl-C to end")
+            else:
+                console.progress_line("predict", done, total, "images", pace.note(done, total, before))
     console.end_progress_line()
 
 

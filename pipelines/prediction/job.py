@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +137,7 @@ class PartWorker:
         self._chunk = 1 if job.tiling else self._batch_size * (1 if one_size else _GROUPED)
         self._outputs = job.outputs()
 
-    def run(self, parts: Iterable[int]) -> Iterator[tuple[int, int]]:
+    def run(self, parts: Iterable[int]) -> Generator[tuple[int, int], None, None]:
         """Do parts one after the other; yields each with its number of images when its records are written.
 
         Images are decoded ahead of their use, across parts. If the camera ends, or Ctrl-C is pressed while its frames

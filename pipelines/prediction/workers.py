@@ -8,10 +8,11 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -45,7 +46,7 @@ class ClusterWorkers:
             job = replace(job, output=os.path.abspath(job.output))
         self._job, self._trained, self._workers = job, trained, workers
 
-    def run(self, parts: Iterable[int]) -> Iterator[tuple[int, int]]:
+    def run(self, parts: Iterable[int]) -> Generator[tuple[int, int], None, None]:
         """Do parts in any order; yields each with its number of images when its records are written.
 
         Raises:
@@ -54,7 +55,7 @@ class ClusterWorkers:
         """
         shared = _Shared(self._job, pickle.dumps(self._trained), os.getcwd())
         # As `default_device` decides in one process.
-        device = "cpu" if self._trained.recipe.cluster.device == "cpu" else "auto"
+        device: Literal["cpu", "auto"] = "cpu" if self._trained.recipe.cluster.device == "cpu" else "auto"
         numbered = [Part(number, self._name(number), number) for number in parts]
         done = run_parts(_make_worker, numbered, workers=self._workers, shared=shared, device=device)
         with closing(done):
@@ -75,8 +76,8 @@ class ClusterWorkers:
         while path is not None and not path.exists():
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"a worker wrote {path}, but it is not on this machine: {self._job.output} is not the same folder on "
-                    f"every node. Give --output on a file system that all nodes mount, or s3://BUCKET/PREFIX."
+                    f"a worker wrote {path}, but it is not on this machine: {self._job.output} is not the same folder "
+                    f"on every node. Give --output on a file system that all nodes mount, or s3://BUCKET/PREFIX."
                 )
             time.sleep(0.5)
 

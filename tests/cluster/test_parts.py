@@ -114,7 +114,8 @@ def test_the_refusal_says_what_the_cluster_has() -> None:
     with pytest.raises(ClusterError) as refused:
         check_placement([Node(2)], 1, gpu=True, where="this machine")
     assert str(refused.value) == (
-        "1 worker needs 1 GPU and 1 CPU, but this machine has 2 CPUs and 0 GPUs: compute on CPUs with --cluster.device cpu."
+        "1 worker needs 1 GPU and 1 CPU, but this machine has 2 CPUs and 0 GPUs: compute on CPUs with "
+        "--cluster.device cpu."
     )
 
 
