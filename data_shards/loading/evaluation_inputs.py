@@ -76,14 +76,14 @@ class EvaluationInputs:
             return np.tile(np.array(self.input_size), (len(image_sizes), 1))
         around = self.sizes.at_own_resolution if self.geometry == "keep" else self.sizes.padded
         content_sizes = self.content_sizes(image_sizes, view).tolist()
-        return np.array([around(height, width) for height, width in content_sizes]).reshape(-1, 2)
+        return np.array([around(height, width) for height, width in content_sizes], dtype=np.int64).reshape(-1, 2)
 
     def content_sizes(self, image_sizes: Sizes, view: View) -> Sizes:
         """Return the sizes of the resized images, before they are placed in the input."""
         if self.geometry == "shorter_side":
             return resized(image_sizes, round(self.shorter_side * view.scale), view.longer_side_limit, self.resizing)
         scaled = [scaled_size((height, width), view.scale) for height, width in image_sizes.tolist()]
-        return np.array(scaled).reshape(-1, 2)
+        return np.array(scaled, dtype=np.int64).reshape(-1, 2)
 
     def fill(self, arrays: BatchArrays, row: int, samples: Samples, number: int, view: View) -> None:
         """Read, decode and resample one sample into one row of a batch.

@@ -100,7 +100,7 @@ class PictureSamples:
         if image.shape[:2] != (height, width):
             raise DataError(
                 f"{self._names[number]} has {image.shape[1]} x {image.shape[0]} pixels, but its header says "
-                f"{width} x {height}; save it anew."
+                f"{width} x {height}; save it again."
             )
         self._last.number, self._last.image = number, image
         return image

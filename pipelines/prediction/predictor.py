@@ -52,7 +52,8 @@ class Predictor:
 
     def __init__(self, trained: Trained) -> None:
         self.trained = trained
-        self._rules = replace(trained.recipe.data.box_rules, corners=trained.detector.box_corners)
+        self.rules = replace(trained.recipe.data.box_rules, corners=trained.detector.box_corners)
+        """Pixel that boxes end on, and meaning of their corners."""
         # Networks may keep tensors from call to call, such as the places of their points.
         self._detector_in_use = threading.Lock()
         if trained.recipe.evaluation.geometry in ("fixed", "width"):
@@ -116,7 +117,7 @@ class Predictor:
             DataError: an image cannot be read.
             DetectorError: the detector was not published with this test-time augmentation.
         """
-        settings = self._settings(tta, batch_size)
+        settings = self.settings(tta, batch_size)
         least = self._least_scores(threshold)
         if not isinstance(images, (list, tuple)):
             return self._predict([as_picture(images, "the image")], ["the image"], settings, least)[0]
@@ -146,15 +147,17 @@ class Predictor:
         """
         return self.predict(list(images), threshold=threshold, tta=tta, batch_size=max(1, len(images)))
 
-    def _settings(self, tta: str | None, batch_size: int | None) -> EvaluationSettings:
-        settings = self.trained.recipe.evaluation
+    def settings(self, tta: str | None = None, batch_size: int | None = None) -> EvaluationSettings:
+        """Return the recipe's settings of evaluation with these changes; see `predict`."""
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; give 1 or more.")
         if tta is not None:
             # Before `replace`, whose type has only the modes that exist.
             self.trained.detector.check_test_mode(tta)
         changes: dict[str, Any] = {"tta": tta, "batch_size": batch_size}
-        return replace(settings, **{name: value for name, value in changes.items() if value is not None})
+        return replace(
+            self.trained.recipe.evaluation, **{name: value for name, value in changes.items() if value is not None}
+        )
 
     def _least_scores(self, threshold: Threshold) -> NDArray[np.float64]:
         """Return the least score of each class, in the order of the labels."""
@@ -188,7 +191,7 @@ class Predictor:
             settings,
             input_size=trained.input_size,
             resizing=trained.recipe.data.resizing,
-            rules=self._rules,
+            rules=self.rules,
             threads=threads,
         )
         for views in batches:
@@ -207,7 +210,7 @@ class Predictor:
         boxes = one.boxes
         if settings.published_heights:
             boxes = with_published_sizes(boxes, found.batch.transforms[row].cpu())
-        boxes_in_image = boxes_on_edges(boxes, self._rules).numpy()
+        boxes_in_image = boxes_on_edges(boxes, self.rules).numpy()
         scores, labels = one.scores.numpy(), one.labels.numpy()
         # Numbers that are not finite fail every comparison or cannot be drawn; evaluation leaves them out, too.
         kept = (scores >= least_scores[labels]) & np.isfinite(boxes_in_image).all(axis=1)

@@ -441,7 +441,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts `photo-10` after `photo-9`."""
     return [
         (0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name) if part
-    ] + [(2, 0, name)]
+    ] + [(-1, 0, name)]
 
 
 def plain_name(name: str) -> str:
@@ -566,6 +566,9 @@ class _Finder:
             self._add_folder(one)
 
     def _is_left_out(self, path: Path) -> bool:
+        # macOS leaves copies without content in archives.
+        if "__MACOSX" in path.parts:
+            return True
         return self._without is not None and path.resolve().is_relative_to(self._without)
 
     def _add_video(self, path: Path) -> None:
