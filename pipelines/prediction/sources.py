@@ -461,13 +461,14 @@ class _Finder:
         limit: int | None,
         without: Path | None,
     ) -> None:
-        self._without = without.resolve() if without else None
+        self._without = os.path.realpath(without) if without else None
         self._open_split = open_split
         self._open_location = open_location
         self._counting = counting
         self._limit = limit
-        self._files: dict[str, tuple[Path, Path]] = {}
-        """By real path: the file, and the folder that its name is relative to."""
+        self._files: dict[str, tuple[str, str]] = {}
+        """By real path: the name of the file, and the real folder that it is relative to."""
+        self._real_folders: dict[str, str] = {}
         self._others: dict[str, Origin] = {}
         """By location: sources that are not local image files."""
         self._place_of_files = -1
@@ -493,13 +494,13 @@ class _Finder:
         """Return all origins, in the order of the words; a camera comes last, because it may not end."""
         origins = list(self._others.values())
         if self._files:
-            roots = {str(root.resolve()) for _, root in self._files.values()}
-            common = Path(os.path.commonpath(roots))
+            roots = {root for _, root in self._files.values()}
+            common = os.path.commonpath(roots)
+            below = {root: os.path.relpath(root, common) for root in roots}
             names = tuple(
-                Path(os.path.relpath(root.resolve() / file.relative_to(root), common)).as_posix()
-                for file, root in self._files.values()
+                name if below[root] == os.curdir else f"{below[root]}/{name}" for name, root in self._files.values()
             )
-            origins.insert(self._place_of_files, StoredImages(open_store(common), names, common.name))
+            origins.insert(self._place_of_files, StoredImages(open_store(common), names, Path(common).name))
         return [*origins, *([self._camera] if self._camera else [])]
 
     def notes(self) -> list[str]:
@@ -517,11 +518,20 @@ class _Finder:
             )
         return notes
 
-    def _add_files(self, files: Iterable[tuple[Path, Path]]) -> None:
+    def _add_files(self, root: Path, names: Iterable[str]) -> None:
         if self._place_of_files < 0:
             self._place_of_files = len(self._others)
-        for file, root in files:
-            self._files.setdefault(os.path.realpath(file), (file, root))
+        real_root = os.path.realpath(root)
+        for name in names:
+            self._files.setdefault(self._real(os.path.join(root, name)), (name, real_root))
+
+    def _real(self, path: str) -> str:
+        """Return the real path of a file. That of its folder is looked up once, for there may be a million files."""
+        folder, name = os.path.split(path)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        joined = os.path.join(self._real_folders[folder], name)
+        return os.path.realpath(joined) if os.path.islink(joined) else joined
 
     def _add_file(self, path: Path) -> None:
         if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -531,25 +541,28 @@ class _Finder:
         elif not os.access(path, os.R_OK):
             raise ConfigError(f"{path} cannot be read: Permission denied. Change its permissions.")
         else:
-            self._add_files([(path, path.parent)])
+            self._add_files(path.parent, [path.name])
 
     def _add_folder(self, folder: Path) -> None:
         if _is_manifest(folder / MANIFEST_NAME):
             self._add_split(str(folder))
             return
-        files = [file for file in _files_below(folder) if not self._is_left_out(file)]
-        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-        videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-        other = [file for file in files if file.suffix.lower() in _OTHER_PICTURES]
+        files: dict[str, list[str]] = {}
+        for name in _files_below(folder):
+            if not self._is_left_out(os.path.join(folder, name)):
+                files.setdefault(os.path.splitext(name)[1].lower(), []).append(name)
+        images = [name for suffix in IMAGE_SUFFIXES for name in files.get(suffix, ())]
+        videos = [Path(name) for suffix in VIDEO_SUFFIXES for name in files.get(suffix, ())]
+        other = [Path(name) for suffix in _OTHER_PICTURES for name in files.get(suffix, ())]
         self._left_out_videos += len(videos)
         self._left_out_pictures += len(other)
         if not images:
             raise ConfigError(f"{folder} has no images; {_instead(folder, videos, other)}")
-        images.sort(key=lambda file: natural_key(file.relative_to(folder).as_posix()))
-        self._add_files((file, folder) for file in images)
+        images.sort(key=natural_key)
+        self._add_files(folder, images)
 
     def _add_pattern(self, pattern: str) -> None:
-        found = [one for one in map(Path, glob.glob(pattern, recursive=True)) if not self._is_left_out(one)]
+        found = [one for one in map(Path, glob.glob(pattern, recursive=True)) if not self._is_left_out(str(one))]
         root = _fixed_part(pattern)
         images = [one for one in found if one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES]
         videos = [one for one in found if one.is_file() and one.suffix.lower() in VIDEO_SUFFIXES]
@@ -557,19 +570,21 @@ class _Finder:
         if not images and not videos and not folders:
             what = f"matches {counted(len(found), 'file')}, but no image or video" if found else "matches no file"
             raise ConfigError(f"{pattern} {what}; {_suggestion(root / '*')}")
-        images.sort(key=lambda file: natural_key(file.relative_to(root).as_posix()))
         if images:
-            self._add_files((file, root) for file in images)
+            self._add_files(root, sorted((one.relative_to(root).as_posix() for one in images), key=natural_key))
         for one in sorted(videos, key=lambda file: natural_key(str(file))):
             self._add_video(one)
         for one in sorted(folders, key=lambda file: natural_key(str(file))):
             self._add_folder(one)
 
-    def _is_left_out(self, path: Path) -> bool:
+    def _is_left_out(self, path: str) -> bool:
         # macOS leaves copies without content in archives.
-        if "__MACOSX" in path.parts:
+        if "__MACOSX" in path.split(os.sep):
             return True
-        return self._without is not None and path.resolve().is_relative_to(self._without)
+        if self._without is None:
+            return False
+        real = self._real(path)
+        return real == self._without or real.startswith(os.path.join(self._without, ""))
 
     def _add_video(self, path: Path) -> None:
         key = f"video {os.path.realpath(path)}"
@@ -631,8 +646,8 @@ def _is_manifest(path: Path) -> bool:
         return False
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, also through links to folders; hidden ones are left out.
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield the names of all files below a folder, also through links to folders; hidden ones are left out.
 
     Raises:
         ConfigError: a folder cannot be listed.
@@ -651,7 +666,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(one for one in folders if not one.startswith(".") and one != "__MACOSX")
         # Files that macOS leaves on other disks, ._photo.jpg, are hidden by their names, too.
-        yield from (Path(where, one) for one in files if not one.startswith("."))
+        below = os.path.relpath(where, folder)
+        yield from (one if below == os.curdir else f"{below}/{one}" for one in files if not one.startswith("."))
 
 
 def _instead(folder: Path, videos: Sequence[Path], other: Sequence[Path]) -> str:
@@ -739,7 +755,10 @@ def _ambiguous_stems(origins: Sequence[Origin], prefixes: Sequence[str]) -> froz
 
 
 def _without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    stem, _, suffix = name.rpartition(".")
+    if not stem or not suffix or "/" in suffix or stem.endswith("/") or "//" in name or "./" in name:
+        return str(PurePosixPath(name).with_suffix(""))  # ten times slower
+    return stem
 
 
 def _sha256(texts: Iterable[str]) -> str:
