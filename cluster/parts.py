@@ -27,8 +27,6 @@ from cluster.local import connected
 from cluster.placement import alive_nodes
 from cluster.settings import ClusterSettings
 
-logger = logging.getLogger("aweigh")
-
 RunPart = Callable[[Any], Any]
 """Runs the work of one part; returns a small value for the driver."""
 MakeWorker = Callable[[Any, torch.device], RunPart]
@@ -76,6 +74,7 @@ def run_parts(
     workers: int,
     shared: Any = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    say: Callable[[str, str], object] = lambda topic, text: None,
 ) -> Generator[tuple[Part, Any], None, None]:
     """Run every part on one of `workers` actors; yield each when it ends, with the value that its worker returned.
 
@@ -87,6 +86,7 @@ def run_parts(
         workers: number of actors.
         shared: passed to every `make_worker`; travels once, through Ray's object store.
         device: kind of device that a worker takes; auto is a GPU if the cluster has any.
+        say: receives topic and text of lines for people, about the workers and what became of them.
 
     Raises:
         ClusterError: there is no cluster, or it has too few CPUs or GPUs for the workers.
@@ -107,23 +107,25 @@ def run_parts(
         cpus = check_placement(nodes, workers, gpu=gpu, where=CLUSTER if address else "this machine")
         if not address:
             cpus = here
+        say("workers", f"{workers} on {CLUSTER if address else 'this machine'}, each with {_taken(cpus, gpu=gpu)}")
         failed: dict[int, str] = {}
         in_a_row = 0
-        for number, outcome in _outcomes(ray, make_worker, open_parts.values(), workers, cpus, gpu=gpu, shared=shared):
+        plan = _Plan(make_worker, shared, workers, cpus, gpu)
+        for number, outcome in _outcomes(ray, plan, open_parts.values(), say):
             part = open_parts[number]
             if outcome.error is not None:
                 raise outcome.error
             if outcome.begun > _MOST_BEGINNINGS:
                 failed[number] = outcome.last_words
                 in_a_row += 1
-                logger.warning("%-10s%s gives up: %s", "part", part.name, outcome.last_words)
+                say("warning", f"{part.name} given up: {outcome.last_words}")
                 # One part may have an image that crashes a decoder; workers that die of every part die of themselves.
                 if in_a_row >= max(_MOST_BEGINNINGS, workers):
                     break
                 continue
             in_a_row = 0
             if outcome.begun > 1:
-                logger.info("%-10s%s ran again, since its worker was lost", "part", part.name)
+                say("workers", f"{part.name} done again, because the worker was lost")
             yield part, outcome.value
     if failed:
         raise PartsFailedError(_failure([open_parts[number].name for number in failed], next(iter(failed.values()))))
@@ -160,7 +162,7 @@ def check_placement(nodes: Sequence[Node], workers: int, *, gpu: bool, where: st
     *first, last = [way for way in ways if way] or ["use a larger machine"]
     each = " each" if workers > 1 else ""
     raise ClusterError(
-        f"{counted(workers, 'worker')} {'need' if workers > 1 else 'needs'} {'1 GPU and ' if gpu else ''}1 CPU{each}, "
+        f"{counted(workers, 'worker')} {'need' if workers > 1 else 'needs'} {_taken(1, gpu=gpu)}{each}, "
         f"but {where} has {nodes_shown}{counted(int(cpus), 'CPU')} and {counted(int(gpus), 'GPU')}: "
         f"{', '.join(first)}{', or ' if first else ''}{last}."
     )
@@ -169,6 +171,19 @@ def check_placement(nodes: Sequence[Node], workers: int, *, gpu: bool, where: st
 def places(nodes: Sequence[Node], cpus: int, *, gpu: bool) -> int:
     """Count the workers that fit on the nodes with these CPUs each, and a GPU if asked."""
     return sum(int(min(node.cpus // cpus, node.gpus if gpu else node.cpus)) for node in nodes)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The workers of a job."""
+
+    make_worker: MakeWorker
+    shared: Any
+    workers: int
+    cpus: int
+    """CPUs of each worker."""
+    gpu: bool
+    """Each worker takes a GPU."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +264,7 @@ class _Worker:
 
 
 def _outcomes(
-    ray: Any, make_worker: MakeWorker, parts: Iterable[Part], workers: int, cpus: int, *, gpu: bool, shared: Any
+    ray: Any, plan: _Plan, parts: Iterable[Part], say: Callable[[str, str], object]
 ) -> Iterator[tuple[int, _Outcome]]:
     """Yield number and outcome of each part as Ray Data finishes it."""
     from ray import data
@@ -262,12 +277,12 @@ def _outcomes(
     results = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Worker,
         batch_size=None,  # a block, which is one part
-        compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_QUEUED),
-        num_cpus=cpus,
-        num_gpus=1 if gpu else 0,
-        fn_constructor_args=(make_worker, ray.put(shared), ledger, cpus, gpu),
+        compute=data.ActorPoolStrategy(size=plan.workers, max_tasks_in_flight_per_actor=_QUEUED),
+        num_cpus=plan.cpus,
+        num_gpus=1 if plan.gpu else 0,
+        fn_constructor_args=(plan.make_worker, ray.put(plan.shared), ledger, plan.cpus, plan.gpu),
     )
-    with _waiting_noted(ray, ledger, workers):
+    with _waiting_noted(ray, ledger, plan.workers, say):
         for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
             for number, outcome in zip(batch["number"], batch["outcome"], strict=True):
                 yield int(number), pickle.loads(outcome)
@@ -324,8 +339,8 @@ def _muted() -> Iterator[None]:
 
 
 @contextmanager
-def _waiting_noted(ray: Any, ledger: Any, workers: int) -> Iterator[None]:
-    """Log what the job waits for as long as no worker has started: other jobs may hold the cluster's CPUs and GPUs."""
+def _waiting_noted(ray: Any, ledger: Any, workers: int, say: Callable[[str, str], object]) -> Iterator[None]:
+    """Say what the job waits for as long as no worker has started: other jobs may hold the cluster's CPUs and GPUs."""
     over = threading.Event()
 
     def watch() -> None:
@@ -337,12 +352,7 @@ def _waiting_noted(ray: Any, ledger: Any, workers: int) -> Iterator[None]:
                 shown = [
                     f"{free.get(name, 0):g} of {total[name]:g} {name}s" for name in ("CPU", "GPU") if name in total
                 ]
-                logger.info(
-                    "%-10snone of %s has started yet; the cluster has %s free",
-                    "workers",
-                    counted(workers, "worker"),
-                    " and ".join(shown),
-                )
+                say("workers", f"none of {workers} has started yet; {' and '.join(shown)} are free")
 
     thread = threading.Thread(target=watch, name="aweigh-waiting-workers", daemon=True)
     thread.start()
@@ -382,6 +392,10 @@ def _ending_with_ray() -> Iterator[Callable[[str], object]]:
 def _node(record: dict[str, Any]) -> Node:
     resources = record["Resources"]
     return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def _taken(cpus: int, *, gpu: bool) -> str:
+    return f"{'1 GPU and ' if gpu else ''}{counted(cpus, 'CPU')}"
 
 
 def _portable(error: Exception) -> Exception:

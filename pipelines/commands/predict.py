@@ -130,7 +130,7 @@ def run(known: argparse.Namespace) -> None:
         done_before = sum(len(range(part * job.part_size, _end(job, part))) for part in finished)
         console.say("resumed", f"{done_before:,} of {counted(len(sources), 'image')} were done")
     try:
-        _work(job, _worker(job, trained, known.workers), finished)
+        _work(job, _worker(job, trained, known.workers), finished, starts_slowly=known.workers is not None)
         done = finish(job)
     finally:
         sources.close()
@@ -270,16 +270,18 @@ def _worker(job: Job, trained: Trained, workers: int | None) -> PartWorker | Clu
     return PartWorker(job, trained) if workers is None else ClusterWorkers(job, trained, workers)
 
 
-def _work(job: Job, worker: PartWorker | ClusterWorkers, finished: Sequence[int]) -> None:
-    """Do the parts that are missing, with the progress."""
+def _work(job: Job, worker: PartWorker | ClusterWorkers, finished: Sequence[int], *, starts_slowly: bool) -> None:
+    """Do the parts that are missing, with the progress; the time in which workers start does not count in the rate."""
     sources = job.subject.sources
     left = [] if sources.is_endless else sorted({*range(job.num_parts)} - {*finished})
     total = len(sources)
     before = total - sum(_end(job, part) - part * job.part_size for part in left)
     done, pace = before, console.Pace()
     with closing(worker.run(_every(job) if sources.is_endless else left)) as parts:
-        for _, number in parts:
+        for place, (_, number) in enumerate(parts):
             done += number
+            if place == 0 and starts_slowly:
+                pace, before = console.Pace(), done
             if sources.is_endless:
                 console.say("predict", f"{done:,} frames, Ctrl-C to end")
             else:

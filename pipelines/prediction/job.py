@@ -62,6 +62,8 @@ _OWN_FILES = (
 
 _FEWEST_IN_PART, _MOST_IN_PART = 8, 64
 _MOST_PARTS_OF_SMALL_JOBS = 64
+# Each part is a file, which is listed and read at the end, and some milliseconds of a cluster's driver.
+_MOST_PARTS = 4096
 _CAMERA_PART = 16
 # Images that are grouped by the size of their inputs, for each image of a batch; as `Predictor.predict` does.
 _GROUPED = 4
@@ -256,6 +258,7 @@ def part_size_of(num_images: int, batch_size: int, *, endless: bool = False) -> 
     if endless:
         return _CAMERA_PART
     wanted = min(_MOST_IN_PART, max(_FEWEST_IN_PART, -(-num_images // _MOST_PARTS_OF_SMALL_JOBS)))
+    wanted = max(wanted, -(-num_images // _MOST_PARTS))
     return -(-wanted // batch_size) * batch_size
 
 

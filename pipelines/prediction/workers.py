@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from cluster.parts import Part, RunPart, run_parts
+from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.prediction.job import Job, PartWorker
 from pipelines.prediction.records import part_name
@@ -57,7 +58,7 @@ class ClusterWorkers:
         # As `default_device` decides in one process.
         device: Literal["cpu", "auto"] = "cpu" if self._trained.recipe.cluster.device == "cpu" else "auto"
         numbered = [Part(number, self._name(number), number) for number in parts]
-        done = run_parts(_make_worker, numbered, workers=self._workers, shared=shared, device=device)
+        done = run_parts(_make_worker, numbered, workers=self._workers, shared=shared, device=device, say=console.say)
         with closing(done):
             for part, num_images in done:
                 self._check_seen(part.number)

@@ -4,7 +4,6 @@ Part N does what the Nth word says: "done" leaves its file, "deadly" kills its w
 """
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -39,14 +38,17 @@ def device_of_this_process() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def say(topic: str, text: str) -> None:
+    print(f"{topic}: {text}", file=sys.stderr)
+
+
 def main() -> None:
     folder, workers, *kinds = sys.argv[1:]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("aweigh").setLevel(logging.INFO)
     parts = [Part(number, f"part-{number}", [f"part-{number}", kind]) for number, kind in enumerate(kinds)]
     parts = [part for part in parts if not (Path(folder) / f"{part.name}.done").exists()]
     try:
-        for part, value in run_parts(make_worker, parts, workers=int(workers), shared=folder):
+        done = run_parts(make_worker, parts, workers=int(workers), shared=folder, say=say)
+        for part, value in done:
             print(json.dumps([part.name, value]), flush=True)
     except ClusterError as error:
         print(error, file=sys.stderr)
