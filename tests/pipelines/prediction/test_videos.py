@@ -17,7 +17,7 @@ def write_video(path: Path, frames: int = 6, codec: str = "MJPG", size: tuple[in
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 12, size)
     assert writer.isOpened()
     for number in range(frames):
-        frame = np.full((size[1], size[0], 3), 40 * number, dtype=np.uint8)
+        frame = np.full((size[1], size[0], 3), 40 * number % 256, dtype=np.uint8)
         frame[:8, :8] = (0, 0, 255)  # red in the top left corner
         writer.write(frame)
     writer.release()
