@@ -329,7 +329,16 @@ def test_results_can_be_written_to_s3(run: Path, photos: Path, s3: str, undistur
 
 @pytest.mark.parametrize(
     ("images", "batch", "size"),
-    [(1, 8, 8), (16, 8, 8), (16, 1, 8), (16, 32, 32), (1000, 8, 16), (1_000_000, 8, 64), (1_000_000, 48, 96)],
+    [
+        (1, 8, 8),
+        (16, 8, 8),
+        (16, 1, 8),
+        (16, 32, 32),
+        (1000, 8, 16),
+        (200_000, 8, 64),
+        (1_000_000, 8, 248),
+        (1_000_000, 48, 288),
+    ],
 )
 def test_parts_are_whole_batches(images: int, batch: int, size: int) -> None:
     assert part_size_of(images, batch) == size
