@@ -35,15 +35,15 @@ class ImageRecord:
     """COCO's id."""
     height: int = 0
     width: int = 0
-    boxes: NDArray[np.float64]
+    boxes: NDArray[np.float32]
     """(objects, 4): x1, y1, x2, y2 in pixels of the image; they may leave it."""
-    scores: NDArray[np.float64]
+    scores: NDArray[np.float32]
     """(objects,), best first."""
     labels: NDArray[np.int64]
     """(objects,)"""
-    keypoints: NDArray[np.float64] | None = None
+    keypoints: NDArray[np.float32] | None = None
     """(objects, joints, 3): x, y and the joint's score."""
-    box3d: NDArray[np.float64] | None = None
+    box3d: NDArray[np.float32] | None = None
     """(objects, 7), as in `Prediction`."""
     camera: NDArray[np.float64] | None = None
     """(3, 4): the camera's projection matrix."""
@@ -64,18 +64,22 @@ class ImageRecord:
     def from_line(cls, line: str | bytes) -> Self:
         """Read a record from its line."""
         values = json.loads(line)
-        for name, columns in (("boxes", (4,)), ("scores", ()), ("box3d", (7,)), ("camera", (4,))):
+        # In the precision of the detector: sizes of boxes are differences, which evaluations take in it.
+        for name, columns in (("boxes", (4,)), ("scores", ()), ("box3d", (7,))):
             if name in values:
-                values[name] = np.array(values[name], dtype=np.float64).reshape(-1, *columns)
+                values[name] = np.array(values[name], dtype=np.float32).reshape(-1, *columns)
+        if "camera" in values:
+            values["camera"] = np.array(values["camera"], dtype=np.float64)
         values["labels"] = np.array(values["labels"], dtype=np.int64)
         if "keypoints" in values:
-            joints = np.array(values["keypoints"], dtype=np.float64)
+            joints = np.array(values["keypoints"], dtype=np.float32)
             values["keypoints"] = joints if joints.size else joints.reshape(0, 0, 3)
         return cls(**values)
 
     def clipped_boxes(self) -> NDArray[np.float64]:
         """Return the boxes cut off at the sides of the image, as annotation tools want them."""
-        return np.asarray(np.clip(self.boxes, 0, [self.width, self.height, self.width, self.height]))
+        sides = [self.width, self.height, self.width, self.height]
+        return np.asarray(np.clip(self.boxes.astype(np.float64), 0, sides))
 
 
 def record(
@@ -103,11 +107,11 @@ def record(
         image_id=source.image_id,
         height=height,
         width=width,
-        boxes=kept.boxes.astype(np.float64),
-        scores=kept.scores.astype(np.float64),
+        boxes=kept.boxes,
+        scores=kept.scores,
         labels=kept.labels,
-        keypoints=None if kept.keypoints is None else kept.keypoints.astype(np.float64),
-        box3d=None if kept.box3d is None else kept.box3d.astype(np.float64),
+        keypoints=kept.keypoints,
+        box3d=kept.box3d,
         camera=None if camera is None else np.array(camera, dtype=np.float64),
         doubt=doubt(prediction.scores, thresholds[prediction.labels]),
     )
@@ -120,8 +124,8 @@ def unreadable(source: SourceImage, problem: str) -> ImageRecord:
         name=source.name,
         stem=source.stem,
         image_id=source.image_id,
-        boxes=np.zeros((0, 4)),
-        scores=np.zeros(0),
+        boxes=np.zeros((0, 4), dtype=np.float32),
+        scores=np.zeros(0, dtype=np.float32),
         labels=np.zeros(0, dtype=np.int64),
         problem=problem,
     )

@@ -62,7 +62,7 @@ def drawn(record: ImageRecord, image: Image, subject: Subject) -> NDArray[np.uin
     )
 
 
-def visibility(keypoints: NDArray[np.float64]) -> NDArray[np.int64]:
+def visibility(keypoints: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return COCO's visibility of joints from their scores: 2 if it was seen, 1 if its place was inferred."""
     return np.where(keypoints[..., 2] >= SURE_JOINT, 2, 1)
 
