@@ -20,6 +20,7 @@ from pipelines.commands import (
     demo,
     drill,
     evaluate,
+    predict,
     preflight,
     recipes,
     shards,
@@ -46,6 +47,7 @@ Your own data:
   aweigh train centernet_resdcn18_1x --data.train shards/train \\
       --data.validation shards/val --run.name first
   aweigh evaluate runs/first      AP of the best checkpoint
+  aweigh predict runs/first photos --output found
   aweigh ui                       compare runs in MLflow
 
 The same `aweigh train` command resumes a run that was stopped, killed or lost.
@@ -62,6 +64,7 @@ COMMANDS = (
     demo,
     train,
     evaluate,
+    predict,
     recipes,
     shards,
     submit,

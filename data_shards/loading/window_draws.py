@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from data_shards.reading.windows import Window, resized_sides, visible
+from data_shards.reading.geometry import scaled_size
+from data_shards.reading.windows import Window, visible
 
 _LARGE, _SMALL, _LEAST = 96, 32, 16
 """Longest sides of boxes, in pixels, that separate CornerNet-Saccade's three zooms."""
@@ -78,7 +79,7 @@ def object_crop(
         chosen = chosen * zoom
     else:
         zoom = scales[int(scale * len(scales))]
-    sides = resized_sides(size, zoom)
+    sides = scaled_size(size, zoom)
     near = nearness > 0.5
     centre_x, centre_y = (
         _centre(

@@ -56,8 +56,8 @@ def scaled(image: Image, scale: float) -> Image:
 
 
 def scaled_size(sides: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return the sides of `scaled`'s result, in the order of `sides`."""
-    return int(sides[0] * scale), int(sides[1] * scale)
+    """Return the sides of `scaled`'s result, in the order of `sides`; at least 1."""
+    return max(1, int(sides[0] * scale)), max(1, int(sides[1] * scale))
 
 
 def warp(

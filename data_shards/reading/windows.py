@@ -40,15 +40,9 @@ class Window(NamedTuple):
         """
         zooms = np.full(2, self.zoom)
         if image_size is not None:
-            zooms = np.array(resized_sides(image_size, self.zoom)) / image_size
+            zooms = np.array(scaled_size(image_size, self.zoom)) / image_size
         down, across = input_size[0] / self.height, input_size[1] / self.width
         return np.array([[zooms[1] * across, 0.0, -self.left * across], [0.0, zooms[0] * down, -self.top * down]])
-
-
-def resized_sides(size: tuple[int, int], zoom: float) -> tuple[int, int]:
-    """Return height and width of a resized image, in pixels; at least 1."""
-    height, width = scaled_size(size, zoom)
-    return max(1, height), max(1, width)
 
 
 def visible(first: int, side: int, image_side: int) -> tuple[int, int]:
@@ -73,7 +67,7 @@ def cut(image: Image, window: Window, input_size: tuple[int, int], scratch: Scra
         input_size: height and width of the result.
         scratch: memory for the result; the next call of the same thread overwrites it.
     """
-    sides = resized_sides((image.shape[0], image.shape[1]), window.zoom)
+    sides = scaled_size((image.shape[0], image.shape[1]), window.zoom)
     top, bottom = visible(window.top, window.height, sides[0])
     left, right = visible(window.left, window.width, sides[1])
     rows, columns = (top - window.top, bottom - window.top), (left - window.left, right - window.left)

@@ -1,6 +1,7 @@
 """`aweigh bench`: measure speed and memory on this machine."""
 
 import argparse
+from pathlib import Path
 
 from pipelines.commands.arguments import (
     Commands,
@@ -23,6 +24,7 @@ def add(commands: Commands) -> None:
     for add_subject in (
         _add_train,
         _add_loader,
+        _add_predict,
         _add_detectors,
         _add_deformable,
         _add_corner_pooling,
@@ -66,6 +68,36 @@ def _loader(known: argparse.Namespace) -> None:
     from pipelines.bench.loader import bench_loader
 
     bench_loader(known.data, rounds=known.rounds, images=known.images, as_json=known.json)
+
+
+def _add_predict(subjects: Commands) -> None:
+    predict = subjects.add_parser(
+        "predict",
+        help="the cost of a prediction from file to boxes, beside decode, network and decoding alone",
+        description="Measure the recipe's detector with random weights, one image at a time and in batches.",
+    )
+    add_recipe(predict)
+    predict.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="photographs to read (default: the demo's photographs)"
+    )
+    predict.add_argument("--count", type=int, default=64, help="photographs in each round (default: 64)")
+    predict.add_argument("--rounds", type=int, default=5, help="rounds, and one more to warm up (default: 5)")
+    add_device(predict)
+    add_json(predict)
+    takes_fields(predict, _predict)
+
+
+def _predict(known: argparse.Namespace) -> None:
+    from pipelines.bench.predict import bench_predict
+
+    bench_predict(
+        resolved(known.recipe, known.rest),
+        images=known.images,
+        count=known.count,
+        rounds=known.rounds,
+        device=known.device,
+        as_json=known.json,
+    )
 
 
 def _add_detectors(subjects: Commands) -> None:

@@ -63,7 +63,7 @@ def write(
     lines: dict[int, list[str]] = {image_id: [] for image_id in names}
     for result in results:
         if result["image_id"] in lines and result["score"] > score_threshold and "location" in result:
-            lines[result["image_id"]].append(_line(result, class_names[result["category_id"]]))
+            lines[result["image_id"]].append(result_line(result, class_names[result["category_id"]]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for image_id, name in names.items():
@@ -72,7 +72,13 @@ def write(
         raise ConfigError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder.") from error
 
 
-def _line(result: Mapping[str, Any], class_name: str) -> str:
+def result_line(result: Mapping[str, Any], class_name: str) -> str:
+    """Return the line of one object, with its end of line.
+
+    Args:
+        result: a detection with `location` and `rotation_y`; see `evaluate.Evaluation.results`.
+        class_name: KITTI's name of its class.
+    """
     x, y, width, height = result["bbox"]
     numbers = (
         *(result["alpha"], x, y, x + width, y + height),

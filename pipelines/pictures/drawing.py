@@ -32,6 +32,8 @@ _PALE_INK: Color = (120, 120, 126)
 # Share of a faint box's own colour.
 _FAINT = 0.4
 _LABEL_SIZE = 11
+# Geometric mean of height and width, in pixels, for which lines and text are as large as on a page.
+_FULL_SIZE_PER_UNIT = 560
 _CAPTION_SIZE = 13
 _HEADING_SIZE = 16
 _HEADER_SIZE = 20
@@ -39,23 +41,29 @@ _HEADER_SIZE = 20
 
 @dataclass
 class Panel:
-    """One photograph at its size on the page. Labels are drawn last, over all boxes.
+    """One photograph, at its size on the page or at its own. Labels are drawn last, over all boxes.
 
     Args:
         photograph: (height, width, 3) RGB.
+        full_size: keep the photograph's own size; lines and text grow with it.
     """
 
     photograph: NDArray[np.uint8]
     labels: list[tuple[NDArray[np.float64], str, Color]] = field(default_factory=list)
+    full_size: bool = False
 
     def __post_init__(self) -> None:
         height, width = self.photograph.shape[:2]
+        self.unit = max(1.0, (height * width) ** 0.5 / _FULL_SIZE_PER_UNIT) if self.full_size else 1.0
+        self.label_size = round(_LABEL_SIZE * self.unit)
+        if self.full_size:
+            self.scale = 1.0
+            self.canvas: NDArray[np.uint8] = self.photograph.copy()
+            return
         self.scale = min(_PHOTOGRAPH_HEIGHT / height, _PHOTOGRAPH_WIDTH_LIMIT / width)
         size = (max(1, round(width * self.scale)), max(1, round(height * self.scale)))
         method = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC
-        self.canvas: NDArray[np.uint8] = np.ascontiguousarray(
-            cv2.resize(self.photograph, size, interpolation=method), dtype=np.uint8
-        )
+        self.canvas = np.ascontiguousarray(cv2.resize(self.photograph, size, interpolation=method), dtype=np.uint8)
 
     def add(
         self,
@@ -90,6 +98,12 @@ class Panel:
             color = _mixed(color, _BACKGROUND, _FAINT)
         self.labels.append((corners, text, color))
 
+    def add_label(self, box: NDArray[np.floating], text: str, color: Color) -> None:
+        """Add the label of a box that is drawn otherwise."""
+        height, width = self.canvas.shape[:2]
+        corners = np.asarray(box, dtype=np.float64) * self.scale
+        self.labels.append((np.clip(corners, 1, np.array([width, height, width, height]) - 2), text, color))
+
     def add_joints(self, joints: NDArray[np.floating], skeleton: Sequence[tuple[int, int]], color: Color) -> None:
         """Draw joints and the lines between them.
 
@@ -103,12 +117,29 @@ class Panel:
         labelled = joints[:, 2] > 0
         for one, other in skeleton:
             if labelled[one - 1] and labelled[other - 1]:
-                cv2.line(self.canvas, places[one - 1], places[other - 1], color, 1, cv2.LINE_AA)
+                cv2.line(self.canvas, places[one - 1], places[other - 1], color, self._pixels(1), cv2.LINE_AA)
         for (x, y), visibility in zip(places, joints[:, 2], strict=True):
             if visibility > 0:
-                cv2.circle(self.canvas, (x, y), 3, (0, 0, 0), -1, cv2.LINE_AA)
+                cv2.circle(self.canvas, (x, y), self._pixels(3), (0, 0, 0), -1, cv2.LINE_AA)
                 # A hidden joint is labelled, too: it is a white dot.
-                cv2.circle(self.canvas, (x, y), 2, color if visibility > 1 else (255, 255, 255), -1, cv2.LINE_AA)
+                inside = color if visibility > 1 else (255, 255, 255)
+                cv2.circle(self.canvas, (x, y), self._pixels(2), inside, -1, cv2.LINE_AA)
+
+    def add_edges(self, corners: NDArray[np.floating], edges: Sequence[tuple[int, int]], color: Color) -> None:
+        """Draw the edges of a body, such as a box in 3D.
+
+        Args:
+            corners: (corners, 2) x, y in pixels of the photograph; edges with a corner that is not finite are left out.
+            edges: pairs of corners, counted from 0.
+            color: of the lines.
+        """
+        # OpenCV's coordinates are 32-bit; a corner beside the camera may be projected to anywhere.
+        places = np.clip(np.asarray(corners, dtype=np.float64) * self.scale, -30_000, 30_000)
+        for ink, thickness in (((0, 0, 0), self._pixels(2) + 1), (color, self._pixels(2))):
+            for one, other in edges:
+                if np.isfinite(places[[one, other]]).all():
+                    (x1, y1), (x2, y2) = places[[one, other]].round().astype(int).tolist()
+                    cv2.line(self.canvas, (x1, y1), (x2, y2), ink, thickness, cv2.LINE_AA)
 
     def drawn(self) -> NDArray[np.uint8]:
         """Return the canvas, (height, width, 3) RGB, with the labels of all boxes."""
@@ -117,10 +148,13 @@ class Panel:
             taken.append(self._label(corners, text, color, taken))
         return self.canvas
 
+    def _pixels(self, length: float) -> int:
+        return max(1, round(length * self.unit))
+
     def _outline(self, corners: NDArray[np.float64], color: Color, dashed: bool) -> None:
         x1, y1, x2, y2 = (round(value) for value in corners)
         # A dark line under the coloured one keeps it visible on any photograph.
-        thick = 2 if min(x2 - x1, y2 - y1) > 24 else 1
+        thick = self._pixels(2) if min(x2 - x1, y2 - y1) > 24 * self.unit else self._pixels(1)
         for ink, thickness in (((0, 0, 0), thick + 1), (color, thick)):
             if not dashed:
                 cv2.rectangle(self.canvas, (x1, y1), (x2, y2), ink, thickness, cv2.LINE_AA)
@@ -140,8 +174,8 @@ class Panel:
 
     def _label(self, corners: NDArray[np.float64], text: str, color: Color, taken: list[Rectangle]) -> Rectangle:
         """Draw a label where it covers the least of earlier labels and of small boxes; return its rectangle."""
-        width = _text_width(text, _LABEL_SIZE, 500) + 7
-        height = _LABEL_SIZE + 4
+        width = _text_width(text, self.label_size, 500) + self._pixels(7)
+        height = self.label_size + self._pixels(4)
         x1, y1, x2, y2 = (round(value) for value in corners)
         places = [
             (x1 - 1, y1 - height),
@@ -163,7 +197,8 @@ class Panel:
         best = min(rectangles, key=covered)
         left, top, right, bottom = best
         cv2.rectangle(self.canvas, (left, top), (right - 1, bottom - 1), color, cv2.FILLED)
-        _write_text(self.canvas, text, (left + 3, bottom - 4), _ink_on(color), _LABEL_SIZE, weight=500)
+        baseline = (left + self._pixels(3), bottom - self._pixels(4))
+        _write_text(self.canvas, text, baseline, _ink_on(color), self.label_size, weight=500)
         return best
 
     def _within(self, left: int, top: int, width: int, height: int) -> Rectangle:

@@ -1,0 +1,1 @@
+"""Files that a job of predictions writes, one module a format."""
