@@ -13,7 +13,7 @@ from cluster.errors import ClusterError
 
 _TOP = frozenset(
     {
-        *("comms_logger", "communication_data_type", "data_types", "disable_python_gc", "dump_state"),
+        *("comms_logger", "data_types", "disable_python_gc", "dump_state"),
         *("flops_profiler", "gradient_allreduce_op", "gradient_predivide_factor", "memory_breakdown"),
         *("prescale_gradients", "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer"),
         *("zero_force_ds_cpu_optimizer", "zero_optimization"),
@@ -26,6 +26,7 @@ _ELSEWHERE = {
     "gradient_accumulation_steps": "batch.microbatch_limit",
     "gradient_clipping": "engine.clip_norm",
     **dict.fromkeys(("torch_autocast", "bf16", "fp16"), "engine.precision"),
+    "communication_data_type": "engine.gradient_exchange",
     "optimizer": "optimizer.name",
     "scheduler": "schedule.drops_at",
     "activation_checkpointing": "detector.settings.activation_checkpointing",
@@ -44,7 +45,6 @@ _GROUPS = {
     "comms_logger": frozenset({"enabled", "prof_all", "prof_ops", "verbose", "debug"}),
 }
 _CHOICES = {
-    "communication_data_type": ("fp32", "fp16", "bf16"),
     "gradient_allreduce_op": ("mean", "sum"),
 }
 # Keys of zero_optimization and the stages that use them; keys that are not listed are used at 1, 2 and 3.

@@ -108,6 +108,16 @@ class EngineSettings:
     precision: Precision = "auto"
     """fp32; bf16 or fp16 (autocast over fp32 weights); auto takes bf16 if the device computes in it natively."""
 
+    gradient_exchange: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which ranks add up their gradients. bf16 halves what travels, and rounds each gradient to 8 bits."""
+
+    tf32: bool = False
+    """Compute fp32 convolutions and matrix products of a GPU in TF32: faster, with 10 bits instead of 23."""
+
+    deterministic: bool = True
+    """On a GPU, choose algorithms that give the same bits in every run, which exact resume depends on; some are slower.
+    A CPU always does."""
+
     clip_norm: float = 0.0
     """Largest gradient norm; larger gradients are scaled down to it. 0 does not clip."""
 

@@ -95,6 +95,24 @@ def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPre
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
+def choose_arithmetic(settings: EngineSettings, device: torch.device) -> None:
+    """Set what torch leaves open about a GPU's arithmetic, for this process; a CPU has no such choice.
+
+    Operations without a deterministic algorithm warn instead of ending the run.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+    torch.backends.cudnn.deterministic = settings.deterministic
+    torch.backends.cudnn.benchmark = False
+    if settings.deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+    # Filling new tensors with NaN is for finding reads of uninitialised memory, and takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: ResolvedPrecision) -> dict[str, Any]:
     """Return DeepSpeed's JSON configuration; keys of `settings.deepspeed` override ours one by one."""
     config: dict[str, Any] = {
@@ -112,6 +130,11 @@ def deepspeed_config(settings: EngineSettings, split: BatchSplit, precision: Res
     }
     if precision == "bf16":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if settings.gradient_exchange == "fp32":
+            # From stage 1 on, DeepSpeed exchanges the gradients of these kinds of layers in bf16: of none.
+            config["torch_autocast"]["lower_precision_safe_modules"] = []
+    if settings.gradient_exchange == "bf16":
+        config["communication_data_type"] = "bf16"
     return _merged(config, settings.deepspeed)
 
 
@@ -189,6 +212,7 @@ class Engine:
         self.split = split
         self.precision = resolve_precision(settings.precision, device)
         self.zero_stage = settings.zero_stage
+        choose_arithmetic(settings, device)
         model = model.to(device)
         if state is not None:
             # Before DeepSpeed flattens and partitions the parameters, so that every stage starts from them.

@@ -58,6 +58,9 @@ _NEWER_FIELDS = (
     "detector.freeze",
     "optimizer.layer_decay",
     "optimizer.stage_learning_rate_factors",
+    "engine.gradient_exchange",
+    "engine.tf32",
+    "engine.deterministic",
 )
 
 

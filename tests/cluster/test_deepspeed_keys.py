@@ -21,8 +21,8 @@ from cluster.settings import EngineSettings
         (1, {"optimizer": {"type": "Adam"}}, "set optimizer.name instead"),
         (
             1,
-            {"communication_data_type": "half"},
-            "communication_data_type is 'half'; set it to one of fp32, fp16, bf16",
+            {"communication_data_type": "bf16"},
+            "set engine.gradient_exchange instead",
         ),
         (
             0,

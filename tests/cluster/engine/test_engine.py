@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster.checkpoints.checkpoint import CheckpointFolder
-from cluster.engine.engine import check_deepspeed, deepspeed_config, split_batch
+from cluster.engine.engine import check_deepspeed, choose_arithmetic, deepspeed_config, split_batch
 from cluster.errors import ClusterError
 from cluster.settings import EngineSettings
 from tests.cluster.engine.toy import Toy, batch, train
@@ -135,6 +135,49 @@ def test_a_frozen_part_keeps_its_weights_and_statistics_and_resumes_at_every_zer
     run_processes(_each_frozen_case, 2, str(tmp_path))
 
 
+def _exchange_gradients(rank: int) -> None:
+    def after_a_step(stage: int, precision: str, exchange: str) -> dict[str, torch.Tensor] | None:
+        settings = EngineSettings(zero_stage=stage, precision=precision, gradient_exchange=exchange)  # type: ignore[arg-type]
+        state = train(rank, 2, settings, torch.optim.SGD, range(1), None).state()
+        return None if state is None else state.weights
+
+    before = _started()
+    # fp32 first: DeepSpeed's autocast, once begun in a process, decides about later engines, too.
+    for precision in ("fp32", "bf16"):
+        exact = after_a_step(0, precision, "fp32")
+        for stage in (0, 1, 2, 3):
+            same, rounded = (after_a_step(stage, precision, exchange) for exchange in ("fp32", "bf16"))
+            if exact is None or same is None or rounded is None:
+                continue
+            for name in ("convolution.weight", "head.weight"):
+                step = exact[name] - before[name]
+                torch.testing.assert_close(same[name] - before[name], step, rtol=1e-5, atol=1e-7)
+                # 8 bits of each gradient and of their sum; the decay is added afterwards.
+                error = (rounded[name] - before[name] - step).abs().max() / step.abs().max()
+                assert 1e-5 < error < 0.01, f"{precision} {stage} {name} {error}"
+
+
+def test_gradients_are_exchanged_in_the_chosen_precision_at_every_zero_stage() -> None:
+    run_processes(_exchange_gradients, 2)
+
+
+def test_the_arithmetic_of_a_gpu_is_chosen_and_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        for tf32, deterministic in ((False, True), (True, False)):
+            choose_arithmetic(EngineSettings(tf32=tf32, deterministic=deterministic), torch.device("cuda"))
+            assert (cudnn.allow_tf32, matmul.allow_tf32) == (tf32, tf32)
+            assert cudnn.deterministic == torch.are_deterministic_algorithms_enabled() == deterministic
+            assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
 def _train_plainly(steps: range) -> Toy:
     """The same training by torch alone: each half of the batch in two microbatches, gradients averaged."""
     torch.manual_seed(3)
@@ -250,7 +293,7 @@ def test_deepspeed_keys_override_one_by_one_and_unknown_ones_are_refused() -> No
     settings = EngineSettings(zero_stage=2, deepspeed={"zero_optimization": {"overlap_comm": True}})
     config = deepspeed_config(settings, split_batch(8, 2, 0), "bf16")
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
-    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert config["torch_autocast"]["dtype"] == "bfloat16"
     with pytest.raises(ClusterError, match="did you mean 'zero_optimization'"):
         EngineSettings(deepspeed={"zero_optimisation": {}})
     with pytest.raises(ClusterError, match=r"set engine\.clip_norm instead"):
