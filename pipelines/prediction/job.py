@@ -37,7 +37,7 @@ from pipelines.prediction.records import (
     threshold_array,
     unreadable,
 )
-from pipelines.prediction.sources import Loaded, SourceImage, UnreadableError
+from pipelines.prediction.sources import CameraFrames, Loaded, SourceImage, UnreadableError
 from pipelines.prediction.tiles import TiledPredictor, Tiling
 from pipelines.prediction.videos import EndOfFramesError
 from pipelines.recipes.recipe import flatten, to_dict
@@ -149,16 +149,19 @@ class PartWorker:
         in_order = ThreadPoolExecutor(1, thread_name_prefix="aweigh-frames")
         try:
             loaded = self._loaded(parts, pool, in_order)
+            at_camera = False
             for part, images in itertools.groupby(loaded, key=lambda item: item[0]):
                 lines: list[str] = []
                 stopped = False
                 try:
                     while chunk := list(itertools.islice(images, self._chunk)):
+                        at_camera = isinstance(chunk[0][1].origin, CameraFrames)
                         found = self._predicted([(source, one) for _, source, one in chunk])
                         list(pool.map(lambda item: self._write(store, *item), found))
                         lines += [one.line() for one, _ in found]
                 except KeyboardInterrupt:
-                    if not self.job.subject.sources.has_camera:
+                    # Before the camera's frames, images would be missing from the part.
+                    if not at_camera:
                         raise
                     stopped = True
                 if lines:
@@ -310,6 +313,7 @@ def begin(job: Job, described: dict[str, Any], *, overwrite: bool) -> tuple[Job,
                 f"--output, or pass --overwrite to start again."
             )
         else:
+            _remove_unfinished(store)
             job = _with_part_size(job, before["part_size"])
             return job, sorted(finished_parts(job.parts_store()))
     elif store.list_names():
@@ -388,6 +392,15 @@ def _remove(store: Store) -> None:
         for name in names:
             if name == own or name.startswith(f"{own}/"):
                 store.delete(name)
+
+
+def _remove_unfinished(store: Store) -> None:
+    """Remove the hidden files that a killed process was writing in a folder; S3 keeps none."""
+    folder = store.local_path("")
+    if folder is not None:
+        for own in _OWN_FILES:
+            for path in (folder / own).rglob(".*.part"):
+                path.unlink(missing_ok=True)
 
 
 def _digest(trained: Trained) -> str:
