@@ -33,7 +33,7 @@ _PALE_INK: Color = (120, 120, 126)
 _FAINT = 0.4
 _LABEL_SIZE = 11
 # Geometric mean of height and width, in pixels, for which lines and text are as large as on a page.
-_FULL_SIZE_PER_UNIT = 560
+_FULL_SIZE_PER_UNIT = 700
 _CAPTION_SIZE = 13
 _HEADING_SIZE = 16
 _HEADER_SIZE = 20

@@ -37,7 +37,7 @@ from pipelines.prediction.records import (
     threshold_array,
     unreadable,
 )
-from pipelines.prediction.sources import Loaded, SourceImage, UnreadableError
+from pipelines.prediction.sources import CameraFrames, Loaded, SourceImage, UnreadableError
 from pipelines.prediction.tiles import TiledPredictor, Tiling
 from pipelines.prediction.videos import EndOfFramesError
 from pipelines.recipes.recipe import flatten, to_dict
@@ -151,16 +151,19 @@ class PartWorker:
         in_order = ThreadPoolExecutor(1, thread_name_prefix="aweigh-frames")
         try:
             loaded = self._loaded(parts, pool, in_order)
+            at_camera = False
             for part, images in itertools.groupby(loaded, key=lambda item: item[0]):
                 lines: list[str] = []
                 stopped = False
                 try:
                     while chunk := list(itertools.islice(images, self._chunk)):
+                        at_camera = isinstance(chunk[0][1].origin, CameraFrames)
                         found = self._predicted([(source, one) for _, source, one in chunk])
                         list(pool.map(lambda item: self._write(store, *item), found))
                         lines += [one.line() for one, _ in found]
                 except KeyboardInterrupt:
-                    if not self.job.subject.sources.has_camera:
+                    # Before the camera's frames, images would be missing from the part.
+                    if not at_camera:
                         raise
                     stopped = True
                 if lines:
@@ -300,19 +303,20 @@ def begin(job: Job, described: dict[str, Any], *, overwrite: bool) -> tuple[Job,
         elif not before or before.get("version") != _VERSION:
             raise ConfigError(
                 f"{store.location}/{JOB} is damaged or from another version; choose another --output, or pass "
-                f"--overwrite to start anew."
+                f"--overwrite to start again."
             )
         elif changed:
             raise ConfigError(
                 f"{store.location} has the predictions of another job ({changed}); choose another --output, or pass "
-                f"--overwrite to start anew."
+                f"--overwrite to start again."
             )
         elif job.subject.sources.has_camera:
             raise ConfigError(
                 f"{store.location} has predictions already, and a camera's frames do not come again; choose another "
-                f"--output, or pass --overwrite to start anew."
+                f"--output, or pass --overwrite to start again."
             )
         else:
+            _remove_unfinished(store)
             job = _with_part_size(job, before["part_size"])
             return job, sorted(finished_parts(job.parts_store()))
     elif store.list_names():
@@ -355,7 +359,7 @@ def describe_objects(objects: Mapping[str, int]) -> str:
 
 def _with_part_size(job: Job, part_size: Any) -> Job:
     if not isinstance(part_size, int) or part_size < 1:
-        raise ConfigError(f"{job.output}/{JOB} is damaged; pass --overwrite to start anew.")
+        raise ConfigError(f"{job.output}/{JOB} is damaged; pass --overwrite to start again.")
     return replace(job, part_size=part_size)
 
 
@@ -391,6 +395,15 @@ def _remove(store: Store) -> None:
         for name in names:
             if name == own or name.startswith(f"{own}/"):
                 store.delete(name)
+
+
+def _remove_unfinished(store: Store) -> None:
+    """Remove the hidden files that a killed process was writing in a folder; S3 keeps none."""
+    folder = store.local_path("")
+    if folder is not None:
+        for own in _OWN_FILES:
+            for path in (folder / own).rglob(".*.part"):
+                path.unlink(missing_ok=True)
 
 
 def _digest(trained: Trained) -> str:

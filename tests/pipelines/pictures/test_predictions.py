@@ -34,7 +34,7 @@ def test_lines_and_text_grow_with_the_image() -> None:
         return int((drawn[side // 2, : side // 2] == class_color(0)).all(axis=1).sum())
 
     assert 2 <= thickness(300) <= 3
-    assert 9 <= thickness(2800) <= 13
+    assert 7 <= thickness(2800) <= 10
 
 
 def test_an_image_without_objects_stays_as_it_is() -> None:

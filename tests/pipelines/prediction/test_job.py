@@ -181,6 +181,27 @@ def test_other_weights_or_images_of_the_same_number_are_another_job(
     assert f"its detector was {run}" in capsys.readouterr().err
 
 
+def test_what_a_killed_process_was_writing_is_removed(run: Path, photos: Path, tmp_path: Path) -> None:
+    command = (run, photos / "1.jpg", "--output", tmp_path / "found", "--as", "pictures")
+    predict(*command)
+    before = files(tmp_path / "found")
+    (tmp_path / "found" / "pictures" / ".1.jpg.0123.part").write_bytes(b"half")
+    predict(*command)
+    assert files(tmp_path / "found") == before
+
+
+def test_ctrl_c_before_the_camera_s_frames_leaves_no_short_part(
+    run: Path, photos: Path, tmp_path: Path, camera: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.prediction.job.PartWorker._predicted", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        predict(run, photos / "1.jpg", "0", "--output", tmp_path / "found", "--limit", "30")
+    assert sorted(files(tmp_path / "found")) == ["job.json"]
+
+
 def test_the_batch_may_change_between_attempts(run: Path, photos: Path, tmp_path: Path) -> None:
     predict(run, photos, "--output", tmp_path / "found", *THRESHOLD, "--as", "coco")
     (tmp_path / "found" / PARTS / "000001.jsonl").unlink()
@@ -188,7 +209,7 @@ def test_the_batch_may_change_between_attempts(run: Path, photos: Path, tmp_path
     assert [one.number for one in records(tmp_path / "found")] == list(range(19))
 
 
-def test_overwrite_starts_anew_and_leaves_other_files_alone(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_overwrite_starts_again_and_leaves_other_files_alone(run: Path, photos: Path, tmp_path: Path) -> None:
     found = tmp_path / "found"
     predict(run, photos, "--output", found, *THRESHOLD, "--as", "pictures", "coco")
     (found / "notes.txt").write_text("mine")
