@@ -218,6 +218,7 @@ class Saver:
             zero_stage=self._recipe.engine.zero_stage,
             precision=engine.precision,
             saved_at=time.time(),
+            thresholds=evaluation.coco.thresholds if evaluation else {},
             **facts,
         )
         self.writer.save(state, {"step": step, **all_facts.as_dict()}, score=_score(evaluation))
