@@ -248,7 +248,7 @@ def test_weights_that_do_not_fit_their_description_are_refused(
 ) -> None:
     path = tmp_path / "cats.safetensors"
     write_weights(detector, path, replace(description, settings={**SETTINGS, "width": 16}))
-    with pytest.raises(DetectorError, match="is 8 in .* but 16 in centernet_resnet18"):
+    with pytest.raises(DetectorError, match=r"is 8 in .* but 16 in centernet_resnet18"):
         open_trained(path)
     weights = dict(detector.state_dict())
     del weights["conv1.weight"]
