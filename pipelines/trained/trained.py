@@ -1,5 +1,6 @@
 """A trained detector with all that its use needs: weights, classes, settings, thresholds and identity."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from detectors import Detector
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.recipes.settings import Recipe
+from pipelines.tracking import tracking_uri
+from pipelines.tracking.models import download_weights
 from pipelines.trained.checkpoint_facts import facts_of
 from pipelines.trained.find import find_checkpoint
 from pipelines.trained.weights_file import (
@@ -81,8 +84,10 @@ def open_trained(
     """Open a trained detector.
 
     Args:
-        source: a run's folder (its best checkpoint), a checkpoint's, or a weights file that describes itself.
-        flags: fields of the recipe to change, as on the command line: those of `data` and `evaluation`.
+        source: a run's folder (its best checkpoint), a checkpoint's, a weights file that describes itself, or the
+            address of a registered model, such as models:/cells@champion.
+        flags: fields of the recipe to change, as on the command line: those of `data` and `evaluation`; `tracking.uri`
+            names the MLflow that has the model.
         newest: of a run, take the newest checkpoint instead of the best.
         device: where the network runs; None takes a GPU if there is one and the recipe allows it.
 
@@ -92,9 +97,14 @@ def open_trained(
         DetectorError: the weights do not fit the detector.
     """
     path = Path(source)
-    if newest and path.is_file():
-        raise ConfigError(f"{path} is a file, and newest (--newest) chooses among a run's checkpoints; leave it out.")
-    opened = _open_file(path, flags) if path.is_file() else _open_checkpoint(path, flags, newest)
+    if newest and (path.is_file() or is_model_address(source)):
+        raise ConfigError(f"newest (--newest) chooses among the checkpoints of a run, unlike {source}; leave it out.")
+    if is_model_address(source):
+        opened = _open_model(str(source), flags)
+    elif path.is_file():
+        opened = _open_weights_file(path, flags)
+    else:
+        opened = _open_checkpoint(path, flags, newest)
     device = device or default_device(opened.recipe)
     return replace(opened, detector=opened.detector.to(device).eval(), device=device)
 
@@ -118,7 +128,7 @@ def _open_checkpoint(path: Path, flags: Sequence[str], newest: bool) -> Trained:
     )
 
 
-def _open_file(path: Path, flags: Sequence[str]) -> Trained:
+def _open_weights_file(path: Path, flags: Sequence[str]) -> Trained:
     found = find_description(path)
     if found is None or not found.classes:
         raise no_description(path, found)
@@ -131,6 +141,15 @@ def _open_file(path: Path, flags: Sequence[str]) -> Trained:
         device=torch.device("cpu"),
         thresholds=found.thresholds,
     )
+
+
+def _open_model(address: str, flags: Sequence[str]) -> Trained:
+    uri = tracking_uri(with_flags(Recipe(recipe="models"), flags))
+    with tempfile.TemporaryDirectory() as folder:
+        path, exact = download_weights(uri, address, Path(folder))
+        opened = _open_weights_file(path, flags)
+    # With the version: an alias may point to another one tomorrow.
+    return replace(opened, identity=replace(opened.identity, location=exact))
 
 
 def is_model_address(source: str | Path) -> bool:
