@@ -46,7 +46,7 @@ def best_f1_of_matches(images: Iterable[Mapping[str, Any] | None]) -> BestF1:
 
     Args:
         images: entries of `COCOeval.evalImgs` of one class and area, one for each image; None where there is nothing.
-            At least one object is to be found.
+            There must be an object to find.
     """
     scores, is_right, num_objects = [np.zeros(0)], [np.zeros(0, dtype=bool)], 0
     for image in images:

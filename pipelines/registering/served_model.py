@@ -122,9 +122,7 @@ def _read(column: str, value: Any) -> NDArray[np.uint8]:
     elif column == "image" and isinstance(value, _TAKEN):
         data, name = _without_base64(value.encode() if isinstance(value, str) else bytes(value)), "the image"
     else:
-        raise ConfigError(
-            f"{column} is a {type(value).__name__}; give image, the bytes of a JPEG or PNG file, or path."
-        )
+        raise ConfigError("the row has neither the bytes of a JPEG or PNG file nor its path; give one of them.")
     try:
         width, height = image_size(data)
     except ValueError:

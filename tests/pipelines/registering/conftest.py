@@ -17,8 +17,9 @@ from pipelines.recipes.recipe import to_dict, with_flags
 from pipelines.tracking import start_run
 from pipelines.trained.checkpoint_facts import CheckpointFacts
 from tests.pipelines.tracking.conftest import empty_database, uri
+from tests.pipelines.tracking.test_tracker import mlflow_server
 
-__all__ = ["empty_database", "uri"]
+__all__ = ["empty_database", "mlflow_server", "uri"]
 
 FLAGS = shlex.split(
     "--detector.settings.width 8 --detector.settings.deconv_channels 8 8 8 --detector.settings.head_channels 8 "

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipelines.cli import main
 from pipelines.errors import ConfigError
 from pipelines.registering.log_best import log_best_model
 from pipelines.registering.register import register
-from pipelines.tracking import RunRecord
+from pipelines.tracking import RunRecord, start_run
 from pipelines.trained.trained import open_trained
 from tests.pipelines.test_cli import _refused
 
@@ -135,6 +136,24 @@ def test_a_model_of_other_code_is_refused_without_running_it(run: Path, uri: str
     client.create_model_version("foreign", (tmp_path / "model").as_uri())
     with pytest.raises(ConfigError, match=r"models:/foreign/1 has no data/weights\.safetensors"):
         open_trained("models:/foreign/1", flags=["--tracking.uri", uri])
+
+
+@pytest.mark.slow
+def test_a_server_takes_models_and_gives_their_weights(
+    mlflow_server: tuple[str, Callable[[], None], Callable[[], None]], checkpoints: Path, tmp_path: Path
+) -> None:
+    uri, begin, _ = mlflow_server
+    begin()
+    run = tmp_path / "runs" / "cats"
+    start_run(uri, "cells", "cats", params={}, tags={}, folder=run / "tracking")
+    shutil.copytree(checkpoints, run / "checkpoints")
+    assert log_best_model(run) == 2
+    first = register(str(run), "cats", alias="champion")
+    assert (first.version.number, first.uri) == (1, uri)
+    assert register(str(run), "cats", alias="champion", newest=True).version.previous == 1
+    opened = open_trained("models:/cats@champion", flags=["--tracking.uri", uri])
+    assert (opened.identity.location, opened.identity.step) == ("models:/cats/2", 4)
+    assert open_trained("models:/cats/1", flags=["--tracking.uri", uri]).thresholds == {"cat": 0.02}
 
 
 @pytest.mark.parametrize(

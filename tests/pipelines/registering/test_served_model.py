@@ -89,7 +89,7 @@ def test_a_row_that_cannot_be_read_does_not_affect_the_others(model: Any, tmp_pa
     assert all(row["boxes"] == [] and row["width"] == 0 for row in rows if row["error"])
     assert "neither a JPEG nor a PNG" in rows[1]["error"]
     assert rows[4]["error"] == f"{tmp_path}/b.jpg cannot be read (No such file or directory)."
-    assert "give the bytes of a JPEG or PNG file, or its path" in rows[5]["error"]
+    assert "neither the bytes of a JPEG or PNG file nor its path" in rows[5]["error"]
 
 
 @pytest.mark.parametrize("start", ["", "data:image/jpeg;base64,"])
