@@ -27,7 +27,7 @@ LONGEST_TAG = 5000
 LONGEST_NAME = 250
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 LONGEST_PAUSE_SECONDS = 60.0
-# By default MLflow retries for four minutes, sends usage data, and prints among our results and progress. Variables that the user
+# By default MLflow retries for four minutes, sends usage data, and prints among our results. Variables that the user
 # has set are kept.
 _MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
