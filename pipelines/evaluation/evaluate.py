@@ -161,7 +161,7 @@ def evaluate(
     losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in names}
     results = [result for one in shares for result in one.results]
     with computing():
-        coco, keypoints = _metrics(ground_truth, results)
+        coco, keypoints = _metrics(ground_truth, results, settings.published_rounding)
     return Evaluation(
         coco=coco,
         keypoints=keypoints,
@@ -219,10 +219,12 @@ def _named_error(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
-def _metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[CocoMetrics, KeypointMetrics | None]:
+def _metrics(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], rounding: bool
+) -> tuple[CocoMetrics, KeypointMetrics | None]:
     """Compute the metrics; if that fails, name the image that makes it fail."""
     try:
-        return evaluate_boxes(ground_truth, results), evaluate_keypoints(ground_truth, results)
+        return evaluate_boxes(ground_truth, results, rounding=rounding), evaluate_keypoints(ground_truth, results)
     except Exception as error:
         images = ground_truth["images"]
         # By halves: each try takes as long as an evaluation of its images.
