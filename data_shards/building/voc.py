@@ -89,6 +89,16 @@ def import_voc(
     return write_coco(target, image_folder, names, found, left_out, _skipped(image_folder, annotation_of, image_set))
 
 
+def class_names_in(annotations: str | Path, image_set: str | Path | None = None) -> list[str]:
+    """Return the names of all classes in a folder of VOC files, by alphabet; none if there is no object.
+
+    Raises:
+        DataError: as `import_voc`.
+    """
+    files = _read_annotations(Path(annotations), image_set)
+    return sorted({_text(file.path, item, "name") for file in files for item in file.objects})
+
+
 def _skipped(folder: Path, imported: Collection[str], image_set: str | Path | None) -> dict[str, str]:
     """Return the images below a folder that were not imported, each with the reason."""
     skipped = dict.fromkeys(skipped_pictures(folder), "neither JPEG nor PNG")
