@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_shards.checking.findings import KINDS, Finding
-from data_shards.counting import counted
 
 # Beside all that are `wrong`: labels that may not fit their images, lost labels, and classes that cannot be learnt.
 _SERIOUS_CHECKS = ("exif", "dropped", "class_without_objects", "dark_16_bit", "partly_outside")

@@ -10,6 +10,7 @@ from data_shards.addresses import shown_address
 from data_shards.counting import counted
 from detectors import Detector
 from detectors.errors import DetectorError
+from detectors.weights.published import Receipt
 from pipelines.console import duration
 from pipelines.errors import ConfigError
 from pipelines.finetuning.derive import STEPS, Start, largest_input
@@ -88,6 +89,7 @@ def load_start(recipe: Recipe, detector: Detector) -> tuple[Start, str]:
         receipt = detectors.weights.published.load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
     except DetectorError as error:
         raise DetectorError(f"{error} If the weights are of another detector, name it with --detector.name.") from error
+    _refuse_another_detector(weights, detector, receipt)
     loaded = len(receipt.loaded) + len(receipt.renamed)
     anew = {name.rsplit(".", 1)[0] for name in receipt.missing if not name.endswith("num_batches_tracked")}
     text = f"{shown_address(weights)}: {loaded} of {loaded + len(receipt.missing)} tensors fit"
@@ -99,6 +101,22 @@ def load_start(recipe: Recipe, detector: Detector) -> tuple[Start, str]:
         name.startswith(of_backbone) for name in (*receipt.loaded, *receipt.renamed.values())
     )
     return ("imagenet" if only_backbone else "detector"), text
+
+
+def _refuse_another_detector(weights: str, detector: Detector, receipt: Receipt) -> None:
+    """Refuse a file whose layers have other shapes for another reason than the number of classes."""
+    of_classes = detector.published.class_layers
+    odd = [
+        name
+        for name, reason in receipt.missing.items()
+        if "another shape" in reason and not any(name.startswith(f"{layer}.") for layer in of_classes)
+    ]
+    if odd:
+        raise DetectorError(
+            f"{shown_address(weights)} is of another detector than {detector.name}, or of one with other settings: "
+            f"{odd[0]} has another shape there ({counted(len(odd), 'such tensor')}). Name its detector with "
+            "--detector.name."
+        )
 
 
 def expectations(
