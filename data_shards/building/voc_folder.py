@@ -9,7 +9,7 @@ from pathlib import Path
 from data_shards.building.folder_files import SPLITS, WORDS_OF, AnnotatedSet, FolderFiles, Json
 from data_shards.building.imported import as_document
 from data_shards.building.source_files import IMAGE_ENDINGS, read_lines
-from data_shards.building.voc import class_names_in, import_voc
+from data_shards.building.voc import class_names_in, import_voc, listed_file
 from data_shards.errors import DataError
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "image", "imgs", "img")
@@ -65,7 +65,7 @@ def _lists(annotations: Path) -> list[tuple[str, Path]]:
 
 def _is_whole(annotations: Path, path: Path) -> bool:
     """True if the annotations are here; the challenge of 2007 ships those of its test split apart."""
-    return path.stem == "train" or all((annotations / f"{line.split()[0]}.xml").is_file() for line in read_lines(path))
+    return path.stem == "train" or all(listed_file(annotations, line).is_file() for line in read_lines(path))
 
 
 def _image_folder(files: FolderFiles, folder: Path, first: Path) -> Path:

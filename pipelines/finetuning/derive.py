@@ -121,8 +121,8 @@ def _input(
     side = min(limit, max(_LEAST_SIDE, _rounded_up(wanted)))
     size = detector.sizes.nearest(side, side)
     text = (
-        f"{size[0]} × {size[1]} pixels: a tenth of all objects measures less than {facts.small_object:.1%} of its image's "
-        f"longer side; {wanted_pixels} pixels / {facts.small_object:.1%} = {wanted:,.0f}"
+        f"{size[0]} × {size[1]} pixels: a tenth of all objects measures less than {facts.small_object:.1%} of its "
+        f"image's longer side; {wanted_pixels} pixels / {facts.small_object:.1%} = {wanted:,.0f}"
     )
     if side == limit < wanted:
         by = (
@@ -158,8 +158,8 @@ def _shorter_side(recipe: Recipe, chosen: Set[str], facts: DataFacts, machine: M
     side = min(most, max(_LEAST_SHORTER_SIDE, 32 * math.ceil(wanted / 32)))
     factor = side / published
     text = (
-        f"shorter side of {side} pixels: a tenth of all objects measures less than {facts.small_object_of_shorter:.1%} of "
-        f"it; {wanted_pixels} pixels / {facts.small_object_of_shorter:.1%} = {wanted:,.0f}"
+        f"shorter side of {side} pixels: a tenth of all objects measures less than {facts.small_object_of_shorter:.1%} "
+        f"of it; {wanted_pixels} pixels / {facts.small_object_of_shorter:.1%} = {wanted:,.0f}"
     )
     if wanted > most:
         text += f", limited to {most}, " + ("as published" if most == published else "the most on a CPU")
