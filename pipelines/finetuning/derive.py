@@ -232,11 +232,14 @@ def _batch(
         text = f"{batch.global_size} images a step, {YOURS}"
     else:
         batch = replace(batch, global_size=_batch_of(facts.images))
-        text = (
-            f"{counted(batch.global_size, 'image')} a step: the largest of {', '.join(map(str, _BATCHES))} with "
-            f"{_STEPS_AN_EPOCH} steps an epoch; {counted(facts.images, 'image')} / {_STEPS_AN_EPOCH} = "
-            f"{facts.images / _STEPS_AN_EPOCH:.3g}"
-        )
+        text = f"{counted(batch.global_size, 'image')} a step: "
+        if facts.images < _STEPS_AN_EPOCH * _BATCHES[0]:
+            text += f"at most {_BATCHES[0]}, because there are few images"
+        else:
+            text += (
+                f"the largest of {', '.join(map(str, _BATCHES))} with {_STEPS_AN_EPOCH} steps an epoch; "
+                f"{counted(facts.images, 'image')} / {_STEPS_AN_EPOCH} = {facts.images / _STEPS_AN_EPOCH:,.4g}"
+            )
     height, width = largest_input(recipe, detector)
     fit = images_that_fit(machine, cost, (height, width))
     share = math.ceil(batch.global_size / recipe.cluster.max_workers)
@@ -256,7 +259,7 @@ def _rate(recipe: Recipe, chosen: Set[str], published: Recipe) -> tuple[Recipe, 
         return recipe, Line("rate", f"{optimizer.learning_rate:.3g}, {YOURS}")
     base, size = published.optimizer.learning_rate, recipe.batch.global_size
     rate = float(f"{base * size / published.batch.global_size:.4g}")
-    text = f"{rate:.3g} = {base:g} × {size} / {published.batch.global_size}, the published rate, for this batch"
+    text = f"{rate:.4g} = {base:g} × {size} / {published.batch.global_size}, the published rate, for this batch"
     return replace(recipe, optimizer=replace(optimizer, learning_rate=rate)), Line("rate", text)
 
 
@@ -278,7 +281,9 @@ def _schedule(recipe: Recipe, chosen: Set[str], facts: DataFacts, start: Start) 
         drops = sorted({round(schedule.epochs * part) for part in _DROPS} - {0, schedule.epochs})
         schedule = replace(schedule, drops_at=tuple(drops))
         places = ", ".join(map(str, drops)) if drops else "none"
-        text += f"; the rate drops after {places}, as in the published 90 and 120 of 140" if drops else "; no drop"
+        text += (
+            f"; the rate drops after epochs {places}, as in the published 90 and 120 of 140" if drops else "; no drop"
+        )
     if schedule.warmup_steps and "schedule.warmup_steps" not in chosen:
         tenth = max(1, schedule.epochs * steps_per_epoch // 10)
         schedule = replace(schedule, warmup_steps=min(schedule.warmup_steps, tenth))
@@ -288,8 +293,9 @@ def _schedule(recipe: Recipe, chosen: Set[str], facts: DataFacts, start: Start) 
     every = max(1, round(schedule.epochs / _EVALUATIONS))
     if recipe.data.validation and "evaluation.every_epochs" not in chosen:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, every_epochs=every))
-        times = "once" if schedule.epochs == 1 else f"{math.ceil(schedule.epochs / every)} times"
-        lines.append(Line("evaluate", f"{times}, after every {counted(every, 'epoch')}; the best checkpoint is kept"))
+        times = math.ceil(schedule.epochs / every)
+        text = "at the end" if times == 1 else f"{times} times, after every {counted(every, 'epoch')}"
+        lines.append(Line("evaluate", f"{text}; the best checkpoint is kept"))
     if "checkpoint.every_epochs" not in chosen:
         recipe = replace(recipe, checkpoint=replace(recipe.checkpoint, every_epochs=every))
     return recipe, lines
