@@ -1,9 +1,10 @@
 """The contract of all detectors; see `Detector`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 import torch
 import torch.utils._pytree
@@ -14,6 +15,7 @@ from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 from detectors.shapes import Float, Int
 from detectors.sizes import InputSizes
+from detectors.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class Detector(nn.Module, ABC):
     num_classes: int
     published: Published = Published()
     test_time: TestTime = TestTime()
+    stages: Stages = MappingProxyType({})
+    """The trunk and the neck. Heads are not stages. Stages can be frozen, or learn at rates of their own."""
+    frozen: tuple[str, ...] = ()
+    """Stages that `freeze` has excluded from training."""
     needs: tuple[str, ...] = ()
     """Names of the further annotations that `encode` cannot do without."""
     takes_rotated_images: bool = False
@@ -158,6 +164,54 @@ class Detector(nn.Module, ABC):
     def biases(self) -> list[str]:
         """Names of the parameters that are biases, which some publications train with a rate and decay of their own."""
         return [name for name, _ in self.named_parameters() if name.endswith("bias")]
+
+    def stage_of(self, parameter: str) -> str:
+        """Return the stage that a parameter belongs to; empty for those of heads."""
+        return next(
+            (stage for stage, paths in self.stages.items() if any(parameter.startswith(f"{path}.") for path in paths)),
+            "",
+        )
+
+    def check_stages(self, stages: Iterable[str]) -> None:
+        """Refuse names that are not stages of this detector.
+
+        Raises:
+            DetectorError: with the stages that it has.
+        """
+        for stage in stages:
+            if stage not in self.stages:
+                known = ", ".join(self.stages)
+                raise DetectorError(
+                    f"{self.name} has no stage {stage!r}; "
+                    + (f"its stages are {known}." if known else "it names none, so all of it is trained alike.")
+                )
+
+    def freeze(self, stages: Sequence[str]) -> None:
+        """Exclude stages from training: no gradient is computed for them, and their batch norms keep their statistics.
+
+        Parameters that the publication does not train stay frozen, whichever stages are named.
+
+        Raises:
+            DetectorError: there is no such stage.
+        """
+        self.check_stages(stages)
+        self.frozen = tuple(stage for stage in self.stages if stage in {*self.frozen, *stages})
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; batch norms of frozen stages stay in evaluation mode."""
+        super().train(mode)
+        # Only norms: other modules do other things in evaluation, such as keep what they would recompute in backward.
+        for module in self._frozen_modules():
+            for norm in module.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    norm.training = False
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [self.get_submodule(path) for stage in self.frozen for path in self.stages[stage]]
 
     @torch.no_grad()
     def detect(

@@ -8,13 +8,14 @@ statistics change although no gradient reaches them.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from detectors.layers.deformable_convolution import DeformableConvolution
 from detectors.layers.upsampling import bilinear_kernel
+from detectors.stages import Stages
 
 DLA34_IMAGENET = "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth"
 """Address at which the authors published the ImageNet weights. The server is gone, so users must provide a copy."""
@@ -37,6 +38,7 @@ class DLA34(nn.Module):
 
     channels: tuple[int, ...]
     """Channels of the levels, at strides 1, 2, 4, 8, 16 and 32."""
+    stages: ClassVar[Stages] = {name: (name,) for name in ("base_layer", *(f"level{level}" for level in range(6)))}
 
     def __init__(self, width: int = 16, starts_as_pytorch: bool = False) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from detectors.layers.convolution_block import ConvolutionBlock
 from detectors.layers.head import Head
 from detectors.layers.recomputation import Recomputable, set_activation_checkpointing
 from detectors.settings import require_count, require_flag
+from detectors.stages import Stages
 
 
 @runtime_checkable
@@ -77,6 +78,15 @@ class HourglassForm:
     """Makes the layer that doubles the resolution of this many channels."""
     hourglasses: str = "kps"
     """Published name of the list of hourglasses."""
+
+    @property
+    def stages(self) -> Stages:
+        """The stem, and each hourglass with the layers that lead from the one before to it."""
+        found = {"pre": ("pre",)}
+        for number in range(self.stacks):
+            before = (f"inters_.{number - 1}", f"cnvs_.{number - 1}", f"inters.{number - 1}") if number else ()
+            found[f"stack{number}"] = (*before, f"{self.hourglasses}.{number}", f"cnvs.{number}")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

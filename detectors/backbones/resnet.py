@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from detectors.errors import DetectorError
+from detectors.stages import Stages
 
 _BLOCKS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -98,6 +99,7 @@ class ResNet(nn.Module):
     channels: tuple[int, int, int, int]
     """Channels of the four stages, at strides 4, 8, 16 and 32."""
     stride_in_1x1: ClassVar[bool] = False
+    stages: ClassVar[Stages] = {"stem": ("conv1", "bn1"), **{f"layer{n}": (f"layer{n}",) for n in (1, 2, 3, 4)}}
 
     def __init__(
         self, depth: int, width: int = 64, norm: Norm = nn.BatchNorm2d, starts_as_pytorch: bool = False
@@ -155,6 +157,7 @@ class CaffeResNet(ResNet):
     """
 
     stride_in_1x1 = True
+    stages: ClassVar[Stages] = {**ResNet.stages, "stem": ("stem",)}
 
     def add_stem(self, width: int, norm: Norm) -> None:
         """Register the first convolution and its normalisation, as `stem.conv1` and `stem.bn1`."""

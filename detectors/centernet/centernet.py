@@ -139,6 +139,7 @@ class CenterNet(Detector):
         self.sizes = self.network.sizes
         self.preprocessing = PREPROCESSING[settings.pixel_statistics]
         self.published = self.network.published()
+        self.stages = self.network.stages()
         for name, layer in self.network.make_layers().items():
             self.add_module(name, layer)
 

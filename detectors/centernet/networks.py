@@ -43,6 +43,7 @@ from detectors.shared import network
 from detectors.shared.network import Outputs
 from detectors.shared.pixels import COCO_BGR
 from detectors.sizes import InputSizes, Multiples
+from detectors.stages import Stages, within
 
 PREPROCESSING = {
     "coco": COCO_BGR,
@@ -111,6 +112,10 @@ class ResNetNetwork(Network):
         super().__init__(head_channels)
         self.depth, self.settings = depth, settings
         self.imagenet_weights = IMAGENET[depth]
+
+    def stages(self) -> Stages:
+        """The trunk's stages, and the way up."""
+        return {**ResNet.stages, "deconv_layers": ("deconv_layers",)}
 
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order and with their published start."""
@@ -190,6 +195,10 @@ class DLANetwork(Network):
         super().__init__(head_channels)
         self.settings = settings
 
+    def stages(self) -> Stages:
+        """The trunk's levels, and the two steps that merge them."""
+        return {**within("base", DLA34.stages), "dla_up": ("dla_up",), "ida_up": ("ida_up",)}
+
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order and with their published start."""
         settings = self.settings
@@ -228,6 +237,10 @@ class OriginalDLASettings(DLASettings):
 class OriginalDLANetwork(DLANetwork):
     """DLA-34 as it was made for segmentation, without deformable convolutions (figure 6c of the paper, `dlav0_34`)."""
 
+    def stages(self) -> Stages:
+        """The trunk's levels, and the one step that merges them."""
+        return {**within("base", DLA34.stages), "dla_up": ("dla_up",)}
+
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order and with their published start."""
         settings = self.settings
@@ -254,6 +267,10 @@ class HourglassNetwork(Network):
     def __init__(self, settings: HourglassSettings, head_channels: Mapping[str, int]) -> None:
         super().__init__(head_channels)
         self.settings = settings
+
+    def stages(self) -> Stages:
+        """The stem and the hourglasses."""
+        return HourglassForm(stacks=self.stacks).stages
 
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""

@@ -112,6 +112,7 @@ class CornerDetector(Detector):
         self.network = network
         self.sizes = network.sizes
         self.published = network.published()
+        self.stages = network.stages()
         for name, layer in network.make_layers().items():
             self.add_module(name, layer)
 

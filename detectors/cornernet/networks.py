@@ -26,6 +26,7 @@ from detectors.layers.recomputation import set_activation_checkpointing
 from detectors.shapes import Float
 from detectors.shared.network import Network, Outputs
 from detectors.sizes import InputSizes, OneLessThanMultiples
+from detectors.stages import Stages, within
 
 
 class CornerNetNetwork(Network):
@@ -68,6 +69,10 @@ class CornerNetNetwork(Network):
         self.stacks = self.form.stacks
         heatmaps = [name for output, name in self.heads.items() if output.endswith("heatmap")]
         self.class_layers = tuple(f"{name}.{stack}.1" for name in heatmaps for stack in range(self.stacks))
+
+    def stages(self) -> Stages:
+        """The stem and the hourglasses; corner pooling belongs to the heads."""
+        return self.form.stages
 
     def make_layers(self) -> dict[str, nn.Module]:
         """Make all layers, in the published order; all but the heatmaps' biases start as PyTorch has them."""
@@ -142,6 +147,10 @@ class _LiteNetwork(CornerNetNetwork):
     heads: ClassVar[Mapping[str, str]] = {
         output: name.replace("regrs", "offs") for output, name in CornerNetNetwork.heads.items()
     }
+
+    def stages(self) -> Stages:
+        """The stem and the hourglasses; corner pooling and attention belong to the heads."""
+        return within("hg", self.form.stages)
 
     def make_trunk(self) -> dict[str, nn.Module]:
         """Make the layers of the hourglasses, as one module."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET
+from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET, CaffeResNet, ResNet
 from detectors.detections import Detections, joined
 from detectors.detector import MODES, Detector, Published, TestTime
 from detectors.fcos.file_keys import EXPORTS, LAYOUTS
@@ -36,6 +36,7 @@ from detectors.shared import boxes as box
 from detectors.shared.box_losses import centerness_of, sigmoid_focal_loss
 from detectors.shared.test_time_augmentation import mirror_content
 from detectors.sizes import Multiples
+from detectors.stages import within
 
 _LARGEST_AREA = 1e8
 
@@ -103,6 +104,8 @@ class FCOS(Detector):
         require_count("num_classes", self.num_classes)
         self.preprocessing = self.variant.preprocessing
         self.backbone = trunk_and_pyramid(depth, network, self.variant)
+        body = ResNet if self.variant.torchvision_layout else CaffeResNet
+        self.stages = within("backbone", {**within("body", body.stages), "fpn": ("fpn",)})
         if self.variant.torchvision_layout:
             self.head = TorchvisionHead(network.channels, self.num_classes, self.variant)
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.backbones.resnet import IMAGENET
+from detectors.backbones.resnet import IMAGENET, ResNet
 from detectors.detections import Detections, joined
 from detectors.detector import MODES, Detector, Preprocessing, Published, TestTime
 from detectors.foveabox.file_keys import EXPORTS, LAYOUTS
@@ -26,6 +26,7 @@ from detectors.shared.box_losses import sigmoid_focal_loss
 from detectors.shared.suppression import nms
 from detectors.shared.test_time_augmentation import mirror_content
 from detectors.sizes import Multiples
+from detectors.stages import within
 
 SIZE_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
 """Square root of the area of a box, in pixels, that P3 to P7 learn; both ends belong to the range."""
@@ -105,6 +106,7 @@ class FoveaBox(Detector):
         self.backbone = trunk(depth, network.width)
         self.neck = pyramid(self.backbone, network.channels)
         self.bbox_head = FoveaHead(network.channels, num_classes, network.align)
+        self.stages = {**within("backbone", ResNet.stages), "neck": ("neck",)}
         self.published = Published(
             imagenet_weights=IMAGENET[depth],
             backbone_prefix="backbone.",

@@ -12,6 +12,7 @@ from detectors.detector import Published
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 from detectors.shapes import Float
 from detectors.sizes import InputSizes
+from detectors.stages import Stages
 
 Outputs = list[dict[str, Tensor]]
 """One dict per stack: a float32 map `(batch, channels, height / stride, width / stride)` for each head."""
@@ -36,6 +37,10 @@ class Network(ABC):
     """Layouts of other libraries' files."""
     export_layouts: Mapping[str, FileLayout] = {"authors": AUTHORS_STATE_DICT}
     """Layouts that the weights can be written in, by the library's name."""
+
+    @abstractmethod
+    def stages(self) -> Stages:
+        """The stages of the trunk and of the neck; see `Detector.stages`."""
 
     @abstractmethod
     def make_layers(self) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from detectors.detector import Detector
 from detectors.errors import DetectorError
 from detectors.file_layouts import FileLayout
 from detectors.weights import weight_sets
+from detectors.weights.class_rows import ClassRows, names_in
 from detectors.weights.plain_pickle import Inert, OddTensor, printable
 from detectors.weights.reading import read
 from detectors.weights.weight_sets import WeightSet
@@ -54,6 +55,12 @@ class Receipt:
     """The code base that the file is from, if its keys tell."""
     variant: str = ""
     """The detector's `variant` that computes what that code base does with the file, if it has one."""
+    matched_classes: dict[str, str] = field(default_factory=dict)
+    """Class of the detector whose rows were copied, to its name in the file; with `class_names` only."""
+    new_classes: list[str] = field(default_factory=list)
+    """Classes of the detector that the file does not know, whose rows keep their start; with `class_names` only."""
+    class_source: str = ""
+    """Origin of the file's class list; with `class_names` only."""
     published_with: list[str] = field(default_factory=list)
     """Settings of that code base that its published numbers depend on, where this detector's differ."""
 
@@ -76,6 +83,11 @@ class Receipt:
         for what, keys in (("adjusted", self.adjusted), ("skipped", self.skipped), ("missing", self.missing)):
             for reason in dict.fromkeys(keys.values()):
                 lines.append(f"{what}  {_some([key for key in keys if keys[key] == reason])}: {reason}")
+        if self.class_source:
+            matched = _all(list(self.matched_classes))
+            lines.append(f"classes  copied: {matched} (the file's class list is {self.class_source})")
+            if self.new_classes:
+                lines.append(f"classes  new, from random weights: {_all(self.new_classes)}")
         if self.ignored_objects:
             names = [name if count == 1 else f"{name} ({count})" for name, count in self.ignored_objects.items()]
             lines.append(f"ignored  {', '.join(names)}: objects of a training, not read")
@@ -87,7 +99,13 @@ class Receipt:
 
 
 def load(
-    detector: Detector, path: str | os.PathLike[str], *, skip_mismatched: bool = False, averaged: bool = False
+    detector: Detector,
+    path: str | os.PathLike[str],
+    *,
+    skip_mismatched: bool = False,
+    averaged: bool = False,
+    class_names: Sequence[str] = (),
+    class_names_of_file: Sequence[str] = (),
 ) -> Receipt:
     """Load a published weights file into `detector`, key by key.
 
@@ -101,11 +119,16 @@ def load(
         path: a file of safetensors, of `torch.save`, or a pickle of numpy arrays. No code in it is run.
         skip_mismatched: leave out tensors of another shape (another number of classes, say) instead of refusing.
         averaged: load the moving average of the weights, where the file also holds those of the last step.
+        class_names: names of the detector's classes, in the order of the labels. In layers that count classes, only
+            the rows of classes with the same name are copied from the file. Without them, rows are taken as they are.
+        class_names_of_file: names of the file's classes, if they are known; otherwise those that the file holds, or
+            COCO's if it has as many.
 
     Raises:
         DetectorError: the file is missing, damaged, is not a checkpoint, or holds code; no key fits the detector; a
             shape differs and `skip_mismatched` is not set; a tensor is sparse, quantised or complex; there is no
-            average; or the file belongs to a variant that computes something else.
+            average; `class_names` is set and the file's classes are unknown; or the file belongs to a variant that
+            computes something else.
     """
     path = Path(path)
     receipt = Receipt(path)
@@ -119,7 +142,15 @@ def load(
         receipt.published_with = list(layout.published_with)
         if layout.note is not None:
             receipt.notes.append(f"the file is of {layout.library}, {layout.note}")
-    matched, mismatched = _match(detector, own, chosen, others, receipt)
+    rows = None
+    if class_names:
+        assert len(class_names) == detector.num_classes
+        rows = ClassRows(class_names, class_names_of_file or names_in(content.entries), path)
+    matched, mismatched = _match(detector, own, chosen, others, rows, receipt)
+    if rows is not None:
+        receipt.matched_classes, receipt.new_classes, receipt.class_source = rows.matched, rows.new, rows.source
+        if not rows.source:
+            receipt.notes.append("no class was matched, because the file has no layer that fits those of classes")
     if mismatched and not skip_mismatched:
         raise DetectorError(_mismatch(path, detector, own, mismatched))
     if not matched:
@@ -215,7 +246,12 @@ def _account_for_wrappers(
 
 
 def _match(
-    detector: Detector, own: Mapping[str, Tensor], chosen: WeightSet, others: list[WeightSet], receipt: Receipt
+    detector: Detector,
+    own: Mapping[str, Tensor],
+    chosen: WeightSet,
+    others: list[WeightSet],
+    rows: ClassRows | None,
+    receipt: Receipt,
 ) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
     """Match the file's keys to the detector's. Returns the tensors that fit, by name, and those of another shape."""
     matched: dict[str, Tensor] = {}
@@ -238,7 +274,12 @@ def _match(
             continue
         value = _ordinary(receipt.path, key, value)
         # Before shapes are compared, since a layout may keep more class rows, or a number without a dimension.
-        value, adjustment = _adjusted(detector, layout, name, value, own[name])
+        counts_classes = name.rpartition(".")[0] in detector.published.class_layers
+        copied = rows.copied(value, own[name]) if rows is not None and counts_classes else None
+        if copied is None:
+            value, adjustment = _adjusted(detector, layout, name, value, own[name])
+        else:
+            value, adjustment = copied, "only the rows of classes with the same name"
         if name in matched:
             receipt.skipped[key] = f"{name} is in the file twice"
         elif value.shape != own[name].shape:
@@ -334,13 +375,17 @@ def _mismatch(path: Path, detector: Detector, own: Mapping[str, Tensor], mismatc
     trained_on = value.shape[0] // per_class
     return (
         f"{shapes}{more}: the file was trained on {trained_on} classes, the detector has {detector.num_classes}. "
-        f"Build it for {trained_on} (num_classes), or leave these layers out and train them from "
-        "random weights (skip_mismatched)."
+        f"Build it for {trained_on} (num_classes), copy the rows of classes with the same name (match_classes), or "
+        "train these layers from random weights (skip_mismatched)."
     )
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+def _all(names: list[str]) -> str:
+    return ", ".join(map(printable, names)) or "none"
 
 
 def _some(keys: list[str]) -> str:

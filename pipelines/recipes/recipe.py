@@ -40,6 +40,9 @@ _FREE_TO_CHANGE = (
     "data.undecodable",
     "data.read_timeout_seconds",
     "data.read_deadline_seconds",
+    # They decide when training ends, and a run that they ended can train on.
+    "schedule.patience",
+    "schedule.min_improvement",
     "engine.zero_stage",
     "engine.not_finite",
     "cluster",
@@ -47,6 +50,14 @@ _FREE_TO_CHANGE = (
     "checkpoint",
     "tracking",
     "run",
+)
+
+# Fields that are part of a derived run name only if they are set, because earlier versions did not have them.
+_NEWER_FIELDS = (
+    "detector.match_classes",
+    "detector.freeze",
+    "optimizer.layer_decay",
+    "optimizer.stage_learning_rate_factors",
 )
 
 
@@ -228,6 +239,10 @@ def run_name(recipe: Recipe) -> str:
     decided = {name: value for name, value in flatten(to_dict(recipe)).items() if not _is_free(name)}
     # Earlier versions had no such fields, and the same command must find their runs.
     del decided["data.resizing"], decided["data.group_by_aspect_ratio"]
+    defaults = flatten(to_dict(Recipe(recipe="")))
+    for name in _NEWER_FIELDS:
+        if decided.get(name) == defaults[name]:
+            del decided[name]
     # The data is part of what a run computes, though a resumed run may find it elsewhere.
     decided["data.train"] = recipe.data.train
     return f"{recipe.recipe}-{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:6]}"

@@ -46,6 +46,14 @@ class DetectorSettings:
     skip_mismatched: bool = False
     """Reinitialise layers whose shape differs from the file's (heads for other classes), instead of refusing it."""
 
+    match_classes: bool = False
+    """Weights with another class list: copy what the heads learnt of classes with the same name, whatever their case
+    and spaces, and reinitialise the rest. The file names its classes, or has the 80 of COCO in their order."""
+
+    freeze: tuple[str, ...] = ()
+    """Stages of the backbone and the neck that are not trained, such as stem layer1: no gradient, no optimizer state,
+    and their batch norms keep their statistics. A wrong name prints the detector's stages."""
+
     def __post_init__(self) -> None:
         if self.weights in ("none", ""):
             object.__setattr__(self, "weights", None)
@@ -219,6 +227,13 @@ class OptimizerSettings:
     bias_weight_decay: float | None = None
     """Weight decay of biases; none takes weight_decay. FCOS trains with 0."""
 
+    layer_decay: float = 1.0
+    """Factor on the learning rate for each stage further from the heads: the last stage of the neck or backbone learns
+    with it, the one before with its square, and so on. 1 trains all alike; 0.7 to 0.9 suits fine-tuning."""
+
+    stage_learning_rate_factors: dict[str, float] = field(default_factory=dict)
+    """Factors on the learning rate of single stages, in place of those of layer_decay, such as {layer4: 0.5}."""
+
     def __post_init__(self) -> None:
         # Written so that NaN fails, too.
         if not 0 < self.learning_rate < math.inf:
@@ -230,6 +245,14 @@ class OptimizerSettings:
         factor = self.bias_learning_rate_factor
         if not 0 < factor < math.inf:
             raise ConfigError(f"optimizer.bias_learning_rate_factor is {factor:g}; it must be above 0.")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optimizer.layer_decay is {self.layer_decay:g}; it must be above 0 and at most 1.")
+        for stage, value in self.stage_learning_rate_factors.items():
+            if not 0 < value < math.inf:
+                raise ConfigError(
+                    f"optimizer.stage_learning_rate_factors.{stage} is {value:g}; it must be above 0. To leave the "
+                    f"stage untrained, name it in detector.freeze."
+                )
         for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
             if not all(0 <= value < 1 for value in values):
                 raise ConfigError(
@@ -258,6 +281,13 @@ class Schedule:
     drop_factor: float = 0.1
     """Factor on the learning rate at each drop."""
 
+    patience: int = 0
+    """Evaluations in a row without a better AP after which training ends early; the best checkpoint is kept. 0 trains
+    the whole schedule."""
+
+    min_improvement: float = 0.0
+    """AP by which an evaluation must exceed the best one before to count as better; patience only."""
+
     warmup_steps: int = 0
     """Steps with a lower learning rate at the start; the published CenterNet has none."""
 
@@ -280,6 +310,13 @@ class Schedule:
             raise ConfigError(f"schedule.{field_name} is {list(drops)}; give rising numbers, each 1 or more.")
         if not 0 < self.drop_factor <= 1:
             raise ConfigError(f"schedule.drop_factor is {self.drop_factor:g}; it must be above 0 and at most 1.")
+        if self.patience < 0:
+            raise ConfigError(f"schedule.patience is {self.patience}; it must be 0 (train to the end) or more.")
+        if not 0 <= self.min_improvement < 1:
+            raise ConfigError(
+                f"schedule.min_improvement is {self.min_improvement:g}; it must be 0 or more and below 1, since an AP "
+                f"is at most 1."
+            )
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more.")
         if not 0 <= self.warmup_factor <= 1 or (self.warmup == "constant" and self.warmup_factor == 0):

@@ -25,7 +25,7 @@ from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict
 from pipelines.recipes.settings import IMAGENET, DataSettings, Recipe
 from pipelines.trained.checkpoint_facts import facts_of, was_begun_ungrouped
-from pipelines.training.from_recipe import build_detector, sample_order
+from pipelines.training.from_recipe import build_detector, sample_order, stage_factors
 
 _LONGEST_NAME = 200  # of the 255 bytes that file systems allow; other names are derived from it
 
@@ -61,6 +61,7 @@ def check(recipe: Recipe, *, fresh: bool = True) -> tuple[list[DataSplit], Plan]
             )
         _check_shards(split)
     detector = build_detector(recipe, manifest, initial=fresh)
+    stage_factors(detector, recipe.optimizer)
     check_input_size(recipe, detector)
     _check_max_objects(recipe, detector)
     detector.check_test_mode(recipe.evaluation.tta, recipe.evaluation.soft_nms)
@@ -235,6 +236,8 @@ def check_before_submission(recipe: Recipe) -> None:
     else:
         # The number of classes is in the manifest, which this machine cannot read; any number will do for the checks.
         detector = detectors.build(recipe.detector.name, 80, **recipe.detector.settings)
+        detector.freeze(recipe.detector.freeze)
+        stage_factors(detector, recipe.optimizer)
         check_input_size(recipe, detector)
         _check_max_objects(recipe, detector)
 

@@ -285,6 +285,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def class_names_of_file(path: Path) -> list[str]:
+    """Return the names of the classes that a checkpoint's weights were trained for; none for another file."""
+    state = read_json(path.parent / "state.json") if path.suffix == ".safetensors" else {}
+    try:
+        return [str(one["name"]) for one in state.get("classes", [])]
+    except (TypeError, KeyError):
+        return []
+
+
 def _file_name(location: str) -> str:
     name = urllib.parse.urlsplit(location).path.rpartition("/")[2]
     # A leading dot is of the lock and of unfinished files.

@@ -118,7 +118,9 @@ class Training:
         self.step = checkpoint.step if checkpoint else 0
         self.detector = build_detector(recipe, self.manifest, initial=False)
         self.weights_sha256 = (
-            self.resumed_from.weights_sha256 if self.resumed_from else load_initial_weights(self.detector, recipe)
+            self.resumed_from.weights_sha256
+            if self.resumed_from
+            else load_initial_weights(self.detector, recipe, self.manifest)
         )
         """Of the file of initial weights; empty for random ones."""
         self.engine = self._engine(checkpoint)

@@ -152,8 +152,8 @@ def test_another_number_of_classes_is_named_and_nothing_is_loaded(tmp_path: Path
         published.load(ours, path)
     assert str(refusal.value) == (
         f"hm.2.weight is 5x8x1x1 in {path} but 3x8x1x1 in centernet_resnet18 (and 1 more): the file was trained on "
-        "5 classes, the detector has 3. Build it for 5 (num_classes), or leave these layers out and train "
-        "them from random weights (skip_mismatched)."
+        "5 classes, the detector has 3. Build it for 5 (num_classes), copy the rows of classes with the same name "
+        "(match_classes), or train these layers from random weights (skip_mismatched)."
     )
     assert_loaded(ours, before)
 

@@ -415,6 +415,16 @@ def test_settings_written_as_flags_are_read_back(settings: dict[str, object]) ->
         ("--data.cache_gb -1", "data.cache_gb is -1; it must be 0 (no limit) or more."),
         ("--data.read_timeout_seconds 0", "data.read_timeout_seconds is 0; it must be above 0."),
         ("--data.read_deadline_seconds .nan", "data.read_deadline_seconds is nan; it must be above 0."),
+        ("--optimizer.layer_decay 0", "optimizer.layer_decay is 0; it must be above 0 and at most 1."),
+        ("--optimizer.layer_decay 1.1", "optimizer.layer_decay is 1.1; it must be above 0 and at most 1."),
+        (
+            "--optimizer.stage_learning_rate_factors.stem 0",
+            "optimizer.stage_learning_rate_factors.stem is 0; it must be above 0. To leave the stage untrained, name "
+            "it in detector.freeze.",
+        ),
+        ("--optimizer.stage_learning_rate_factors.stem much", "optimizer.stage_learning_rate_factors.stem is 'much'"),
+        ("--schedule.patience -1", "schedule.patience is -1; it must be 0 (train to the end) or more."),
+        ("--schedule.min_improvement 2", "schedule.min_improvement is 2; it must be 0 or more and below 1, since an"),
         ("surplus", "'surplus' is not a flag"),
     ],
 )
@@ -485,6 +495,36 @@ def test_the_derived_run_name_follows_what_is_learnt() -> None:
     assert run_name(with_flags(recipe, ["--cluster.workers", "1"])) == name
     assert run_name(with_flags(recipe, ["--seed", "1"])) != name
     assert run_name(with_flags(recipe, ["--run.name", "mine"])) == "mine"
+
+
+def test_fields_of_fine_tuning_change_a_derived_name_only_if_they_are_set() -> None:
+    recipe = recipes.get("demo")
+    name = run_name(recipe)
+    # The name that the version without these fields derived.
+    assert name == "demo-70ed70"
+    for flags in (
+        "--detector.freeze stem layer1",
+        "--detector.match_classes true",
+        "--optimizer.layer_decay 0.8",
+        "--optimizer.stage_learning_rate_factors.stem 0.1",
+    ):
+        changed = with_flags(recipe, flags.split())
+        assert run_name(changed) != name, flags
+        assert differences(to_dict(recipe), to_dict(changed)), flags
+    assert with_flags(recipe, ["--detector.freeze", "stem"]).detector.freeze == ("stem",)
+    # Patience decides when a run ends, not what it learns.
+    assert run_name(with_flags(recipe, ["--schedule.patience", "3"])) == name
+
+
+def test_a_recipe_of_a_version_without_fields_of_fine_tuning_is_read() -> None:
+    recipe = recipes.get("demo")
+    recorded = to_dict(recipe)
+    for group, name in (
+        *(("detector", "freeze"), ("detector", "match_classes"), ("optimizer", "layer_decay")),
+        *(("optimizer", "stage_learning_rate_factors"), ("schedule", "patience"), ("schedule", "min_improvement")),
+    ):
+        del recorded[group][name]
+    assert from_dict(recorded) == recipe
 
 
 def test_every_field_has_a_default_and_a_meaning() -> None:
