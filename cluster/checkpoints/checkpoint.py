@@ -104,13 +104,20 @@ class CheckpointFolder:
         self._damaged: set[str] = set()
         """Names of checkpoints that were opened and are damaged."""
 
-    def save(self, state: TrainingState, facts: Mapping[str, Any], score: float | None = None) -> Checkpoint:
+    def save(
+        self,
+        state: TrainingState,
+        facts: Mapping[str, Any],
+        score: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
         """Write one checkpoint, make it current in one rename, then delete those no longer kept.
 
         Args:
             state: the state that `Engine.state` returned on rank 0.
             facts: JSON values by name; "step" is required, and names the folder.
             score: how good these weights are, if that was measured; more is better.
+            metadata: texts by name, for the header of the files that are usable alone.
 
         Raises:
             ClusterError: the folder cannot be written; earlier checkpoints are untouched.
@@ -127,7 +134,7 @@ class CheckpointFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            _write_files(partial, state, envelope)
+            _write_files(partial, state, envelope, dict(metadata or {}))
             final = self.folder / name
             later = [path.name for path in self.complete() if path.name > name]
             for other in later:
@@ -276,7 +283,7 @@ def compare(path: Path, expected: Fingerprint, shown: str, name: str) -> None:
         )
 
 
-def _write_files(folder: Path, state: TrainingState, envelope: Envelope) -> None:
+def _write_files(folder: Path, state: TrainingState, envelope: Envelope, metadata: dict[str, str]) -> None:
     """Write every file, compare it with what is in memory, seal them all, and flush them to disk."""
     from safetensors.torch import save_file
 
@@ -285,7 +292,7 @@ def _write_files(folder: Path, state: TrainingState, envelope: Envelope) -> None
         parts[_AVERAGE] = state.ema
     for name, tensors in parts.items():
         contiguous = {key: value.contiguous() for key, value in tensors.items()}
-        save_file(contiguous, folder / f"{name}.safetensors")
+        save_file(contiguous, folder / f"{name}.safetensors", metadata if name in ("weights", _AVERAGE) else None)
         _compare(folder / f"{name}.safetensors", contiguous)
     (folder / "state.json").write_text(envelope.to_json())
     files = {path.name: dataclasses.asdict(_fingerprint(path)) for path in sorted(folder.iterdir())}

@@ -43,13 +43,20 @@ class CheckpointWriter:
         self._not_uploaded: Checkpoint | None = None
         """The newest checkpoint, if its upload failed."""
 
-    def save(self, state: TrainingState, facts: Mapping[str, Any], score: float | None = None) -> None:
+    def save(
+        self,
+        state: TrainingState,
+        facts: Mapping[str, Any],
+        score: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Start to write a checkpoint, after waiting for the previous one.
 
         Args:
             state: on the CPU; the caller must not change it any more.
             facts: as for `CheckpointFolder.save`.
             score: as for `CheckpointFolder.save`.
+            metadata: as for `CheckpointFolder.save`.
 
         Raises:
             ClusterError: neither this one nor the previous one could be written.
@@ -60,10 +67,11 @@ class CheckpointWriter:
         if self._failure is not None:
             # The second attempt runs in the foreground, so that its failure can end training here.
             self._failure = None
-            self._write(state, facts, score)
+            self._write(state, facts, score, metadata)
             self._raise_failure()
             return
-        self._thread = threading.Thread(target=self._write, args=(state, facts, score), name="aweigh-checkpoint")
+        arguments = (state, facts, score, metadata)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="aweigh-checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -83,9 +91,15 @@ class CheckpointWriter:
         """Wait likewise without raising, when another error ends training already; a failure has been logged."""
         self._join()
 
-    def _write(self, state: TrainingState, facts: Mapping[str, Any], score: float | None) -> None:
+    def _write(
+        self,
+        state: TrainingState,
+        facts: Mapping[str, Any],
+        score: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> None:
         try:
-            checkpoint = self.folder.save(state, facts, score)
+            checkpoint = self.folder.save(state, facts, score, metadata)
         except Exception as error:  # the disk failed: `save` or `wait` decides what follows
             self._failure = error
             logger.warning("%s", error)

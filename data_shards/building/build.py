@@ -171,7 +171,7 @@ def build_shards(
         empty_images=empty_images,
         ignore=ignore,
         leave_out=leave_out,
-        classes_from=_classes_of(classes_from) if classes_from else (),
+        classes_from=classes_of(classes_from) if classes_from else (),
     )
     store = open_store(f"{output.rstrip('/') or '/'}/{split}")
     store.check_writable()
@@ -217,7 +217,12 @@ def _check_settings(shard_bytes: int, processes: int, split: str, max_size: int,
         )
 
 
-def _classes_of(where: str) -> tuple[CocoClass, ...]:
+def classes_of(where: str) -> tuple[CocoClass, ...]:
+    """Read the classes of `LOCATION/SPLIT` or of a COCO file.
+
+    Raises:
+        DataError: there is neither, or it is damaged.
+    """
     path = Path(where)
     if path.is_file() and path.name != MANIFEST_NAME:
         return read_categories(path, read_document(path)["categories"])

@@ -1,12 +1,11 @@
 """The evaluation loader: each image once, in the published test geometry."""
 
-import math
 from collections.abc import Sequence
-from typing import get_args
 
 from data_shards.errors import DataError
 from data_shards.loading.batch import check_input_size
-from data_shards.loading.evaluation_batches import EvaluationSource, Geometry, View
+from data_shards.loading.evaluation_batches import EvaluationSource
+from data_shards.loading.evaluation_inputs import EvaluationInputs, Geometry, View, check_view
 from data_shards.loading.shared_memory import RingLoader
 from data_shards.order.plan import World
 from data_shards.reading.reading import Reading
@@ -59,35 +58,29 @@ class EvaluationLoader(RingLoader):
         batch_size: int = 1,
         limit: int | None = None,
     ) -> None:
-        if geometry not in get_args(Geometry):
-            known = ", ".join(repr(name) for name in get_args(Geometry)[:-1])
-            raise DataError(f"geometry is {geometry!r}; set it to {known} or {get_args(Geometry)[-1]!r}.")
-        if not 1 <= shorter_side <= longer_side_limit:
-            raise DataError(
-                f"shorter_side is {shorter_side} and longer_side_limit {longer_side_limit}; set both to 1 pixel or "
-                "more, the limit no smaller than the side."
-            )
-        if not 0 < scale < math.inf:
-            raise DataError(f"scale is {scale:g}; set it to more than 0.")
-        if sizes is None and geometry in ("keep", "shorter_side"):
-            raise DataError(f"sizes is None; pass the detector's, to which images are padded in geometry {geometry!r}.")
+        own = View(scale, longer_side_limit)
+        inputs = EvaluationInputs(
+            geometry=geometry,
+            input_size=input_size,
+            sizes=sizes,
+            shorter_side=shorter_side,
+            resizing=reading.resizing,
+            boxes=reading.boxes,
+        )
+        check_view(own, shorter_side)
+        check_input_size(input_size)
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; set it to 1 or more.")
-        check_input_size(input_size)
         if limit is not None and limit < 1:
             raise DataError(f"limit is {limit}; set it to 1 or more, or leave it out.")
         self.manifest = reading.split.manifest
         self.world = world
         self.num_samples = min(limit or self.manifest.num_samples, self.manifest.num_samples)
         """Images over all ranks."""
-        own = View(scale, longer_side_limit)
         source = EvaluationSource(
             reading=reading,
             world=world,
-            geometry=geometry,
-            input_size=input_size,
-            sizes=sizes,
-            shorter_side=shorter_side,
+            inputs=inputs,
             view=own,
             views=tuple(sorted({own, *(View(*view) for view in beside)})),
             batch_size=batch_size,

@@ -14,6 +14,7 @@ from torch import Tensor
 from detectors.detector import Detector
 from detectors.errors import DetectorError, nearest
 from detectors.file_layouts import FileLayout
+from detectors.weights.description import add_to_archive
 
 
 @dataclass
@@ -32,13 +33,16 @@ class Exported:
     """Key in the file whose value is not bit for bit the detector's, to the change."""
 
 
-def save_as(detector: Detector, path: str | os.PathLike[str], library: str = "authors") -> Exported:
+def save_as(
+    detector: Detector, path: str | os.PathLike[str], library: str = "authors", *, description: str = ""
+) -> Exported:
     """Write the detector's weights in the layout that the code of `library` loads.
 
     Args:
         detector: its weights are written, and do not change.
         path: the file, replaced by one rename once all of it is written.
         library: a key of the detector's `published.export_layouts`.
+        description: a text for `read_description`, beside the weights, where no other library sees it.
 
     Raises:
         DetectorError: the library has no such detector, or cannot hold a value of this one; the file cannot be
@@ -55,6 +59,8 @@ def save_as(detector: Detector, path: str | os.PathLike[str], library: str = "au
         unfinished = exported.path.with_name(f".{exported.path.name}.{uuid.uuid4().hex}.part")
         try:
             torch.save(content, unfinished)
+            if description:
+                add_to_archive(unfinished, description)
             os.replace(unfinished, exported.path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -30,7 +30,10 @@ def add(commands: Commands) -> None:
     """Add `evaluate`."""
     evaluate = commands.add_parser("evaluate", help="AP of a run or checkpoint on validation shards")
     evaluate.add_argument(
-        "run_folder", metavar="RUN", type=Path, help="a run's folder (its best checkpoint) or a checkpoint's"
+        "run_folder",
+        metavar="RUN",
+        type=Path,
+        help="a run's folder (its best checkpoint), a checkpoint's, a weights file, or a registered model",
     )
     evaluate.add_argument("--data", help="shards to evaluate on (default: the run's data.validation)")
     evaluate.add_argument("--newest", action="store_true", help="the newest checkpoint instead of the best")
@@ -259,7 +262,7 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
     recipe, identity = trained.recipe, trained.identity
     location = data or recipe.data.validation
     if not location:
-        raise ConfigError(f"{path} was trained without data.validation; give --data LOCATION/SPLIT.")
+        raise ConfigError(f"{path} names no validation shards; give --data LOCATION/SPLIT.")
     split = recipe.data.split(location)
     manifest = split.manifest
     check_classes(identity.location, trained.classes, manifest)
@@ -289,7 +292,8 @@ def _track(judged: _Judged, results: Mapping[str, ModeResult], table: str) -> No
 
     checkpoint, location = judged.trained.identity, judged.location
     folder = Path(checkpoint.location).parent.parent / "tracking"
-    if not (folder / "run.json").exists():
+    # A weights file beside a run may be of another one.
+    if not Path(checkpoint.location).is_dir() or not (folder / "run.json").exists():
         return
     metrics = {key: value for mode, result in results.items() for key, value in result.as_metrics(mode).items()}
     text = f"{checkpoint.location}, {location}\n\n{table}\n"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.errors import ConfigError
+from pipelines.evaluation.best_f1 import best_f1_of_matches
 from pipelines.tracking import class_metric_name
 
 FIGURES = (
@@ -41,12 +42,16 @@ RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 
 
 class ClassMetrics(NamedTuple):
-    """Average precision of one class; NaN if it has no object to find."""
+    """Average precision and best F1 of one class; NaN if it has no object to find."""
 
     AP: float
     AP50: float
     num_objects: int
     """Objects that are not crowds; only these count."""
+    F1: float = math.nan
+    """At IoU 0.5, with the detections whose score is `threshold` or higher: the best that any threshold reaches."""
+    threshold: float = math.nan
+    """NaN also if no detection of the class is right."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,20 @@ class CocoMetrics:
     """Precision at IoU 0.5 for each of `RECALLS`, by class, for classes that have objects."""
     num_images: int
 
+    @property
+    def F1(self) -> float:  # noqa: N802 - the name of the figure
+        """Mean of the best F1 of the classes that have objects; NaN if none has."""
+        values = [each.F1 for each in self.per_class.values() if not math.isnan(each.F1)]
+        return sum(values) / len(values) if values else math.nan
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Threshold of the best F1 of each class that has one, by class name."""
+        return {name: each.threshold for name, each in self.per_class.items() if not math.isnan(each.threshold)}
+
     def as_metrics(self, prefix: str = "val") -> dict[str, float]:
-        """Name the figures `val/AP`, `val/AP_small`, `val/AP/person` …, without those that are NaN."""
-        named = {f"{prefix}/{figure}": getattr(self, figure) for figure in FIGURES}
+        """Name the figures `val/AP`, `val/AP_small`, `val/F1`, `val/AP/person` …, without those that are NaN."""
+        named = {f"{prefix}/{figure}": getattr(self, figure) for figure in (*FIGURES, "F1")}
         for name, each in self.per_class.items():
             key = unique = class_metric_name(f"{prefix}/AP", name)
             count = 1
@@ -95,21 +111,26 @@ class CocoMetrics:
             for left, right in by_column
         ]
         width = max([len("class"), *map(len, self.per_class)])
-        lines += ["", f"{'class':<{width}}  objects     AP   AP50"]
+        lines += ["", f"{'class':<{width}}  objects     AP   AP50  best F1  at score"]
         lines += [
             f"{name:<{width}}  {each.num_objects:>7,}  {_number(each.AP)}  {_number(each.AP50)}"
+            f"  {_number(each.F1):>7}  {_number(each.threshold):>8}"
             for name, each in self.per_class.items()
         ]
         return "\n".join(lines)
 
 
-def evaluate_boxes(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> CocoMetrics:
+def evaluate_boxes(
+    ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], *, rounding: bool = False
+) -> CocoMetrics:
     """Evaluate detections as COCO does.
 
     Args:
         ground_truth: contents of a COCO annotation file: `images`, `annotations`, `categories`. An annotation
             without `area` gets its box's, one without `iscrowd` is not a crowd. The dictionary is not changed.
         results: COCO results: `image_id`, `category_id`, `bbox` as x, y, width, height, `score`. May be empty.
+        rounding: the scores were rounded to two decimals, as by `results_from_detections`; thresholds are for scores
+            that were not.
 
     Raises:
         ConfigError: a result belongs to an image or category that the ground truth does not have.
@@ -149,8 +170,14 @@ def evaluate_boxes(ground_truth: dict[str, Any], results: Sequence[dict[str, Any
         if np.isnan(precision[0, 0, index]):
             per_class[name] = ClassMetrics(math.nan, math.nan, len(objects))
             continue
+        best = best_f1_of_matches(_matches(judge, index))
         per_class[name] = ClassMetrics(
-            float(precision[:, :, index].mean()), float(precision[0, :, index].mean()), len(objects)
+            float(precision[:, :, index].mean()),
+            float(precision[0, :, index].mean()),
+            len(objects),
+            best.F1,
+            # Scores from 0.335 on were rounded to 0.34.
+            max(0.0, best.threshold - 0.005) if rounding and not math.isnan(best.threshold) else best.threshold,
         )
         curves[name] = precision[0, :, index]
     figures = {
@@ -268,6 +295,14 @@ def check_results(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]
                 f"result {number}, image {result['image_id']}: category {result['category_id']} is not among the "
                 f"ground truth's {len(categories)} categories. Evaluate with the classes the detector was trained on."
             )
+
+
+def _matches(judge: Any, index: int) -> list[dict[str, Any] | None]:
+    """Return the matches of a class, image by image, in all areas together."""
+    images, areas = len(judge.params.imgIds), len(judge.params.areaRng)
+    # COCOeval lists them by class, area (the first is all areas) and image.
+    first = index * areas * images
+    return judge.evalImgs[first : first + images]
 
 
 def _class_names(ground_truth: dict[str, Any], category_ids: Sequence[int]) -> dict[int, str]:

@@ -18,13 +18,13 @@ from data_shards.loading.ground_truth import coco_ground_truth
 from data_shards.order.plan import World
 from data_shards.reading.reading import Reading
 from data_shards.settings import BoxRules
-from detectors import Detections, Detector, DetectorError
+from detectors import Detector, DetectorError
 from detectors.shared.camera import place_in_camera, with_published_sizes
 from pipelines.errors import ConfigError
 from pipelines.evaluation.coco_metrics import CocoMetrics, evaluate_boxes, results_from_detections
 from pipelines.evaluation.keypoint_metrics import KeypointMetrics, evaluate_keypoints
 from pipelines.evaluation.pictured import Drawn, DrawnImages, joined
-from pipelines.evaluation.views import Found, detect, open_views
+from pipelines.evaluation.views import Found, boxes_on_edges, detect, open_views
 from pipelines.recipes.settings import EvaluationSettings
 
 
@@ -156,7 +156,7 @@ def evaluate(
     names = dict.fromkeys(name for one in shares for name in one.losses)
     losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in names}
     results = [result for one in shares for result in one.results]
-    coco, keypoints = _metrics(ground_truth, results)
+    coco, keypoints = _metrics(ground_truth, results, settings.published_rounding)
     return Evaluation(
         coco=coco,
         keypoints=keypoints,
@@ -214,10 +214,12 @@ def _named_error(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
-def _metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[CocoMetrics, KeypointMetrics | None]:
+def _metrics(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], rounding: bool
+) -> tuple[CocoMetrics, KeypointMetrics | None]:
     """Compute the metrics; if that fails, name the image that makes it fail."""
     try:
-        return evaluate_boxes(ground_truth, results), evaluate_keypoints(ground_truth, results)
+        return evaluate_boxes(ground_truth, results, rounding=rounding), evaluate_keypoints(ground_truth, results)
     except Exception as error:
         images = ground_truth["images"]
         # By halves: each try takes as long as an evaluation of its images.
@@ -260,45 +262,44 @@ def _add(
         if settings.published_heights:
             one.boxes = with_published_sizes(one.boxes, batch.transforms[row].cpu())
         image_id = int(batch.image_ids[row])
+        further: list[dict[str, Any]] = []
+        if keep_results and one.box3d is not None:
+            further = describe_in_3d(one.box3d, None if batch.calibration is None else batch.calibration[row].cpu())
         share.results += results_from_detections(
             [image_id] * len(one.scores),
-            _up_to_edges(one.boxes, rules).numpy(),
+            boxes_on_edges(one.boxes, rules).numpy(),
             one.scores.numpy(),
             one.labels.numpy(),
             class_ids,
             rounding=settings.published_rounding,
             keypoints=None if one.keypoints is None else one.keypoints[..., :2].numpy(),
-            further=_in_3d(one, batch, row) if keep_results and one.box3d is not None else (),
+            further=further,
         )
         drawn_images.add(batch, row, one)
 
 
-def _in_3d(found: Detections, batch: Batch, row: int) -> list[dict[str, Any]]:
-    """Describe each detection of an image in 3D; in the camera's frame, too, if the image has one.
+def describe_in_3d(box3d: Tensor, calibration: Tensor | None = None) -> list[dict[str, Any]]:
+    """Describe each object of an image in 3D; in the camera's frame, too, if the camera is known.
 
-    Nothing is said of detections that are not finite, which JSON could not hold.
+    Nothing is said of objects that are not finite, which JSON could not hold.
+
+    Args:
+        box3d: (objects, 7), as in `Detections`, in the image frame.
+        calibration: (3, 4), the camera's projection matrix.
     """
-    assert found.box3d is not None
-    center, depth, dimensions, alpha = torch.split(found.box3d.double(), [2, 1, 3, 1], dim=-1)
+    center, depth, dimensions, alpha = torch.split(box3d.double(), [2, 1, 3, 1], dim=-1)
     described = [
         {"center": place, "depth": distance, "dimensions": size, "alpha": angle}
         for place, distance, size, angle in zip(
             center.tolist(), depth[:, 0].tolist(), dimensions.tolist(), alpha[:, 0].tolist(), strict=True
         )
     ]
-    calibration = None if batch.calibration is None else batch.calibration[row].cpu().double()
     if calibration is not None and bool(calibration.isfinite().all()):
-        location, rotation = place_in_camera(center, depth[:, 0], dimensions, alpha[:, 0], calibration)
+        location, rotation = place_in_camera(center, depth[:, 0], dimensions, alpha[:, 0], calibration.double())
         for one, place, angle in zip(described, location.tolist(), rotation.tolist(), strict=True):
             one |= {"location": place, "rotation_y": angle}
-    is_finite = found.box3d.isfinite().all(dim=-1).tolist()
+    is_finite = box3d.isfinite().all(dim=-1).tolist()
     return [one if finite else {} for one, finite in zip(described, is_finite, strict=True)]
-
-
-def _up_to_edges(boxes_in_image: Tensor, rules: BoxRules) -> Tensor:
-    """Turn boxes that end as in training into boxes that end on edges, as COCO's do."""
-    last_pixel = 1.0 if rules.box_ends == "last_pixel" else 0.0
-    return boxes_in_image + boxes_in_image.new_tensor([0, 0, last_pixel, last_pixel])
 
 
 def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -> None:

@@ -6,17 +6,24 @@ its detections in the image frame.
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data_shards.loading.augment import augment
 from data_shards.loading.batch import Batch
+from data_shards.loading.evaluation_in_process import batches_of_views
+from data_shards.loading.evaluation_inputs import EvaluationInputs
+from data_shards.loading.evaluation_inputs import View as ImageView
 from data_shards.loading.evaluation_loader import EvaluationLoader
 from data_shards.order.plan import World
 from data_shards.reading.reading import Reading
+from data_shards.reading.samples import Samples
+from data_shards.settings import BoxRules, Resizing
 from detectors import Detections, Detector, View
 from pipelines.recipes.settings import EvaluationSettings
 
@@ -40,6 +47,14 @@ def scales_shown(detector: Detector, settings: EvaluationSettings) -> tuple[floa
     return detector.scales_shown(settings.tta, settings.soft_nms, settings.scales)
 
 
+def image_views(detector: Detector, settings: EvaluationSettings) -> list[ImageView]:
+    """Views of every image, in the order in which the detector merges them."""
+    return [
+        ImageView(scale, settings.longer_side_limit if scale == 1 else settings.scaled_longer_side_limit)
+        for scale in scales_shown(detector, settings)
+    ]
+
+
 @contextmanager
 def open_views(
     detector: Detector,
@@ -60,10 +75,7 @@ def open_views(
         world: this rank among those that share the images.
         limit: use only the first images of the split, this many; None uses all.
     """
-    kinds = [
-        (scale, settings.longer_side_limit if scale == 1 else settings.scaled_longer_side_limit)
-        for scale in scales_shown(detector, settings)
-    ]
+    kinds = image_views(detector, settings)
     with ExitStack() as stack:
         loaders = [
             stack.enter_context(
@@ -84,6 +96,42 @@ def open_views(
             for scale, longer_side_limit in kinds
         ]
         yield (list(views) for views in zip(*loaders, strict=True))
+
+
+def read_views(
+    detector: Detector,
+    samples: Samples,
+    settings: EvaluationSettings,
+    *,
+    input_size: tuple[int, int],
+    resizing: Resizing,
+    rules: BoxRules,
+    threads: Executor | None = None,
+) -> Iterator[list[Batch]]:
+    """Yield the same batches as `open_views`, without labels, made in this process.
+
+    Args:
+        detector: says how inputs are padded.
+        samples: the images.
+        settings: geometry, mode and batch size.
+        input_size: height and width of the input, in pixels, for the fixed geometry.
+        resizing: the library whose pixels a whole image gets.
+        rules: meaning of the corners of boxes.
+        threads: read images, those of the next batch too; None reads them in the caller's thread.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    inputs = EvaluationInputs(
+        geometry=settings.geometry,
+        input_size=input_size,
+        sizes=detector.sizes,
+        shorter_side=settings.shorter_side,
+        resizing=resizing,
+        boxes=rules,
+    )
+    views = image_views(detector, settings)
+    return batches_of_views(samples, inputs, views, batch_size=settings.batch_size, threads=threads)
 
 
 def detect(detector: Detector, views: Sequence[Batch], settings: EvaluationSettings) -> Found:
@@ -150,6 +198,12 @@ def milliseconds_one_by_one(
             seconds.append(detect(detector, [view.to(device) for view in views], settings).seconds)
     timed = seconds[warm_up:] or seconds[-1:]
     return 1000 * sum(timed) / len(timed)
+
+
+def boxes_on_edges(boxes_in_image: Tensor, rules: BoxRules) -> Tensor:
+    """Turn boxes that end as in training into boxes that end on edges, as COCO's do."""
+    last_pixel = 1.0 if rules.box_ends == "last_pixel" else 0.0
+    return boxes_in_image + boxes_in_image.new_tensor([0, 0, last_pixel, last_pixel])
 
 
 def synchronize(device: torch.device) -> None:

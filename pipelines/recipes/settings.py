@@ -477,6 +477,9 @@ class TrackingSettings:
     system_seconds: float = 10.0
     """Seconds between measurements of CPU, memory, disk, network and GPU; 0 measures nothing."""
 
+    log_model: bool = True
+    """Log the best checkpoint as an MLflow model once training has ended: as large as its weights, 10 to 760 MB."""
+
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise ConfigError(f"tracking.every_steps is {self.every_steps}; it must be 1 or more.")

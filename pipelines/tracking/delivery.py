@@ -18,6 +18,7 @@ from pipelines.tracking.mlflow_client import (
     open_client,
     quiet_retries,
 )
+from pipelines.tracking.models import send_model
 from pipelines.tracking.run import RunRecord, open_run
 from pipelines.tracking.spool import METRICS_PER_LINE, JsonLines, sole_delivery
 
@@ -204,7 +205,8 @@ class Delivery:
             request()
         except MlflowException as error:
             # A run that was deleted refuses everything with the same code, but it may be restored.
-            active = error.error_code == "INVALID_PARAMETER_VALUE" and (
+            # MLflow 2 has no models of a run; its servers know no such request.
+            active = error.error_code in ("INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND") and (
                 client.get_run(self.run_id).info.lifecycle_stage == "active"
             )
             if not active:
@@ -247,7 +249,18 @@ class Delivery:
         path = self.folder / "artifacts" / f"{record['number']:06d}" / record["file"]
         if not path.exists():
             return
-        if record["kind"] == "file":
+        if record["kind"] == "model":
+            experiment_id = client.get_run(self.run_id).info.experiment_id
+            send_model(
+                client,
+                experiment_id,
+                self.run_id,
+                path,
+                name=record["file"],
+                step=record["step"],
+                params=record["params"],
+            )
+        elif record["kind"] == "file":
             client.log_artifact(self.run_id, str(path), record["artifact_path"] or None)
         elif not self._has_image(client, record["image_key"], record["step"]):
             import PIL.Image

@@ -261,7 +261,9 @@ def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
     experiment_id = (
         experiment.experiment_id
         if experiment
-        else client.create_experiment(record.experiment, artifact_location=_artifact_location(record))
+        else client.create_experiment(
+            record.experiment, artifact_location=artifact_location(record.uri, record.experiment)
+        )
     )
     tags = {
         RUN_TAG: record.run_name,
@@ -279,10 +281,10 @@ def _create_run(client: "MlflowClient", record: RunRecord) -> "Run":
     return run
 
 
-def _artifact_location(record: RunRecord) -> str | None:
+def artifact_location(uri: str, experiment: str) -> str | None:
     """Return the artifact folder beside an SQLite file; None lets a server decide."""
-    database = database_of(record.uri)
-    return artifact_folder(database, record.experiment).as_uri() if database else None
+    database = database_of(uri)
+    return artifact_folder(database, experiment).as_uri() if database else None
 
 
 def _user() -> str:

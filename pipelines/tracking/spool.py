@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,12 @@ class SpoolWriter:
                 return
             self._queue_copy(path, {"kind": "image", "image_key": key, "step": step})
             self._highest_image_step[key] = step
+
+    def add_model(self, name: str, step: int, params: dict[str, str], write: Callable[[Path], object]) -> None:
+        """Queue a model that `write` writes into the folder that it is called with."""
+        with self._lock:
+            write(self._new_folder() / name)
+            self._queue({"kind": "model", "file": name, "step": step, "params": params})
 
     def add_tags(self, tags: dict[str, str]) -> None:
         """Queue tags of the run."""

@@ -114,6 +114,7 @@ def _follow(database: Path) -> None:
                 "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
                 (new.as_uri(), len(location) + 1, number, len(location) + 1, f"{location}/"),
             )
+            _move_models(connection, location, new.as_uri())
         connection.commit()
         if moved:
             logger.warning(
@@ -121,6 +122,18 @@ def _follow(database: Path) -> None:
                 database.name,
                 database.parent / ARTIFACTS,
                 unquote(urlsplit(moved[0][1]).path).rpartition("/")[0],
+            )
+
+
+def _move_models(connection: sqlite3.Connection, old: str, new: str) -> None:
+    """Point models, and their registered versions, at the new folder."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    # A file of an earlier MLflow has no models yet.
+    for table, column in (("logged_models", "artifact_location"), ("model_versions", "storage_location")):
+        if table in tables:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old) + 1, f"{old}/"),
             )
 
 

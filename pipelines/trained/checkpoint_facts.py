@@ -47,6 +47,9 @@ class CheckpointFacts:
     whatever its recipe says today; ask `was_begun_ungrouped`."""
     weights_sha256: str = ""
     """Of the file of initial weights; empty for random ones, and in checkpoints that do not record it."""
+    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Score of the best F1 of each class, by its name; empty before these weights are evaluated, and in checkpoints
+    that do not record it."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CheckpointFacts":

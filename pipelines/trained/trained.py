@@ -1,7 +1,8 @@
 """A trained detector with all that its use needs: weights, classes, settings, thresholds and identity."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,17 @@ from detectors import Detector
 from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.recipes.settings import Recipe
+from pipelines.tracking import tracking_uri
+from pipelines.tracking.models import download_weights
 from pipelines.trained.checkpoint_facts import facts_of
 from pipelines.trained.find import find_checkpoint
+from pipelines.trained.weights_file import (
+    Description,
+    described,
+    find_description,
+    no_description,
+    open_detector,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,17 @@ class Trained:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Score of the best F1 of each class, by the class's name, in the run's evaluation; empty if it is unknown."""
 
+    def describe(self) -> Description:
+        """Describe the weights, for a file that holds them."""
+        return described(
+            self.recipe,
+            self.classes,
+            run=self.identity.run,
+            step=self.identity.step,
+            mlflow_run=self.identity.mlflow_run,
+            thresholds=self.thresholds,
+        )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
@@ -63,31 +84,77 @@ def open_trained(
     """Open a trained detector.
 
     Args:
-        source: a run's folder (its best checkpoint) or a checkpoint's.
-        flags: fields of the recipe to change, as on the command line: those of `data` and `evaluation`.
+        source: a run's folder (its best checkpoint), a checkpoint's, a weights file that describes itself, or the
+            address of a registered model, such as models:/cells@champion.
+        flags: fields of the recipe to change, as on the command line: those of `data` and `evaluation`; `tracking.uri`
+            names the MLflow that has the model.
         newest: of a run, take the newest checkpoint instead of the best.
         device: where the network runs; None takes a GPU if there is one and the recipe allows it.
 
     Raises:
-        ConfigError: there is no trained detector, or a flag belongs to the trained weights.
+        ConfigError: there is no trained detector, a file does not describe its detector, or a flag belongs to the
+            trained weights.
         DetectorError: the weights do not fit the detector.
     """
-    checkpoint = find_checkpoint(Path(source), newest)
+    path = Path(source)
+    if newest and (path.is_file() or is_model_address(source)):
+        raise ConfigError(f"newest (--newest) chooses among the checkpoints of a run, unlike {source}; leave it out.")
+    if is_model_address(source):
+        opened = _open_model(str(source), flags)
+    elif path.is_file():
+        opened = _open_weights_file(path, flags)
+    else:
+        opened = _open_checkpoint(path, flags, newest)
+    device = device or default_device(opened.recipe)
+    return replace(opened, detector=opened.detector.to(device).eval(), device=device)
+
+
+def _open_checkpoint(path: Path, flags: Sequence[str], newest: bool) -> Trained:
+    checkpoint = find_checkpoint(path, newest)
     facts = facts_of(checkpoint)
     recipe = with_evaluation_flags(from_dict(facts.recipe), flags)
     classes = tuple(coco_class(one) for one in facts.classes)
-    device = device or default_device(recipe)
-    detector = detectors.build(recipe.detector.name, len(classes), **recipe.detector.settings).to(device)
+    detector = detectors.build(recipe.detector.name, len(classes), **recipe.detector.settings)
     detector.load_state_dict(checkpoint.weights())
     return Trained(
-        detector=detector.eval(),
+        detector=detector,
         classes=classes,
         recipe=recipe,
         identity=Identity(
             location=str(checkpoint.path), run=facts.run, step=checkpoint.step, mlflow_run=facts.mlflow_run
         ),
-        device=device,
+        device=torch.device("cpu"),
+        thresholds=facts.thresholds,
     )
+
+
+def _open_weights_file(path: Path, flags: Sequence[str]) -> Trained:
+    found = find_description(path)
+    if found is None or not found.classes:
+        raise no_description(path, found)
+    recipe = with_evaluation_flags(found.as_recipe(str(path)), flags)
+    return Trained(
+        detector=open_detector(path, found),
+        classes=found.classes,
+        recipe=recipe,
+        identity=Identity(location=str(path), run=found.run, step=found.step, mlflow_run=found.mlflow_run),
+        device=torch.device("cpu"),
+        thresholds=found.thresholds,
+    )
+
+
+def _open_model(address: str, flags: Sequence[str]) -> Trained:
+    uri = tracking_uri(with_flags(Recipe(recipe="models"), flags))
+    with tempfile.TemporaryDirectory() as folder:
+        path, exact = download_weights(uri, address, Path(folder))
+        opened = _open_weights_file(path, flags)
+    # With the version: an alias may point to another one tomorrow.
+    return replace(opened, identity=replace(opened.identity, location=exact))
+
+
+def is_model_address(source: str | Path) -> bool:
+    """Return True for the address of a model in MLflow, such as models:/cells@champion."""
+    return str(source).startswith("models:")
 
 
 def check_classes(trained_by: str, theirs: Sequence[CocoClass], manifest: Manifest) -> None:

@@ -21,6 +21,7 @@ from data_shards.counting import counted
 from data_shards.format.manifest import Manifest, coco_class
 from data_shards.order.plan import Plan
 from data_shards.storage.open import open_store
+from detectors.weights.description import KEY
 from pipelines import console
 from pipelines.errors import ConfigError
 from pipelines.evaluation.evaluate import Evaluation
@@ -28,6 +29,7 @@ from pipelines.recipes.recipe import to_dict
 from pipelines.recipes.settings import Recipe
 from pipelines.trained.checkpoint_facts import CheckpointFacts, facts_of, unknown_facts
 from pipelines.trained.trained import check_classes
+from pipelines.trained.weights_file import described_by_facts
 from pipelines.training.loss_watch import CALMER
 from pipelines.training.sample_ledger import next_life
 
@@ -218,9 +220,12 @@ class Saver:
             zero_stage=self._recipe.engine.zero_stage,
             precision=engine.precision,
             saved_at=time.time(),
+            thresholds=evaluation.coco.thresholds if evaluation else {},
             **facts,
         )
-        self.writer.save(state, {"step": step, **all_facts.as_dict()}, score=_score(evaluation))
+        # In the files of weights too, so that one of them alone rebuilds the detector.
+        metadata = {KEY: described_by_facts(all_facts, step).to_json()}
+        self.writer.save(state, {"step": step, **all_facts.as_dict()}, _score(evaluation), metadata)
 
 
 def _score(evaluation: Evaluation | None) -> float | None:

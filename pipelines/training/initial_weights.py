@@ -44,12 +44,12 @@ _TIMEOUT_SECONDS = 60
 _BLOCK = 1 << 20
 
 
-def fetch_weights(settings: DetectorSettings, detector: "Detector", cache_folder: str = "") -> Path:
+def fetch_weights(settings: DetectorSettings, detector: "Detector | None", cache_folder: str = "") -> Path:
     """Return the local file of `settings.weights`; a remote one is fetched into the cache.
 
     Args:
         settings: location of the weights, and their sha256 or its first digits, if the user set one.
-        detector: knows the ImageNet weights that its publication starts from.
+        detector: knows the ImageNet weights that its publication starts from; None if others are fetched.
         cache_folder: the node's cache; empty is AWEIGH_CACHE, or ~/.cache/aweigh.
 
     Raises:
@@ -59,6 +59,7 @@ def fetch_weights(settings: DetectorSettings, detector: "Detector", cache_folder
     assert location, "the recipe has no initial weights"
     is_imagenet = location == IMAGENET
     if is_imagenet:
+        assert detector is not None, "each detector has ImageNet weights of its own"
         location = imagenet_location(detector)
     expected = settings.weights_sha256 or _hash_in_name(location)
     try:
@@ -70,7 +71,7 @@ def fetch_weights(settings: DetectorSettings, detector: "Detector", cache_folder
             path = _cached(location, expected, Path(cache_folder) if cache_folder else default_cache_folder())
         return path
     except ConfigError as error:
-        if not is_imagenet:
+        if not is_imagenet or detector is None:
             raise
         raise ConfigError(
             f"the ImageNet weights of {detector.name}: {error} Give a copy as --detector.weights FILE, or train from "

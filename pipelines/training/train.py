@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from pipelines import console, tracking
 from pipelines.files import read_json, write_json, write_text
 from pipelines.recipes.recipe import absolute, flatten, run_name, to_dict, to_yaml
 from pipelines.recipes.settings import Recipe
+from pipelines.registering.log_best import log_best_model
 from pipelines.trained.checkpoint_facts import facts_of
 from pipelines.training.checkpoints import check_fits, checkpoint_places, link_checkpoints, newest_checkpoint
 from pipelines.training.checks import (
@@ -76,7 +78,17 @@ def train(recipe: Recipe) -> TrainingResult:
             tracking.deliver_spool(folder / "tracking")
         else:
             _train_on_workers(recipe, name, folder, checkpoint, splits)
+        if recipe.tracking.log_model:
+            # After the run's end in MLflow: whatever happens to the upload, the training is complete.
+            _log_model(folder)
     return read_result(folder, name, last_step)
+
+
+def _log_model(folder: Path) -> None:
+    step = log_best_model(folder)
+    if step is not None:
+        register = shlex.join(["aweigh", "register", str(folder)])
+        console.say("model", f"step {step:,} in MLflow; `{register} NAME` registers it under a name")
 
 
 def read_result(folder: Path, name: str, step: int) -> TrainingResult:

@@ -18,6 +18,7 @@ from detectors.weights.save import save_as
 from pipelines import recipes
 from pipelines.cli import main
 from pipelines.recipes.recipe import to_dict, with_flags
+from pipelines.trained.trained import open_trained
 from tests.pipelines.test_cli import SMALL, _refused, _train
 
 NARROW = ["--detector.settings.width", "8", "--detector.settings.head_channels", "8"]
@@ -77,12 +78,16 @@ def test_the_command_printed_after_an_export_reads_the_file_back(
     main(["weights", "export", str(run), "--output", str(tmp_path / "my runs" / "best.pth")])
     said = capsys.readouterr().err
     command = said[said.index("`aweigh ") + 1 : said.rindex("`")]
-    assert command.endswith(  # a checkpoint keeps its facts in alphabetical order
-        "--num-classes 2 --detector.settings.deconv_channels 8 8 8 --detector.settings.head_channels 8 "
-        "--detector.settings.trunk_start he --detector.settings.width 8"
-    )
-    main(shlex.split(command)[1:])
-    assert f"{len(weights)} loaded" in capsys.readouterr().out
+    assert command == f"aweigh weights import '{tmp_path}/my runs/best.pth'"
+    back = tmp_path / "back.safetensors"
+    main([*shlex.split(command)[1:], "--output", str(back)])
+    out, said = capsys.readouterr()
+    assert f"{len(weights)} loaded" in out
+    assert "describes centernet_resnet18, classes cat, dog, images as in recipe demo" in said
+    opened = open_trained(back)
+    assert (opened.class_names, opened.recipe.detector.settings) == (("cat", "dog"), settings)
+    assert opened.recipe.evaluation == recipe.evaluation
+    assert all(torch.equal(value, weights[name]) for name, value in opened.detector.state_dict().items())
 
 
 def test_the_average_of_a_file_is_brought_in_on_request(
@@ -131,7 +136,7 @@ def test_a_file_of_the_backbone_alone_is_not_written_as_a_detector(
     line = _refused(
         capsys, "weights", "export", path, "--detector", "centernet_dla34", *NARROW, "--output", tmp_path / "back.pth"
     )
-    assert "it does not hold all of centernet_dla34, so nothing is written" in line
+    assert "it does not hold all of centernet_dla34, so it cannot be used as one" in line
     assert not (tmp_path / "back.pth").exists()
 
 
@@ -154,9 +159,12 @@ def test_a_file_of_the_backbone_alone_is_not_written_as_a_detector(
             "--output ours.pth: the weights are written as .safetensors",
         ),
         (
-            ["export", "{file}", "--detector", "centernet_dla34", *NARROW, "--output", "{file}.safetensors"],
+            ["export", "{file}", "--detector", "centernet_dla34", "--layout", "authors", "--output", "a.safetensors"],
             "other code loads what torch.save writes, so end it in .pth",
         ),
+        (["import", "{file}"], "does not name its detector; give --detector NAME"),
+        (["import", "nowhere.pth"], "nowhere.pth is not there"),
+        (["import", "imagenet"], "imagenet needs --detector NAME"),
         (["export", "nowhere.pth", "--output", "back.pth"], "nowhere.pth does not exist; give a run's folder"),
         (["export", "{file}", "--output", "back.pth"], "does not name its detector; give --detector NAME"),
         (

@@ -75,7 +75,8 @@ def test_metrics_leave_out_what_does_not_exist(published: CocoMetrics) -> None:
     assert metrics["val/AP/person"] == published.per_class["person"].AP
     assert "val/AP/fire hydrant" not in metrics
     assert all(0 <= value <= 1 for value in metrics.values())
-    assert len(metrics) == 12 + sum(each.num_objects > 0 for each in published.per_class.values())
+    assert metrics["val/F1"] == published.F1
+    assert len(metrics) == 13 + sum(each.num_objects > 0 for each in published.per_class.values())
     assert set(published.as_metrics("test/flip")) == {f"test/flip{key.removeprefix('val')}" for key in metrics}
 
 
@@ -84,7 +85,7 @@ def test_half_the_objects_found_is_fifty_one_of_the_101_recalls() -> None:
     metrics = evaluate_boxes(truth, [result([10, 10, 20, 20], 0.9), result([0, 60, 20, 20], 0.8)])
     # One true, then one false: precision 1 up to recall 0.5, at recalls 0, 0.01 … 0.50, then 0. 51 / 101.
     assert pytest.approx(51 / 101) == metrics.AP
-    assert metrics.per_class["cat"] == pytest.approx((51 / 101, 51 / 101, 2))
+    assert metrics.per_class["cat"] == pytest.approx((51 / 101, 51 / 101, 2, 2 / 3, 0.9))
     assert metrics.precision_recall["cat"].tolist() == pytest.approx([1.0] * 51 + [0.0] * 50)
     assert metrics.AR_100 == 0.5
     assert metrics.AP_small == pytest.approx(51 / 101)  # 20 × 20 = 400 < 32²
@@ -117,7 +118,7 @@ def test_without_objects_no_figure_is_given() -> None:
     assert all(math.isnan(getattr(metrics, figure)) for figure in FIGURES)
     assert metrics.as_metrics() == {}
     assert metrics.precision_recall == {}
-    assert metrics.table().splitlines()[-1].split() == ["dog", "0", "-", "-"]
+    assert metrics.table().splitlines()[-1].split() == ["dog", "0", "-", "-", "-", "-"]
 
 
 def test_a_detection_in_a_crowd_is_neither_right_nor_wrong() -> None:
@@ -164,9 +165,9 @@ def test_the_table_names_every_figure_and_class() -> None:
         "AP_medium     -    AR_medium     -\n"
         "AP_large      -    AR_large      -\n"
         "\n"
-        "class    objects     AP   AP50\n"
-        "cat            2  0.505  0.505\n"
-        "hot dog        0      -      -"
+        "class    objects     AP   AP50  best F1  at score\n"
+        "cat            2  0.505  0.505    0.667     0.900\n"  # right 1 of 1 and of 2: 2 × 1 / (1 + 2)
+        "hot dog        0      -      -        -         -"
     )
 
 

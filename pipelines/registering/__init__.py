@@ -1,0 +1,1 @@
+"""A trained detector as an MLflow model: written, logged, registered under a name, and served."""
