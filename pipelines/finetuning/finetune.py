@@ -193,13 +193,14 @@ def _planned(recipe: Recipe, published: Recipe, chosen: set[str], built: BuiltSh
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         detector = detectors.build(recipe.detector.name, classes, **recipe.detector.settings)
-    start, origin = load_start(recipe, detector)
+    loaded = load_start(recipe, detector, train.manifest.class_names, chosen)
+    recipe, start = loaded.recipe, loaded.start
     machine, cost = this_machine(recipe.cluster.device), training_cost(detector)
     recipe, lines = derive(recipe, chosen, published, facts, machine, cost, detector, start)
     if built is not None:
         _say_findings(built, recipe)
     console.say("detector", _detector_in_words(recipe, published, chosen, classes, start))
-    console.say("start", origin)
+    console.say("start", loaded.text)
     for line in lines:
         console.say(line.topic, line.text)
     held_out = validation.manifest.num_samples if validation is not None else 0

@@ -1,25 +1,22 @@
 """The weights that a fine-tuning starts from, and what to expect of them."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import detectors
-import detectors.weights.published
 from data_shards.addresses import shown_address
 from data_shards.counting import counted
 from detectors import Detector
 from detectors.errors import DetectorError
-from detectors.weights.published import Receipt
+from detectors.weights.published import Receipt, load
 from pipelines.console import duration
 from pipelines.errors import ConfigError
 from pipelines.finetuning.derive import STEPS, Start, largest_input
 from pipelines.finetuning.machine import Cost, Machine
-from pipelines.recipes.recipe import from_dict
 from pipelines.recipes.settings import IMAGENET, DetectorSettings, Recipe
-from pipelines.trained.checkpoint_facts import facts_of
 from pipelines.trained.find import find_checkpoint
-from pipelines.training.initial_weights import fetch_weights
+from pipelines.trained.weights_file import find_description
+from pipelines.training.initial_weights import class_names_of_file, fetch_weights
 
 # Too few images to measure an AP well.
 _FEW_VALIDATION_IMAGES = 30
@@ -32,44 +29,62 @@ class Source:
     weights: str
     """A file or an address."""
     detector: DetectorSettings | None = None
-    """The detector, if the weights are of a run."""
+    """The detector, if the weights describe it."""
 
 
 def source_of(words: str) -> Source:
     """Find the weights that `--from` names: a file, an address, or a run or checkpoint of one's own.
 
     Raises:
-        ConfigError: a folder is neither.
+        ConfigError: there is nothing, or a folder that is neither.
     """
+    if "://" in words or words in (IMAGENET, "none"):
+        return Source(words)
     path = Path(words).expanduser()
-    if "://" in words or not path.is_dir():
-        return Source(words if words in (IMAGENET, "none") or "://" in words else str(path))
-    checkpoint = find_checkpoint(path)
-    recipe = from_dict(facts_of(checkpoint).recipe)
-    return Source(str(checkpoint.path / "weights.safetensors"), recipe.detector)
+    if path.is_dir():
+        path = find_checkpoint(path).path / "weights.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"--from {words}: there is no such file or run; give weights of the detector, or imagenet.")
+    described = find_description(path)
+    if described is None:
+        return Source(str(path))
+    return Source(str(path), DetectorSettings(name=described.detector, settings=described.settings))
 
 
 def with_start(recipe: Recipe, source: Source | None, chosen: Set[str]) -> Recipe:
-    """Let a recipe start from the weights of `--from`; layers for other classes start anew.
+    """Let a recipe start from the weights of `--from`.
 
     Raises:
         ConfigError: `--detector.weights` names others.
     """
-    settings = recipe.detector
-    if source is not None:
-        if "detector.weights" in chosen:
-            raise ConfigError("--from and --detector.weights both name initial weights; give one of them.")
-        settings = replace(settings, weights=source.weights)
-    if settings.weights not in (None, IMAGENET) and "detector.skip_mismatched" not in chosen:
-        settings = replace(settings, skip_mismatched=True)
-    return replace(recipe, detector=settings)
+    if source is None:
+        return recipe
+    if "detector.weights" in chosen:
+        raise ConfigError("--from and --detector.weights both name initial weights; give one of them.")
+    return replace(recipe, detector=replace(recipe.detector, weights=source.weights))
 
 
-def load_start(recipe: Recipe, detector: Detector) -> tuple[Start, str]:
+@dataclass(frozen=True)
+class Loaded:
+    """The initial weights, loaded into the detector."""
+
+    start: Start
+    recipe: Recipe
+    """Says how the class layers were loaded, so that workers load them alike."""
+    text: str
+    """What fits, in words."""
+
+
+def load_start(recipe: Recipe, detector: Detector, class_names: Sequence[str], chosen: Set[str]) -> Loaded:
     """Fetch the initial weights and load them, before anything takes long.
 
-    Returns:
-        The kind of start, and a line about it.
+    Layers that count classes keep what the file knows of classes with the same name, and start anew for the others.
+
+    Args:
+        recipe: names the weights.
+        detector: receives them.
+        class_names: in the order of the labels.
+        chosen: names of the fields that the user set.
 
     Raises:
         ConfigError: the weights cannot be fetched; with what to do.
@@ -77,30 +92,59 @@ def load_start(recipe: Recipe, detector: Detector) -> tuple[Start, str]:
     """
     weights = recipe.detector.weights
     if not weights:
-        return (
-            "random",
-            "random weights, because the detector has no published ones for its backbone or you asked for them",
-        )
+        return Loaded("random", recipe, "random weights")
     path = fetch_weights(recipe.detector, detector, recipe.data.cache_folder)
     if weights == IMAGENET:
-        detectors.weights.published.load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
-        return "imagenet", "the backbone's ImageNet weights; the layers that find objects start from random weights"
-    try:
-        receipt = detectors.weights.published.load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
-    except DetectorError as error:
-        raise DetectorError(f"{error} If the weights are of another detector, name it with --detector.name.") from error
-    _refuse_another_detector(weights, detector, receipt)
-    loaded = len(receipt.loaded) + len(receipt.renamed)
-    anew = {name.rsplit(".", 1)[0] for name in receipt.missing if not name.endswith("num_batches_tracked")}
-    text = f"{shown_address(weights)}: {loaded} of {loaded + len(receipt.missing)} tensors fit"
-    if anew:
-        some = ", ".join(sorted(anew)[:4]) + (", …" if len(anew) > 4 else "")
-        text += f"; {counted(len(anew), 'layer')} for other classes or of other parts start anew: {some}"
-    of_backbone = detector.published.backbone_prefix
-    only_backbone = bool(of_backbone) and all(
-        name.startswith(of_backbone) for name in (*receipt.loaded, *receipt.renamed.values())
+        load(detector, path, skip_mismatched=recipe.detector.skip_mismatched)
+        text = "the backbone's ImageNet weights; the layers that find objects start from random weights"
+        return Loaded("imagenet", recipe, text)
+    if chosen & {"detector.skip_mismatched", "detector.match_classes"}:
+        receipt = _load_as_set(recipe, detector, path, class_names)
+    else:
+        recipe, receipt = _load_by_name(recipe, detector, path, class_names)
+    return _described(recipe, detector, receipt)
+
+
+def _load_as_set(recipe: Recipe, detector: Detector, path: Path, class_names: Sequence[str]) -> Receipt:
+    return load(
+        detector,
+        path,
+        skip_mismatched=recipe.detector.skip_mismatched,
+        class_names=class_names if recipe.detector.match_classes else (),
+        class_names_of_file=class_names_of_file(path),
     )
-    return ("imagenet" if only_backbone else "detector"), text
+
+
+def _load_by_name(recipe: Recipe, detector: Detector, path: Path, class_names: Sequence[str]) -> tuple[Recipe, Receipt]:
+    """Match classes by name if the file's are known; otherwise class layers of another shape start anew."""
+    matching, skipping = (
+        replace(recipe, detector=replace(recipe.detector, skip_mismatched=True, match_classes=match))
+        for match in (True, False)
+    )
+    try:
+        receipt = _load_as_set(matching, detector, path, class_names)
+    except DetectorError:
+        # Nothing was loaded. If the reason is another one than unknown names, it comes again.
+        return skipping, _load_as_set(skipping, detector, path, class_names)
+    return (matching if receipt.class_source else skipping), receipt
+
+
+def _described(recipe: Recipe, detector: Detector, receipt: Receipt) -> Loaded:
+    weights = shown_address(str(recipe.detector.weights))
+    _refuse_another_detector(weights, detector, receipt)
+    fitting = (*receipt.loaded, *receipt.renamed.values())
+    prefix = detector.published.backbone_prefix
+    if prefix and all(name.startswith(prefix) for name in fitting):
+        text = f"{weights}, the backbone alone; the layers that find objects start from random weights"
+        return Loaded("imagenet", recipe, text)
+    text = f"{weights}: {len(fitting)} of {len(fitting) + len(receipt.missing)} tensors fit"
+    if receipt.class_source:
+        known, new = ", ".join(receipt.matched_classes) or "none", ", ".join(receipt.new_classes) or "none"
+        text += f"; classes it knows by name: {known}; classes that are new to it: {new}"
+    if anew := sorted({name.rpartition(".")[0] for name in receipt.missing}):
+        some = ", ".join(anew[:4]) + (", …" if len(anew) > 4 else "")
+        text += f"; {counted(len(anew), 'layer')} not in it or for other classes, from random weights: {some}"
+    return Loaded("detector", recipe, text)
 
 
 def _refuse_another_detector(weights: str, detector: Detector, receipt: Receipt) -> None:
@@ -113,7 +157,7 @@ def _refuse_another_detector(weights: str, detector: Detector, receipt: Receipt)
     ]
     if odd:
         raise DetectorError(
-            f"{shown_address(weights)} is of another detector than {detector.name}, or of one with other settings: "
+            f"{weights} is of another detector than {detector.name}, or of one with other settings: "
             f"{odd[0]} has another shape there ({counted(len(odd), 'such tensor')}). Name its detector with "
             "--detector.name."
         )

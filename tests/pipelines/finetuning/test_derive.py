@@ -67,7 +67,8 @@ def test_a_small_set_on_a_cpu_has_its_numbers_with_the_arithmetic() -> None:
         "batch": "8 images a step: the largest of 4, 8, 16, 32 with 20 steps an epoch; 205 images / 20 = 10.25; 37 "
         "images of 320 × 320 fit the memory by estimate",
         "rate": "3.125e-05 = 0.0005 × 8 / 128, the published rate, for this batch",
-        "epochs": "80 = 2,000 steps / 25 an epoch; the rate drops after epochs 51, 69, as in the published 90 and 120 of 140",
+        "epochs": "80 = 2,000 steps / 25 an epoch; the rate drops after epochs 51, 69, as in the published 90 and 120 "
+        "of 140",
         "evaluate": "10 times, after every 8 epochs; the best checkpoint is kept",
     }
 
