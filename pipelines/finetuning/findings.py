@@ -41,7 +41,7 @@ def sort_findings(findings: Sequence[Finding], images: int) -> Findings:
         common = kind.level == "check" and concerned > _SERIOUS_SHARE * images
         if found and (kind.level == "wrong" or kind.name in _SERIOUS_CHECKS or common):
             examples = _examples(found, 1 if common and kind.name not in _SERIOUS_CHECKS else _EXAMPLES)
-            serious.append(f"{len(found):,} {kind.title}: {examples}. → {kind.fix}")
+            serious.append(f"{kind.title} ({len(found):,}): {examples}. → {kind.fix}")
         else:
             lesser += len(found)
     return Findings(tuple(serious), lesser)

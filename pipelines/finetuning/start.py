@@ -22,6 +22,10 @@ from pipelines.training.initial_weights import class_names_of_file, fetch_weight
 _FEW_VALIDATION_IMAGES = 30
 
 
+# In the receipt's reasons, in contrast to tensors that the file does not have.
+_OTHER_SHAPE = "another shape"
+
+
 @dataclass(frozen=True)
 class Source:
     """The weights that the user named with `--from`."""
@@ -133,8 +137,8 @@ def _described(recipe: Recipe, detector: Detector, receipt: Receipt) -> Loaded:
     weights = shown_address(str(recipe.detector.weights))
     _refuse_another_detector(weights, detector, receipt)
     fitting = (*receipt.loaded, *receipt.renamed.values())
-    prefix = detector.published.backbone_prefix
-    if prefix and all(name.startswith(prefix) for name in fitting):
+    reasons = [receipt.missing.get(f"{layer}.weight", "") for layer in detector.published.class_layers]
+    if reasons and all(reason and _OTHER_SHAPE not in reason for reason in reasons):
         text = f"{weights}, the backbone alone; the layers that find objects start from random weights"
         return Loaded("imagenet", recipe, text)
     text = f"{weights}: {len(fitting)} of {len(fitting) + len(receipt.missing)} tensors fit"
@@ -153,7 +157,7 @@ def _refuse_another_detector(weights: str, detector: Detector, receipt: Receipt)
     odd = [
         name
         for name, reason in receipt.missing.items()
-        if "another shape" in reason and not any(name.startswith(f"{layer}.") for layer in of_classes)
+        if _OTHER_SHAPE in reason and not any(name.startswith(f"{layer}.") for layer in of_classes)
     ]
     if odd:
         raise DetectorError(
@@ -171,17 +175,17 @@ def expectations(
         "detector": "a useful detector after a few epochs, since it already knows what objects look like",
         "imagenet": "a useful detector, if there are a few hundred images; weights of the same detector, trained on "
         "COCO (--from FILE), need fewer images and get further",
-        "random": "little from less than some ten thousand images; give weights with --from FILE",
+        "random": "little, unless there are tens of thousands of images; give weights with --from FILE",
     }[start]
+    steps = recipe.schedule.last_step(max(1, images // recipe.batch.global_size))
     lines = [f"{quality} ({counted(images, 'image')} to train on)"]
+    if steps < STEPS[start] / 2:
+        lines.append(f"less than that: {counted(steps, 'step')} are few, and about {STEPS[start]:,} are usual")
     if validation_images and validation_images < _FEW_VALIDATION_IMAGES:
         lines.append(
             f"the AP will be rough: it is measured on {counted(validation_images, 'image')}, so compare runs by a few "
             "hundredths at least"
         )
-    steps = recipe.schedule.last_step(max(1, images // recipe.batch.global_size))
-    if steps < STEPS[start] / 2:
-        lines.append(f"less than that: {counted(steps, 'step')} are few, and about {STEPS[start]:,} are usual")
     if machine.device == "cuda":
         lines.append(f"{counted(steps, 'step')}; the time left is on every line of the log")
         return lines
