@@ -1,16 +1,23 @@
 """The detector inside an MLflow model: rows with an image in, rows with its objects out.
 
 MLflow loads this module from the copy of our packages in the model's folder, so the project need not be installed where
-a model is served. Nothing here imports MLflow.
+a model is served. MLflow itself is imported only to report a mistake in its own form.
 """
 
+import base64
+import binascii
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_shards.errors import DataError
+from data_shards.reading.decode import image_extension, image_size
 from data_shards.reading.pictures import read_picture
+from detectors import DetectorError
 from pipelines.errors import ConfigError
 from pipelines.prediction.prediction import Prediction
 from pipelines.prediction.predictor import Predictor
@@ -24,6 +31,7 @@ IMAGES_FOLDER = "AWEIGH_SERVED_IMAGES"
 
 # Set by `mlflow models serve` for its own processes.
 _SERVING = "__pyfunc_model_path__"
+_TAKEN = (str, bytes, bytearray, memoryview)
 _LARGEST_PIXELS = 200_000_000
 """Pixels of one image: a small file can claim to be an image that fills the memory."""
 
@@ -53,25 +61,30 @@ class ServedModel:
             have them `keypoints` (x, y and score of each joint) and `box3d`; and `error`.
 
         Raises:
-            ConfigError: there is neither column, or a parameter cannot be used.
+            MlflowException: there is neither column, or a parameter cannot be used; a server answers with its text.
         """
         import pandas
 
-        chosen = dict(params or {})
-        threshold, tta = chosen.get("threshold"), chosen.get("tta") or None
-        pictures: list[Any] = []
+        try:
+            return pandas.DataFrame(self._rows(model_input, dict(params or {})))
+        except (ConfigError, DetectorError) as error:
+            from mlflow.exceptions import MlflowException
+
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _rows(self, model_input: "pandas.DataFrame", params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        pictures: list[NDArray[np.uint8]] = []
         errors: list[str] = []
-        for picture in _pictures(model_input):
+        for column, value in _images(model_input):
             try:
-                # A copy: reading may use the memory of the last picture again.
-                pictures.append(_read(picture).copy())
+                pictures.append(_read(column, value))
                 errors.append("")
             except (DataError, ConfigError) as error:
                 errors.append(str(error))
+        threshold, tta = params.get("threshold"), params.get("tta") or None
         found = iter(self._predictor.predict(pictures, threshold=threshold, tta=tta))
         needs = self._predictor.trained.detector.needs
-        rows = [_row(None if error else next(found), needs) | {"error": error} for error in errors]
-        return pandas.DataFrame(rows)
+        return [_row(None if error else next(found), needs) | {"error": error} for error in errors]
 
 
 def _load_pyfunc(path: str) -> ServedModel:
@@ -79,9 +92,8 @@ def _load_pyfunc(path: str) -> ServedModel:
     return ServedModel(Predictor(open_trained(path)))
 
 
-def _pictures(model_input: "pandas.DataFrame") -> list[Any]:
-    """Return what each row names: bytes or a path."""
-    import pandas
+def _images(model_input: "pandas.DataFrame") -> list[tuple[str, Any]]:
+    """Return the column and the value that name the image of each row."""
 
     columns = [name for name in ("image", "path") if name in model_input.columns]
     if not columns:
@@ -89,39 +101,48 @@ def _pictures(model_input: "pandas.DataFrame") -> list[Any]:
             f"the columns are {', '.join(map(str, model_input.columns)) or 'none'}; give image, the bytes of JPEG or "
             f"PNG files (in base64 as JSON), or path."
         )
+    rows = model_input[columns].to_dict("records")
+    # The other column of a row is empty.
+    return [
+        next(((name, row[name]) for name in columns if isinstance(row[name], _TAKEN)), (columns[0], row[columns[0]]))
+        for row in rows
+    ]
 
-    def of_row(row: Sequence[Any]) -> Any:
-        return next((value for value in row if not pandas.api.types.is_scalar(value) or not pandas.isna(value)), None)
 
-    return [of_row(row) for row in model_input[columns].itertuples(index=False)]
-
-
-def _read(picture: Any) -> Any:
+def _read(column: str, value: Any) -> NDArray[np.uint8]:
     """Decode an image, if this process may read it."""
-    from data_shards.reading.decode import image_size
-
-    if isinstance(picture, str):
-        picture = _allowed(picture)
-        name = str(picture)
-        data = _bytes_of(picture)
-    elif isinstance(picture, (bytes, bytearray, memoryview)):
-        data, name = bytes(picture), "the image"
+    if column == "path" and isinstance(value, str):
+        try:
+            path = _allowed(value)
+            data, name = path.read_bytes(), str(path)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            if isinstance(error, ConfigError):
+                raise
+            raise DataError(f"{value} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    elif column == "image" and isinstance(value, _TAKEN):
+        data, name = _without_base64(value.encode() if isinstance(value, str) else bytes(value)), "the image"
     else:
-        raise ConfigError(f"the image is a {type(picture).__name__}; give the bytes of a JPEG or PNG file, or a path.")
+        raise ConfigError(
+            f"{column} is a {type(value).__name__}; give image, the bytes of a JPEG or PNG file, or path."
+        )
     try:
         width, height = image_size(data)
     except ValueError:
         width = height = 0  # reading says what is wrong
     if width * height > _LARGEST_PIXELS:
         raise DataError(f"{name} has {width:,} x {height:,} pixels, more than {_LARGEST_PIXELS:,}.")
-    return read_picture(data, name)
+    # A copy: reading uses the memory of an image again for the next one.
+    return read_picture(data, name).copy()
 
 
-def _bytes_of(path: Path) -> bytes:
+def _without_base64(data: bytes) -> bytes:
+    """Return the bytes of an image that MLflow has left in base64, as it does in requests with `inputs`."""
+    if image_extension(data) is not None:
+        return data
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        return base64.b64decode(data.rpartition(b";base64,")[2], validate=True)
+    except binascii.Error:
+        return data
 
 
 def _allowed(text: str) -> Path:
