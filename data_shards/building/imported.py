@@ -36,7 +36,7 @@ def as_document(run: Callable[[Path], ImportReport]) -> tuple[dict[str, Any], li
 
 
 def joined(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Put documents with the same categories into one, whose ids are counted anew. A single one stays as it is."""
+    """Put documents with the same categories into one, with new ids. A single one stays as it is."""
     if len(documents) == 1:
         return documents[0]
     whole: dict[str, Any] = {"images": [], "annotations": [], "categories": documents[0]["categories"]}

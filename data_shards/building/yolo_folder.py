@@ -82,7 +82,7 @@ def _of_entries(files: FolderFiles, path: Path, document: dict[str, Any]) -> lis
         return []
     if places.get("val") == places["train"]:
         # Small sets are often published with one folder for both.
-        notes["train"].append(f"{files.shown(path)} names the same images for train and val, so they are split anew")
+        notes["train"].append(f"{files.shown(path)} names the same images for train and val, so they are split in two")
         del places["val"]
     named = {split if len(places) > 1 else "": of_split for split, of_split in places.items()}
     return [

@@ -15,7 +15,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found, for people."""
+    """The findings of an examination, in words."""
 
     serious: tuple[str, ...]
     """A line for each kind: how many, of what, where, and what to do."""

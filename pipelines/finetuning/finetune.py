@@ -32,7 +32,7 @@ from pipelines.training.checks import check_run_name
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for."""
+    """The arguments of the command."""
 
     data: str = ""
     """The folder of annotated images; empty for shards that `--data.train` names."""

@@ -1,4 +1,4 @@
-"""The machine that a fine-tuning runs on, and what the network costs there."""
+"""The machine that a fine-tuning runs on, and the cost of the network there."""
 
 import os
 import time
@@ -44,7 +44,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs in training, measured with a small input on the CPU."""
+    """Memory and time that one image takes in training, measured with a small input on the CPU."""
 
     parameter_bytes: int
     """Weights, gradients and the optimizer's state."""

@@ -25,7 +25,7 @@ from pipelines.errors import ConfigError
 from pipelines.files import read_json, write_json
 
 _RECORD = "finetune.json"
-# Another number builds all shards anew, for a change of what is built from the same folder.
+# To be raised when the same folder results in other shards: all are then built again.
 _VERSION = 1
 _LONGEST_NAME = 60
 
@@ -40,11 +40,11 @@ class BuiltShards:
     splits: tuple[str, ...]
     """`train`, and those of `val` and `test` that there are."""
     split: str = ""
-    """How a single set was split; empty if the folder came with splits."""
+    """The split of a single set, in words; empty if the folder has splits of its own."""
     notes: tuple[str, ...] = ()
-    """What building left out."""
+    """Lines about boxes that building left out, and images without objects."""
     built: bool = True
-    """False if the shards were there already."""
+    """False if an earlier command built the shards."""
 
     def location(self, split: str) -> str:
         """Return the location of a split; empty if there is none."""

@@ -1,4 +1,4 @@
-"""The weights that a fine-tuning starts from, and what to expect of them."""
+"""The weights that a fine-tuning starts from, and the quality and time to expect."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
@@ -76,13 +76,13 @@ class Loaded:
     recipe: Recipe
     """Says how the class layers were loaded, so that workers load them alike."""
     text: str
-    """What fits, in words."""
+    """The origin of the weights and the part of them that fits, in words."""
 
 
 def load_start(recipe: Recipe, detector: Detector, class_names: Sequence[str], chosen: Set[str]) -> Loaded:
     """Fetch the initial weights and load them, before anything takes long.
 
-    Layers that count classes keep what the file knows of classes with the same name, and start anew for the others.
+    Layers that count classes keep what the file knows of classes with the same name, and random weights for the others.
 
     Args:
         recipe: names the weights.
@@ -120,7 +120,7 @@ def _load_as_set(recipe: Recipe, detector: Detector, path: Path, class_names: Se
 
 
 def _load_by_name(recipe: Recipe, detector: Detector, path: Path, class_names: Sequence[str]) -> tuple[Recipe, Receipt]:
-    """Match classes by name if the file's are known; otherwise class layers of another shape start anew."""
+    """Match classes by name if the file's are known; otherwise class layers of another shape keep random weights."""
     matching, skipping = (
         replace(recipe, detector=replace(recipe.detector, skip_mismatched=True, match_classes=match))
         for match in (True, False)
