@@ -56,8 +56,8 @@ class FolderFiles:
             DataError: there is no such folder, or it cannot be read.
         """
         if not root.is_dir():
-            what = "is a file" if root.exists() else "does not exist"
-            raise DataError(f"the folder {root} {what}; give the folder with the images and their annotations.")
+            what = f"{root} is not a folder" if root.exists() else f"the folder {root} does not exist"
+            raise DataError(f"{what}; give the folder with the images and their annotations.")
         if not os.access(root, os.R_OK | os.X_OK):
             raise DataError(f"cannot read the folder {root}: Permission denied. Change its permissions.")
         found: dict[str, list[Path]] = {kind: [] for kind in ("json", "xml", "yaml", "text", "images")}

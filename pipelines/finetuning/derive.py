@@ -29,8 +29,9 @@ _LEAST_SIDE, _MOST_SIDE, _MOST_SIDE_ON_CPU = 256, 1024, 512
 _LEAST_SHORTER_SIDE, _MOST_SHORTER_SIDE_ON_CPU = 320, 480
 _SIDE_STEP = 64
 
-_BATCHES = (4, 8, 16, 32)
-_STEPS_AN_EPOCH = 20
+# Smaller batches would have rates at which heads from random weights hardly move in a few thousand steps.
+_BATCHES = (8, 16, 32)
+_STEPS_AN_EPOCH = 10
 # Batch norm needs a few images on each worker.
 _LEAST_SHARE = 4
 

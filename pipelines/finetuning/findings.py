@@ -57,4 +57,4 @@ def _where(item: Finding) -> str:
     names = [sample.seen_from(item.split).rpartition(" (")[0] for sample in item.samples[:_EXAMPLES]]
     more = len(item.samples) - _EXAMPLES
     text = ", ".join(names) + (f" and {more} more" if more > 0 else "")
-    return f"{text} ({item.text})" if text else item.text
+    return f"{text} ({item.text})" if text else f"{item.split}, {item.text}"

@@ -233,11 +233,11 @@ def _say_findings(built: BuiltShards, recipe: Recipe) -> None:
     if not findings.serious:
         console.say("findings", "none that is serious")
     if findings.lesser:
-        against = f" --against {built.location('val')}" if built.location("val") else ""
+        against = f" --against {shlex.quote(built.location('val'))}" if built.location("val") else ""
         console.say(
             "",
-            f"{counted(findings.lesser, 'lesser finding')}: aweigh shards examine {built.location('train')}{against} "
-            f"--input-size {size[0]} {size[1]}",
+            f"{counted(findings.lesser, 'lesser finding')}: aweigh shards examine "
+            f"{shlex.quote(built.location('train'))}{against} --input-size {size[0]} {size[1]}",
         )
 
 

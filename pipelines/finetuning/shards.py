@@ -193,7 +193,7 @@ def _part(whole: Json, images: Sequence[Json]) -> Json:
 def _fingerprints(paths: Sequence[Path]) -> Iterator[Fingerprint]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, of_image in enumerate(pool.map(_fingerprint, paths), start=1):
-            console.progress_line("look", done, len(paths), "images for near-duplicates")
+            console.progress_line("copies", done, len(paths), "images compared")
             yield of_image
 
 

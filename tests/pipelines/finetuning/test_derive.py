@@ -54,22 +54,22 @@ def _named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_set_on_a_cpu_has_its_numbers_with_the_arithmetic() -> None:
     recipe, lines = _derived()
     assert recipe.data.input_size == (320, 320)  # 16 pixels / 0.05 = 320
-    assert recipe.batch.global_size == 8  # 205 / 20 = 10.25
+    assert recipe.batch.global_size == 16  # 205 / 10 = 20.5
     assert recipe.batch.microbatch_limit == 0
-    assert recipe.optimizer.learning_rate == 3.125e-5  # 5e-4 × 8 / 128
-    assert (recipe.schedule.epochs, recipe.schedule.drops_at) == (80, (51, 69))  # 2,000 steps / 25
-    assert (recipe.evaluation.every_epochs, recipe.checkpoint.every_epochs) == (8, 8)
+    assert recipe.optimizer.learning_rate == 6.25e-5  # 5e-4 × 16 / 128
+    assert (recipe.schedule.epochs, recipe.schedule.drops_at) == (167, (107, 143))  # 2,000 steps / 12
+    assert (recipe.evaluation.every_epochs, recipe.checkpoint.every_epochs) == (17, 17)
     assert (recipe.cluster.workers, recipe.cluster.cpus_per_worker) == (1, 3)
     assert lines == {
         "input": "320 × 320 pixels: a tenth of all objects measures less than 5.0% of its image's longer side; "
         "16 pixels / 5.0% = 320",
         "machine": "CPU, 4 cores, 8.0 GB to plan with; 1 worker, engine.precision auto",
-        "batch": "8 images a step: the largest of 4, 8, 16, 32 with 20 steps an epoch; 205 images / 20 = 10.25; 37 "
+        "batch": "16 images a step: the largest of 8, 16, 32 with 10 steps an epoch; 205 images / 10 = 20.5; 37 "
         "images of 320 × 320 fit the memory by estimate",
-        "rate": "3.125e-05 = 0.0005 × 8 / 128, the published rate, for this batch",
-        "epochs": "80 = 2,000 steps / 25 an epoch; the rate drops after epochs 51, 69, as in the published 90 and 120 "
-        "of 140",
-        "evaluate": "10 times, after every 8 epochs; the best checkpoint is kept",
+        "rate": "6.25e-05 = 0.0005 × 16 / 128, the published rate, for this batch",
+        "epochs": "167 = 2,000 steps / 12 an epoch; the rate drops after epochs 107, 143, as in the published 90 and "
+        "120 of 140",
+        "evaluate": "10 times, after every 17 epochs; the best checkpoint is kept",
     }
 
 
@@ -130,8 +130,8 @@ def test_whole_images_are_scaled_alike_in_training_and_evaluation() -> None:
 
 def test_a_schedule_in_steps_becomes_one_in_epochs_with_a_shorter_warm_up() -> None:
     recipe, lines = _derived(name="fcos_resnet50")
-    assert (recipe.schedule.epochs, recipe.schedule.drops_at, recipe.schedule.steps) == (80, (51, 69), 0)
-    assert recipe.schedule.warmup_steps == 200  # a tenth of 2,000
+    assert (recipe.schedule.epochs, recipe.schedule.drops_at, recipe.schedule.steps) == (167, (107, 143), 0)
+    assert recipe.schedule.warmup_steps == 200  # a tenth of 2,004
     assert lines["epochs"].endswith("; warm-up over 200 steps")
 
 
@@ -140,9 +140,9 @@ def test_a_schedule_in_steps_becomes_one_in_epochs_with_a_shorter_warm_up() -> N
     [
         (1, "detector", 1, 300),
         (3, "detector", 3, 300),
-        (60, "detector", 4, 134),  # 2,000 / 15
-        (205, "imagenet", 8, 160),
-        (205, "random", 8, 300),
+        (100, "detector", 8, 167),  # 2,000 / 12
+        (205, "imagenet", 16, 300),
+        (50_000, "random", 32, 12),
         (50_000, "detector", 32, 12),
     ],
 )
@@ -153,12 +153,12 @@ def test_small_sets_have_small_batches_and_many_epochs(images: int, start: Start
 
 def test_few_images_are_said_to_be_few() -> None:
     assert _derived(facts=replace(FACTS, images=3))[1]["batch"].startswith(
-        "3 images a step: at most 4, because there are few images; 37 images of"
+        "3 images a step: at most 8, because there are few images; 37 images of"
     )
 
 
 def test_workers_share_the_batch_equally_and_get_enough_for_batch_norm() -> None:
-    recipe, lines = _derived(machine=GPUS)  # a batch of 8
+    recipe, lines = _derived("--batch.global_size", "8", machine=GPUS)
     assert (recipe.cluster.workers, recipe.data.threads) == (2, 8)
     assert lines["machine"].startswith("4 × NVIDIA L4, 24.0 GB to plan with on each; 2 workers")
     assert _derived("--batch.global_size", "12", machine=GPUS)[0].cluster.workers == 3
@@ -168,7 +168,7 @@ def test_workers_share_the_batch_equally_and_get_enough_for_batch_norm() -> None
 
 def test_a_batch_that_does_not_fit_is_put_through_in_parts() -> None:
     # (8e9 - 0.25e9) / (25,000 × 320 × 320) = 3.03 images
-    recipe, lines = _derived(cost=replace(COST, bytes_per_pixel=25_000.0))
+    recipe, lines = _derived("--batch.global_size", "8", cost=replace(COST, bytes_per_pixel=25_000.0))
     assert recipe.batch.microbatch_limit == 2
     assert lines["batch"].endswith(
         "; 3 images of 320 × 320 fit the memory by estimate, so 8 are put through in parts of 2"
@@ -194,5 +194,5 @@ def test_images_with_many_objects_keep_all_of_them() -> None:
 def test_one_epoch_has_no_drop() -> None:
     recipe, lines = _derived("--schedule.epochs", "1")
     assert recipe.schedule.drops_at == ()
-    assert lines["epochs"] == "1, as you set it; 25 steps each; no drop"
+    assert lines["epochs"] == "1, as you set it; 12 steps each; no drop"
     assert lines["evaluate"] == "at the end; the best checkpoint is kept"

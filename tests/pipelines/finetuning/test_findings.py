@@ -33,4 +33,4 @@ def test_checks_are_serious_if_they_are_common_or_spoil_labels() -> None:
     )
     assert sort_findings([_finding("exif", 1), _finding("gray", 2)], 1000).lesser == 1
     classes = sort_findings([Finding("class_without_objects", "train", (), "class 3 'cat'")], 1000)
-    assert classes.serious[0].startswith("classes without a single object (1): class 3 'cat'. →")
+    assert classes.serious[0].startswith("classes without a single object (1): train, class 3 'cat'. →")

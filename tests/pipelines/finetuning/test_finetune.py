@@ -53,7 +53,7 @@ def test_a_folder_becomes_a_recipe_and_a_plan(pets: Path, capsys: pytest.Capture
     assert recipe.run.name.startswith("finetune-pets-")
     assert load_manifest(recipe.data.train).num_samples == 8
     assert load_manifest(recipe.data.validation).num_samples == 3
-    assert (recipe.batch.global_size, recipe.schedule.epochs) == (4, 300)
+    assert (recipe.batch.global_size, recipe.schedule.epochs) == (8, 300)
     assert with_flags(recipe, []) == recipe  # whole, and valid
     topics = [line.split(" ")[0] for line in lines.splitlines() if line[:1].strip()]
     order = [
@@ -113,7 +113,7 @@ def test_a_run_stopped_before_its_first_checkpoint_is_planned_anew(pets: Path) -
     folder = Path(first.run.folder) / "mine"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("recipe: finetune\n")
-    again = finetuning_recipe(_request(pets, "--run.name", "mine", "--batch.global_size", "2"))
+    again = finetuning_recipe(_request(pets, "--run.name", "mine", "--batch.global_size", "4"))
     assert again.optimizer.learning_rate == pytest.approx(first.optimizer.learning_rate / 2, rel=1e-3)
 
 
