@@ -89,6 +89,16 @@ def import_voc(
     return write_coco(target, image_folder, names, found, left_out, _skipped(image_folder, annotation_of, image_set))
 
 
+def class_names_in(annotations: str | Path, image_set: str | Path | None = None) -> list[str]:
+    """Return the names of all classes in a folder of VOC files, by alphabet; none if there is no object.
+
+    Raises:
+        DataError: as `import_voc`.
+    """
+    files = _read_annotations(Path(annotations), image_set)
+    return sorted({_text(file.path, item, "name") for file in files for item in file.objects})
+
+
 def _skipped(folder: Path, imported: Collection[str], image_set: str | Path | None) -> dict[str, str]:
     """Return the images below a folder that were not imported, each with the reason."""
     skipped = dict.fromkeys(skipped_pictures(folder), "neither JPEG nor PNG")
@@ -119,8 +129,7 @@ def _read_annotations(folder: Path, image_set: str | Path | None) -> list[_VocFi
 
 
 def _of_image_set(folder: Path, image_set: Path) -> list[Path]:
-    # Lists of one class, such as dog_train.txt, have a second word on each line: -1, 0 or 1.
-    paths = [folder / f"{line.split()[0]}.xml" for line in read_lines(image_set)]
+    paths = [listed_file(folder, line) for line in read_lines(image_set)]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(
             f"{image_set} names {missing[0].stem}, but there is no {missing[0]}"
@@ -128,6 +137,13 @@ def _of_image_set(folder: Path, image_set: Path) -> list[Path]:
             + ". Check the folder of annotations."
         )
     return sorted(set(paths))
+
+
+def listed_file(folder: Path, line: str) -> Path:
+    """Return the annotation file that a line of an image set means."""
+    # A name may contain spaces. Lists of one class, such as dog_train.txt, have a second word on each line: -1, 0 or 1.
+    whole = folder / f"{line}.xml"
+    return whole if whole.is_file() else folder / f"{line.split()[0]}.xml"
 
 
 def _parse(path: Path) -> ElementTree.Element:

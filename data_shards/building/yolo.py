@@ -74,7 +74,8 @@ def import_yolo(
     if not used:
         raise DataError(
             f"none of the {counted(len(paths), 'image')} in {image_folder} has a text file in {folder}; the first "
-            f"would be {(folder / found[0].file_name).with_suffix('.txt')}. Give the folder with --labels."
+            f"would be {(folder / found[0].file_name).with_suffix('.txt')}. Put them there, or name their folder "
+            "(`aweigh shards import-yolo --labels FOLDER`)."
         )
     skipped = dict.fromkeys(skipped_pictures(image_folder), "neither JPEG nor PNG")
     return write_coco(target, image_folder, class_names, found, _left_out(folder, used, len(paths)), skipped)

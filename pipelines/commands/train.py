@@ -26,7 +26,8 @@ def add(commands: Commands) -> None:
         "train",
         help="train a recipe, or resume where it stopped",
         description="Train a recipe, given by name or as a YAML file. Set any field with --field.subfield VALUE; "
-        "`aweigh train --fields` lists them. The same command resumes.",
+        "`aweigh train --fields` lists them. The same command resumes. `aweigh train finetune --data FOLDER` takes a "
+        "folder of annotated images, builds its shards, and derives batch, learning rate, epochs and input size.",
     )
     add_recipe(train, optional=True)
     train.add_argument(
@@ -36,8 +37,35 @@ def add(commands: Commands) -> None:
         metavar="WORD",
         help="list the fields with default and meaning; with WORD, those whose name or meaning contains it",
     )
+    _add_finetuning(train)
     train.set_defaults(when_stopped=RESUMES)
     takes_fields(train, run)
+
+
+def _add_finetuning(train: argparse.ArgumentParser) -> None:
+    group = train.add_argument_group("for the recipe finetune")
+    group.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="images with annotations: YOLO (data.yaml), COCO or Pascal VOC, as tools export them",
+    )
+    group.add_argument(
+        "--from",
+        dest="weights",
+        metavar="WEIGHTS",
+        help="start from weights of the same detector, for whatever classes: a file, https://, s3://, or one of your "
+        "runs (default: the published ImageNet weights of its backbone)",
+    )
+    group.add_argument(
+        "--shards", metavar="FOLDER", help="folder for the shards that are built (default: shards in run.folder)"
+    )
+    group.add_argument(
+        "--validation-share",
+        type=float,
+        metavar="SHARE",
+        help="part of a folder without splits to validate on; 0 trains without validation (default: 0.2)",
+    )
+    group.add_argument("--split-seed", type=int, metavar="N", help="seed of that split (default: 0)")
 
 
 def run(known: argparse.Namespace) -> None:
@@ -47,10 +75,29 @@ def run(known: argparse.Namespace) -> None:
         return
     if not known.recipe:
         raise ConfigError("which recipe? `aweigh recipes` lists them.")
-    recipe = resolved(known.recipe, known.rest)
+    recipe = _recipe_of(known)
     from pipelines.training.train import train
 
     show_result(train(recipe), recipe)
+
+
+def _recipe_of(known: argparse.Namespace) -> "Recipe":
+    """Return the recipe to train; for finetune, with everything that it derives."""
+    names = ("data", "weights", "shards", "validation_share", "split_seed")
+    given = {name: getattr(known, name) for name in names if getattr(known, name) is not None}
+    if known.recipe != "finetune":
+        if given:
+            word = {"weights": "from"}.get(next(iter(given)), next(iter(given)).replace("_", "-"))
+            raise ConfigError(
+                f"--{word} is for the recipe finetune; {known.recipe} takes --data.train LOCATION/SPLIT and "
+                "--detector.weights FILE. Or give `aweigh train finetune`."
+            )
+        return resolved(known.recipe, known.rest)
+    from pipelines.finetuning.finetune import Request, finetuning_recipe
+
+    if "validation_share" in given:
+        given["share"] = given.pop("validation_share")
+    return finetuning_recipe(Request(flags=tuple(known.rest), **given))
 
 
 def _columns() -> int:
@@ -108,7 +155,9 @@ def show_result(result: "TrainingResult", recipe: "Recipe") -> None:
     if result.evaluation is not None:
         evaluate = shlex.join(["aweigh", "evaluate", str(result.folder)])
         say("", f"{evaluate}    AP of the best checkpoint, on any shards with --data")
-    say("", f"{shlex.join(['aweigh', 'recipe', 'show', recipe.recipe])}    every setting of the recipe")
+    # The numbers of a fine-tuning are in the run's own recipe; the one of that name leaves them open.
+    shown = str(result.folder / "recipe.yaml") if recipe.recipe == "finetune" else recipe.recipe
+    say("", f"{shlex.join(['aweigh', 'recipe', 'show', shown])}    every setting of the recipe")
     if result.failed_evaluations:
         fail(_describe_failures(result), 1)
 

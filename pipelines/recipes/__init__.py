@@ -5,7 +5,17 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 from pipelines.hints import did_you_mean
-from pipelines.recipes import ablations, centernet, centernet_tasks, cornernet, demo, fcos, foveabox, keypoint_triplets
+from pipelines.recipes import (
+    ablations,
+    centernet,
+    centernet_tasks,
+    cornernet,
+    demo,
+    fcos,
+    finetune,
+    foveabox,
+    keypoint_triplets,
+)
 from pipelines.recipes.recipe import from_yaml
 from pipelines.recipes.settings import Recipe
 
@@ -13,6 +23,7 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function
     for function in (
         demo.demo,
+        finetune.finetune,
         centernet.centernet_resnet18_1x,
         centernet.centernet_resnet18_2x,
         centernet.centernet_resnet101_1x,

@@ -261,6 +261,20 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
+def decides_what_is_learnt(name: str) -> bool:
+    """True for a field that must stay the same when a run resumes."""
+    return not _is_free(name)
+
+
+def flag_names(flags: Sequence[str]) -> set[str]:
+    """Return the names of the fields that flags set.
+
+    Raises:
+        ConfigError: a word is not a flag and follows none.
+    """
+    return {name for name, _ in _grouped(flags)}
+
+
 def _is_free(name: str) -> bool:
     return any(name == free or name.startswith(free + ".") for free in _FREE_TO_CHANGE)
 

@@ -31,6 +31,7 @@ from pipelines.errors import ConfigError
 from pipelines.files import read_json, replacing, write_json
 from pipelines.recipes.secrets import web_request
 from pipelines.recipes.settings import IMAGENET, DetectorSettings
+from pipelines.trained.weights_file import find_description
 
 if TYPE_CHECKING:
     from detectors import Detector
@@ -287,12 +288,9 @@ def sha256_of(path: Path) -> str:
 
 
 def class_names_of_file(path: Path) -> list[str]:
-    """Return the names of the classes that a checkpoint's weights were trained for; none for another file."""
-    state = read_json(path.parent / "state.json") if path.suffix == ".safetensors" else {}
-    try:
-        return [str(one["name"]) for one in state.get("classes", [])]
-    except (TypeError, KeyError):
-        return []
+    """Return the names of the classes that weights were trained for; none if the file does not describe itself."""
+    description = find_description(path)
+    return [one.name for one in description.classes] if description is not None else []
 
 
 def _file_name(location: str) -> str:
