@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commands import (
+    batch,
     bench,
     checkpoints,
     demo,
     drill,
     evaluate,
+    lr,
     preflight,
     recipes,
     shards,
@@ -68,6 +70,8 @@ COMMANDS = (
     weights,
     checkpoints,
     preflight,
+    batch,
+    lr,
     bench,
     drill,
     tracking,
