@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commands import (
+    batch,
     bench,
     checkpoints,
     demo,
     drill,
     evaluate,
+    lr,
     predict,
     preflight,
     recipes,
@@ -73,6 +75,8 @@ COMMANDS = (
     register,
     checkpoints,
     preflight,
+    batch,
+    lr,
     bench,
     drill,
     tracking,
