@@ -6,10 +6,7 @@ _EXAMINE = "`aweigh shards examine LOCATION` looks for problems in a data set; `
 _COMPARE = "`aweigh ui` compares runs in MLflow."
 _SETTINGS = "`aweigh recipe show NAME` prints all settings of a recipe; `aweigh train --fields` explains them."
 _LISTS = "`aweigh recipes` lists recipes, `aweigh checkpoints ls RUN` checkpoints, and `aweigh jobs` a cluster's jobs."
-_PREDICT = (
-    "there is no command for new images yet; `aweigh evaluate RUN --pictures page.png` draws predictions on validation "
-    "images."
-)
+_PREDICT = "`aweigh predict RUN IMAGES --output FOLDER` finds objects in new images."
 _EXPORT = (
     "there is no export to ONNX yet; `aweigh weights export RUN --output FILE.pth` writes weights as their authors' "
     "code loads them."
@@ -24,7 +21,7 @@ SYNONYMS = {
     **dict.fromkeys(("diff", "compare", "plot", "dashboard", "mlflow", "tensorboard"), _COMPARE),
     **dict.fromkeys(("config", "cfg", "settings", "fields", "show"), _SETTINGS),
     **dict.fromkeys(("list", "ls"), _LISTS),
-    **dict.fromkeys(("predict", "detect", "infer", "inference"), _PREDICT),
+    **dict.fromkeys(("detect", "infer", "inference"), _PREDICT),
     **dict.fromkeys(("export", "onnx"), _EXPORT),
     **dict.fromkeys(("sweep", "tune", "search"), _SEARCH),
     **dict.fromkeys(

@@ -300,17 +300,17 @@ def begin(job: Job, described: dict[str, Any], *, overwrite: bool) -> tuple[Job,
         elif not before or before.get("version") != _VERSION:
             raise ConfigError(
                 f"{store.location}/{JOB} is damaged or from another version; choose another --output, or pass "
-                f"--overwrite to start anew."
+                f"--overwrite to start again."
             )
         elif changed:
             raise ConfigError(
                 f"{store.location} has the predictions of another job ({changed}); choose another --output, or pass "
-                f"--overwrite to start anew."
+                f"--overwrite to start again."
             )
         elif job.subject.sources.has_camera:
             raise ConfigError(
                 f"{store.location} has predictions already, and a camera's frames do not come again; choose another "
-                f"--output, or pass --overwrite to start anew."
+                f"--output, or pass --overwrite to start again."
             )
         else:
             job = _with_part_size(job, before["part_size"])
@@ -355,7 +355,7 @@ def describe_objects(objects: Mapping[str, int]) -> str:
 
 def _with_part_size(job: Job, part_size: Any) -> Job:
     if not isinstance(part_size, int) or part_size < 1:
-        raise ConfigError(f"{job.output}/{JOB} is damaged; pass --overwrite to start anew.")
+        raise ConfigError(f"{job.output}/{JOB} is damaged; pass --overwrite to start again.")
     return replace(job, part_size=part_size)
 
 

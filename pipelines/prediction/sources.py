@@ -232,7 +232,7 @@ class VideoFrames:
 
 
 class CameraFrames:
-    """The frames of a camera: endless, unless their number is given."""
+    """The frames of a camera: endless, unless their number is set."""
 
     in_order = True
 
@@ -291,7 +291,7 @@ class SourceImage:
     index: int
     """Place in the origin."""
     prefix: str = ""
-    """Folder of the origin's images; empty if no other origin needs to be told apart."""
+    """Folder of the origin's images; empty if the images have no other origin."""
 
     def load(self) -> Loaded:
         """Read and decode the image; see `Origin.read`."""
@@ -309,7 +309,7 @@ class Sources(Sequence[SourceImage]):
     def __init__(self, origins: Sequence[Origin], notes: Sequence[str] = (), limit: int | None = None) -> None:
         self.origins = tuple(origins)
         self.notes = tuple(notes)
-        """What was left out, for people."""
+        """Notes for people about files that were left out."""
         self._ends = list(accumulate(map(len, self.origins)))
         total = self._ends[-1] if self._ends else 0
         self._length = total if limit is None else min(limit, total)
@@ -407,7 +407,7 @@ def find_sources(
         words: files, folders, patterns, videos, the number of a camera, shards, and `s3://` prefixes of images or
             shards. A file that is named twice counts once.
         limit: take only the first images, this many.
-        without: a folder whose files are no sources: the one that the results are written to.
+        without: a folder whose files are left out: the output.
         open_split: opens shards, with the settings of the recipe.
         open_location: opens a prefix of S3, with the settings of the recipe.
         counting: called with a video and the number of frames counted so far.

@@ -75,7 +75,7 @@ def test_the_version_names_the_commit_of_a_checkout(capsys: pytest.CaptureFixtur
         ("download", "`aweigh shards pull` copies shards from S3 into a folder."),
         ("list", "`aweigh recipes` lists recipes, `aweigh checkpoints ls RUN` checkpoints"),
         ("version", "`aweigh --version` prints it."),
-        ("predict", "there is no command for new images yet; `aweigh evaluate RUN --pictures page.png`"),
+        ("infer", "`aweigh predict RUN IMAGES --output FOLDER` finds objects in new images."),
         ("export", "there is no export to ONNX yet; `aweigh weights export RUN --output FILE.pth`"),
     ],
 )

@@ -17,7 +17,7 @@ from pipelines.prediction.sources import Sources
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What outputs are about. It can be pickled."""
+    """The subject of all outputs: classes, images and detector. It can be pickled."""
 
     classes: tuple[CocoClass, ...]
     """In the order of the labels."""

@@ -188,7 +188,7 @@ def test_the_batch_may_change_between_attempts(run: Path, photos: Path, tmp_path
     assert [one.number for one in records(tmp_path / "found")] == list(range(19))
 
 
-def test_overwrite_starts_anew_and_leaves_other_files_alone(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_overwrite_starts_again_and_leaves_other_files_alone(run: Path, photos: Path, tmp_path: Path) -> None:
     found = tmp_path / "found"
     predict(run, photos, "--output", found, *THRESHOLD, "--as", "pictures", "coco")
     (found / "notes.txt").write_text("mine")
