@@ -352,7 +352,8 @@ def _waiting_noted(ray: Any, ledger: Any, workers: int, say: Callable[[str, str]
                 shown = [
                     f"{free.get(name, 0):g} of {total[name]:g} {name}s" for name in ("CPU", "GPU") if name in total
                 ]
-                say("workers", f"none of {workers} has started yet; {' and '.join(shown)} are free")
+                # Workers that load hold their share already, so this need not mean that they wait for others.
+                say("workers", f"none of {workers} is ready yet; {' and '.join(shown)} are free")
 
     thread = threading.Thread(target=watch, name="aweigh-waiting-workers", daemon=True)
     thread.start()
