@@ -14,6 +14,7 @@ from pipelines.errors import ConfigError
 from pipelines.recipes.recipe import differences, from_dict, to_dict, with_flags
 from pipelines.recipes.settings import Recipe
 from pipelines.trained.checkpoint_facts import facts_of
+from pipelines.trained.exported_file import is_exported, open_exported
 from pipelines.trained.find import find_checkpoint
 
 
@@ -63,7 +64,7 @@ def open_trained(
     """Open a trained detector.
 
     Args:
-        source: a run's folder (its best checkpoint) or a checkpoint's.
+        source: a run's folder (its best checkpoint), a checkpoint's, or a file of `aweigh export`.
         flags: fields of the recipe to change, as on the command line: those of `data` and `evaluation`.
         newest: of a run, take the newest checkpoint instead of the best.
         device: where the network runs; None takes a GPU if there is one and the recipe allows it.
@@ -72,6 +73,8 @@ def open_trained(
         ConfigError: there is no trained detector, or a flag belongs to the trained weights.
         DetectorError: the weights do not fit the detector.
     """
+    if is_exported(source):
+        return _open_file(Path(source), flags, device)
     checkpoint = find_checkpoint(Path(source), newest)
     facts = facts_of(checkpoint)
     recipe = with_evaluation_flags(from_dict(facts.recipe), flags)
@@ -87,6 +90,27 @@ def open_trained(
             location=str(checkpoint.path), run=facts.run, step=checkpoint.step, mlflow_run=facts.mlflow_run
         ),
         device=device,
+    )
+
+
+def _open_file(path: Path, flags: Sequence[str], device: torch.device | None) -> Trained:
+    detector, used_device = open_exported(path, device)
+    description = detector.description
+    recipe = with_evaluation_flags(description.whole_recipe, flags)
+    size, geometry = description.input.fixed_size, recipe.evaluation.geometry
+    if size and geometry in ("keep", "shorter_side"):
+        raise ConfigError(
+            f"{path} takes only images of {size[0]} x {size[1]} pixels, but evaluation.geometry is {geometry}, whose "
+            "inputs differ in size. Set it to fixed, or export the run again with --dynamic."
+        )
+    origin = description.identity
+    return Trained(
+        detector=detector.eval(),
+        classes=description.classes,
+        recipe=recipe,
+        identity=Identity(location=str(path), run=origin.run, step=origin.step, mlflow_run=origin.mlflow_run),
+        device=used_device,
+        thresholds=description.thresholds,
     )
 
 
