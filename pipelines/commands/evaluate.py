@@ -28,9 +28,12 @@ _CLOCK = "network, decoding and merging"
 
 def add(commands: Commands) -> None:
     """Add `evaluate`."""
-    evaluate = commands.add_parser("evaluate", help="AP of a run or checkpoint on validation shards")
+    evaluate = commands.add_parser("evaluate", help="AP of a run, checkpoint or exported file on validation shards")
     evaluate.add_argument(
-        "run_folder", metavar="RUN", type=Path, help="a run's folder (its best checkpoint) or a checkpoint's"
+        "run_folder",
+        metavar="RUN",
+        type=Path,
+        help="a run's folder (its best checkpoint), a checkpoint's, or an exported file",
     )
     evaluate.add_argument("--data", help="shards to evaluate on (default: the run's data.validation)")
     evaluate.add_argument("--newest", action="store_true", help="the newest checkpoint instead of the best")
@@ -259,7 +262,8 @@ def _open(path: Path, data: str | None, newest: bool, flags: Sequence[str]) -> _
     recipe, identity = trained.recipe, trained.identity
     location = data or recipe.data.validation
     if not location:
-        raise ConfigError(f"{path} was trained without data.validation; give --data LOCATION/SPLIT.")
+        why = "names no shards" if path.is_file() else "was trained without data.validation"
+        raise ConfigError(f"{path} {why}; give --data LOCATION/SPLIT.")
     split = recipe.data.split(location)
     manifest = split.manifest
     check_classes(identity.location, trained.classes, manifest)
@@ -289,7 +293,7 @@ def _track(judged: _Judged, results: Mapping[str, ModeResult], table: str) -> No
 
     checkpoint, location = judged.trained.identity, judged.location
     folder = Path(checkpoint.location).parent.parent / "tracking"
-    if not (folder / "run.json").exists():
+    if Path(checkpoint.location).is_file() or not (folder / "run.json").exists():
         return
     metrics = {key: value for mode, result in results.items() for key, value in result.as_metrics(mode).items()}
     text = f"{checkpoint.location}, {location}\n\n{table}\n"

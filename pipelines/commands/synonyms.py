@@ -11,8 +11,8 @@ _PREDICT = (
     "images."
 )
 _EXPORT = (
-    "there is no export to ONNX yet; `aweigh weights export RUN --output FILE.pth` writes weights as their authors' "
-    "code loads them."
+    "`aweigh export RUN --to onnx --output FILE.onnx` writes a file for onnxruntime; `aweigh weights export` writes "
+    "weights as their authors' code loads them."
 )
 _SEARCH = "there is no search over settings yet; `aweigh train` takes every setting as a flag."
 
@@ -25,7 +25,7 @@ SYNONYMS = {
     **dict.fromkeys(("config", "cfg", "settings", "fields", "show"), _SETTINGS),
     **dict.fromkeys(("list", "ls"), _LISTS),
     **dict.fromkeys(("predict", "detect", "infer", "inference"), _PREDICT),
-    **dict.fromkeys(("export", "onnx"), _EXPORT),
+    **dict.fromkeys(("onnx", "torchscript", "tensorrt", "openvino", "deploy"), _EXPORT),
     **dict.fromkeys(("sweep", "tune", "search"), _SEARCH),
     **dict.fromkeys(
         ("data", "dataset", "build"), "`aweigh shards build` turns COCO annotations and images into shards."

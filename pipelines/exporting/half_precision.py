@@ -1,12 +1,18 @@
 """Half precision for files: the network in float16, its last layers and the decoding in float32."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from detectors import Detector
+from detectors.fcos.network import FCOSHead
+from detectors.foveabox.network import FoveaHead
+from detectors.layers.frozen_batch_norm import FrozenBatchNorm2d
+from detectors.layers.head import Head
 
 
 def in_half_precision(detector: Detector) -> Detector:
@@ -16,11 +22,15 @@ def in_half_precision(detector: Detector) -> Detector:
     moves in steps of a sixteenth of a cell. So does the sampling of deformable convolutions.
     """
     halved = copy.deepcopy(detector)
-    last = {id(layer) for layer in _layers_of_maps(halved)}
+    kept = {id(layer) for layer in _layers_of_maps(halved)}
     for layer in halved.modules():
-        if id(layer) in last:
+        if id(layer) in kept:
             continue
-        for parameter in layer.parameters(recurse=False):
+        if isinstance(layer, _BatchNorm | FrozenBatchNorm2d):
+            _simplify(layer)
+        own = list(layer.parameters(recurse=False))
+        # A single number is a factor on a map, such as that of each level of FCOS.
+        for parameter in own if any(one.numel() > 1 for one in own) else ():
             parameter.data = parameter.data.half()
         for name, buffer in layer.named_buffers(recurse=False):
             if buffer.is_floating_point():
@@ -29,30 +39,32 @@ def in_half_precision(detector: Detector) -> Detector:
     return halved
 
 
+@torch.no_grad()
+def _simplify(layer: _BatchNorm | FrozenBatchNorm2d) -> None:
+    """Turn batch normalisation into a factor and a shift: float16 would round small variances to 0."""
+    mean, variance = layer.running_mean, layer.running_var
+    assert mean is not None
+    assert variance is not None
+    factor = layer.weight * (variance + layer.eps).rsqrt()
+    layer.bias.copy_(layer.bias - mean * factor)
+    layer.weight.copy_(factor)
+    mean.zero_()
+    variance.fill_(1 - layer.eps)
+
+
 def _halve_images(detector: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     images, *further = arguments
     return (images.half(), *further)
 
 
-def _layers_of_maps(detector: Detector) -> list[nn.Module]:
-    """Find the layers whose results leave the network: those that `in_float32` runs."""
-    found: list[nn.Module] = []
-    calls: list[Tensor] = []
-
-    def note(layer: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
-        # Kept until the end, so that no later tensor gets the address of an earlier one.
-        calls.append(result)
-        of_result[id(result)] = layer
-
-    of_result: dict[int, nn.Module] = {}
-    handles = [layer.register_forward_hook(note) for layer in detector.modules() if isinstance(layer, nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            outputs = detector(torch.zeros(1, 3, *_small_input(detector)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    for leaf in torch.utils._pytree.tree_leaves(outputs):
-        if id(leaf) in of_result:
-            found.append(of_result[id(leaf)])
-    return found
+def _layers_of_maps(detector: Detector) -> Iterator[nn.Module]:
+    """Yield the layers that run in float32 whatever the autocast state."""
+    for module in detector.modules():
+        if isinstance(module, Head):
+            yield module.last
+        elif isinstance(module, FCOSHead):
+            yield from module.layers()[2:]
+        elif isinstance(module, FoveaHead):
+            yield from (module.conv_reg, module.conv_cls)
+            if module.feature_adaption is not None:
+                yield module.feature_adaption.conv_offset
