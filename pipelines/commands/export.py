@@ -94,7 +94,7 @@ def run(known: argparse.Namespace) -> None:
         reading,
         location,
         settings,
-        progress=lambda topic, done, total: console.progress_line(topic, done, total, "images"),
+        progress=lambda topic, total, done: console.progress_line(topic, done, total, "images"),
         waiting=lambda text: console.say("wait", text),
     )
     print(json.dumps(receipt.as_dict(), ensure_ascii=False) if known.json else receipt.text())

@@ -154,7 +154,7 @@ def export(
     reading: Reading,
     location: str,
     settings: ExportSettings,
-    progress: Callable[[str, int, int], None] = lambda topic, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda topic, total, done: None,
     waiting: Callable[[str], None] = lambda text: None,
 ) -> Receipt:
     """Write a file and its receipt, or nothing.
@@ -164,7 +164,7 @@ def export(
         reading: shards with its classes.
         location: of the shards.
         settings: what to write, and how to check it.
-        progress: called with a topic, the images done and all of them.
+        progress: called with a topic, the number of images and of those done.
         waiting: called with what begins.
 
     Raises:

@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detectors import Detector
@@ -42,12 +42,11 @@ def in_half_precision(detector: Detector) -> Detector:
 @torch.no_grad()
 def _simplify(layer: _BatchNorm | FrozenBatchNorm2d) -> None:
     """Turn batch normalisation into a factor and a shift: float16 would round small variances to 0."""
-    mean, variance = layer.running_mean, layer.running_var
-    assert mean is not None
-    assert variance is not None
-    factor = layer.weight * (variance + layer.eps).rsqrt()
-    layer.bias.copy_(layer.bias - mean * factor)
-    layer.weight.copy_(factor)
+    names = ("weight", "bias", "running_mean", "running_var")
+    weight, bias, mean, variance = (cast(Tensor, getattr(layer, name)) for name in names)
+    factor = weight * (variance + layer.eps).rsqrt()
+    bias.copy_(bias - mean * factor)
+    weight.copy_(factor)
     mean.zero_()
     variance.fill_(1 - layer.eps)
 

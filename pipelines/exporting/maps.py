@@ -42,7 +42,7 @@ def maps_program(portable: PortableDetector, given: FileInput, to: str) -> tuple
     program = exported_program(PortableMaps(portable.detector, portable.limit), given)
     (outputs,) = (node.args[0] for node in program.graph.nodes if node.op == "output")
     assert isinstance(outputs, Sequence)
-    heights = [int(one.meta["val"].shape[2]) for one in outputs if one.meta["val"].dim() == 4]  # type: ignore[union-attr]
+    heights = [int(one.meta["val"].shape[2]) for one in outputs if one.meta["val"].dim() == 4]
     # Sides that are one less than a multiple still have the multiple's maps.
     strides = tuple(sorted({round(given.height / height) for height in heights}))
     if to == "torch":

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def check_file(
     bounds: Bounds,
     num_images: int,
     facts: dict[str, Any],
-    progress: Callable[[str, int, int], None] = lambda topic, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda topic, total, done: None,
 ) -> Receipt:
     """Compare a file with the run that it was made of.
 
@@ -153,17 +154,15 @@ def check_file(
         bounds: largest differences.
         num_images: images whose detections are compared; the first ones.
         facts: become part of the receipt.
-        progress: called with a topic, the images done and all of them.
+        progress: called with a topic, the number of images and of those done.
 
     Raises:
         ConfigError: the detections differ, or there are none.
         EvaluationError, DataError, DetectorError: as `evaluate`.
     """
     total = min(num_images, reading.split.manifest.num_samples)
-    comparison, difference = _compared(
-        file, run, reading, settings, input_size, devices, maps, bounds, total, progress
-    )
-    check_comparison(path, comparison)
+    comparison, difference = _compared(file, run, reading, settings, input_size, devices, maps, bounds, total, progress)
+    check_comparison(file.path, comparison)
     evaluations = []
     for detector, device, topic in ((file, devices[0], "AP, file"), (run, devices[1], "AP, run")):
         every = reading.split.manifest.num_samples
@@ -174,7 +173,7 @@ def check_file(
             input_size=input_size,
             device=device,
             world=_ALONE,
-            progress=lambda done, topic=topic: progress(topic, done, every),
+            progress=partial(progress, topic, every),
         )
         assert evaluation is not None  # rank 0 of one
         evaluations.append(evaluation)
@@ -202,6 +201,11 @@ def check_comparison(path: Path, comparison: Comparison) -> None:
         raise ConfigError(
             f"nothing was found on {counted(comparison.images, 'image')}, so nothing can be compared and {path} is not "
             "kept. Give shards with objects (--data), or train the run further."
+        )
+    if comparison.at_limit > comparison.compared:
+        raise ConfigError(
+            f"the {comparison.at_limit} lowest detections tie for the last places of full lists, so too few can be "
+            f"compared and {path} is not kept. Raise --limit."
         )
     boxes = comparison.differences.get("boxes", Difference())
     first = f" The first: {comparison.examples[0]}." if comparison.examples else ""
@@ -243,21 +247,21 @@ def _compared(
     wanted: list[Detections] = []
     found: list[Detections] = []
     difference = None if maps is None else Difference()
+    kept: list[Any] = []
     opened = open_views(run, reading, settings, input_size=input_size, world=_ALONE, limit=total)
     with opened as batches, torch.no_grad():
         for (batch,) in batches:
             images = file.pixels(_view(batch, file))
             found += file.run(images.to(devices[0]))
-            leaves: list[Any] = []
+            kept.clear()
             view = replace(_view(batch.to(devices[1]), run), content_sizes=None)
             wanted += run.detect(
-                [view],
-                limit=file.description.limit,
-                watch=lambda _, outputs, leaves=leaves: leaves.extend(tree_leaves(outputs)),
+                [view], limit=file.description.limit, watch=lambda number, outputs: kept.append(outputs)
             )
             if difference is not None and maps is not None:
-                _add_maps(difference, maps, images, [one for one in leaves if isinstance(one, Tensor)], file)
-            progress("compare", len(wanted), total)
+                leaves = [one for one in tree_leaves(kept) if isinstance(one, Tensor)]
+                _add_maps(difference, maps, images, leaves, file)
+            progress("compare", total, len(wanted))
     names = [one.name for one in file.description.classes]
     return compare(wanted, found, bounds, file.description.limit, names), difference
 

@@ -207,7 +207,7 @@ class ExportedDetector(Detector):
             corners = (found.boxes.view(-1, 2, 2) - border).clamp_min(0)
             found.boxes = (torch.minimum(corners, last) + border).view(-1, 4)
         if clipping.drops_empty:
-            return found.rows((box.sizes(found.boxes) > 0).all(dim=-1))
+            return found.rows((box.sizes(found.boxes) > 0).all(dim=-1).nonzero()[:, 0])
         return found
 
     def _check(self, outputs: Mapping[str, Tensor], images: int) -> None:
@@ -235,9 +235,7 @@ class ExportedDetector(Detector):
 def _objects(outputs: Mapping[str, Tensor]) -> Detections:
     """Return the objects in the places of one image that are used."""
     used = outputs["labels"] >= 0
-    further = {
-        name: outputs[name][used].float() for name in ("keypoints", "box3d") if outputs.get(name) is not None
-    }
+    further = {name: outputs[name][used].float() for name in ("keypoints", "box3d") if outputs.get(name) is not None}
     return Detections(
         boxes=outputs["boxes"][used].float(),
         scores=outputs["scores"][used].float(),

@@ -1,7 +1,7 @@
 """The description inside an exported file: all that shows images to it and names what it finds.
 
-Each field is JSON under its name: in the metadata of an ONNX file, and in the extra file of a `.pt2`. Both may come from
-strangers, so every value is checked before it is used.
+Each field is JSON under its name: in the metadata of an ONNX file, or in the extra file of a `.pt2`. It may come from a
+stranger, so every value is checked before it is used.
 """
 
 import dataclasses
@@ -64,9 +64,7 @@ class FileSizes:
     def of(cls, sizes: InputSizes) -> "FileSizes":
         """Describe the sizes of a detector."""
         if isinstance(sizes, OneLessThanMultiples):
-            return cls(
-                kind="one_less_than_multiples", divisor=sizes.divisor, keeps_last_pixel=sizes.keeps_last_pixel
-            )
+            return cls(kind="one_less_than_multiples", divisor=sizes.divisor, keeps_last_pixel=sizes.keeps_last_pixel)
         return cls(kind="multiples", divisor=sizes.divisor)
 
     def as_input_sizes(self) -> InputSizes:

@@ -1,8 +1,8 @@
 """Screening of `.pt2` files, because `torch.export.load` trusts its input.
 
 It unpickles what a file marks as pickled, loads compiled libraries out of it, calls any function of torch that a node
-names, and evaluates expressions about sizes as Python. Nothing of this is needed for a detector. What is loaded is a new
-archive of exactly the bytes that were screened, since another reader could find other entries in the same file.
+names, and evaluates expressions about sizes as Python. A detector needs none of this. What is loaded is a new archive
+of exactly the bytes that were screened, since another reader could find other entries in the same file.
 """
 
 import ast
@@ -51,11 +51,29 @@ _NODES = (
     *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Call, ast.keyword, ast.Attribute, ast.Subscript),
 )
 _CALLS = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Max Min Mod Abs Piecewise ExprCondPair And Or Not Eq Ne Equality "
-    "Unequality LessThan StrictLessThan GreaterThan StrictGreaterThan Relational true false oo int_oo FloorDiv "
-    "ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow "
-    "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat "
-    "Identity OpaqueUnaryFn_sqrt".split()
+    {
+        *(
+            "Symbol",
+            "Integer",
+            "Float",
+            "Rational",
+            "Add",
+            "Mul",
+            "Pow",
+            "Max",
+            "Min",
+            "Mod",
+            "Abs",
+            "And",
+            "Or",
+            "Not",
+        ),
+        *("Eq", "Ne", "Equality", "Unequality", "Relational", "Piecewise", "ExprCondPair", "Where", "Identity"),
+        *("LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan", "IsNonOverlappingAndDenseIndicator"),
+        *("FloorDiv", "CleanDiv", "CeilDiv", "FloatTrueDiv", "IntTrueDiv", "PythonMod", "ModularIndexing"),
+        *("CeilToInt", "FloorToInt", "TruncToInt", "RoundToInt", "TruncToFloat", "RoundDecimal", "ToFloat"),
+        *("FloatPow", "PowByNatural", "LShift", "RShift", "OpaqueUnaryFn_sqrt"),
+    }
 )
 _METHODS = frozenset({"size", "stride", "storage_offset"})
 _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}")
@@ -73,9 +91,7 @@ def metadata_of(content: bytes, path: Path) -> dict[str, Any]:
         ConfigError: it is not an archive.
     """
     with _archive(content, path) as archive:
-        return next(
-            (_json(archive, name) for name in archive.namelist() if _inside(name) == f"extra/{EXTRA_FILE}"), {}
-        )
+        return next((_json(archive, name) for name in archive.namelist() if _inside(name) == f"extra/{EXTRA_FILE}"), {})
 
 
 def screened(content: bytes, path: Path) -> bytes:
