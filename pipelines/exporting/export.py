@@ -18,7 +18,7 @@ from pipelines.errors import ConfigError
 from pipelines.exporting.comparison import BOUNDS, Bounds
 from pipelines.exporting.describe import Format, Precision, describe, shown_recipe
 from pipelines.exporting.half_precision import in_half_precision
-from pipelines.exporting.maps import maps_program
+from pipelines.exporting.maps import PortableMaps, maps_program
 from pipelines.exporting.onnx_file import to_onnx
 from pipelines.exporting.receipt import Receipt, check_file, data_facts, write_receipt
 from pipelines.exporting.torch_file import FileInput, least_side, to_torch_export
@@ -183,8 +183,9 @@ def export(
     if given.any_size and min(given.height, given.width) < least:
         side = detector.sizes.padded(least, least)[0]
         given = replace(given, height=max(given.height, side), width=max(given.width, side))
-    waiting("tracing and converting the network")
-    maps, strides = _maps(portable, given, settings.to)
+    # A detector that looks twice has no maps of a whole image.
+    has_maps = type(detector).detect_tensors is Detector.detect_tensors
+    network = PortableMaps(detector, limit) if has_maps else None
     description = describe(
         trained,
         given,
@@ -192,14 +193,18 @@ def export(
         precision=settings.precision,
         limit=limit,
         least_side=least,
-        strides=strides,
+        strides=network.strides(given) if network else (),
     )
-    waiting("converting the network with its decoding")
     folder = _folder_beside(settings.output)
     try:
         unfinished = folder / settings.output.name
+        waiting("converting the network with its decoding")
         write = to_onnx if settings.to == "onnx" else to_torch_export
         write(portable, unfinished, given, description.as_metadata())
+        maps = None
+        if network:
+            waiting("converting the network alone, to compare its maps")
+            maps = maps_program(network, unfinished, given)
         receipt = _checked(unfinished, trained, reading, location, description, settings, maps, progress)
         _keep(unfinished, settings.output)
         write_receipt(receipt, settings.output)
@@ -210,13 +215,6 @@ def export(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return receipt
-
-
-def _maps(portable: PortableDetector, given: FileInput, to: Format) -> tuple[Program | None, tuple[int, ...]]:
-    # A detector that looks twice has no maps of a whole image.
-    if type(portable.detector).detect_tensors is not Detector.detect_tensors:
-        return None, ()
-    return maps_program(portable, given, to)
 
 
 def _checked(

@@ -1,63 +1,53 @@
 """The raw maps of a file's network, before decoding.
 
-A file returns boxes only. So its network is converted once more, in the same way, with its maps as the outputs.
+A file returns boxes only. So its network is written once more, in the same way, with its maps as the outputs.
 """
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from detectors.portable import PortableDetector
-from pipelines.exporting.onnx_file import OPSET
-from pipelines.exporting.torch_file import FileInput, exported_program
-from pipelines.trained.exported_file import OnnxProgram, Program
+from pipelines.exporting.onnx_file import to_onnx
+from pipelines.exporting.torch_file import FileInput, to_torch_export
+from pipelines.trained.exported_file import OnnxProgram, Program, TorchProgram
 
 
 class PortableMaps(PortableDetector):
     """The network of a portable detector, from pixels to raw maps."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps, in the order in which a file of torch flattens them."""
+        """Compute the maps, in the order in which torch flattens the detector's outputs."""
         return tuple(leaf for leaf in tree_leaves(self.detector(self.normalised(images))) if isinstance(leaf, Tensor))
 
+    @torch.no_grad()
+    def strides(self, given: FileInput) -> tuple[int, ...]:
+        """Input pixels per cell of the maps."""
+        images = torch.zeros(1, 3, given.height, given.width, dtype=getattr(torch, given.pixels))
+        heights = [maps.shape[2] for maps in self(images) if maps.dim() == 4]
+        # Sides that are one less than a multiple have the maps of the multiple.
+        return tuple(sorted({round(given.height / height) for height in heights}))
 
-def maps_program(portable: PortableDetector, given: FileInput, to: str) -> tuple[Program, tuple[int, ...]]:
-    """Convert the network of a portable detector.
+
+def maps_program(maps: PortableMaps, output: Path, given: FileInput) -> Program:
+    """Write the network of a portable detector beside its file for a moment, and open it.
 
     Args:
-        portable: as it is written to the file.
+        maps: of the detector that is written.
+        output: the file of the detector; its suffix says whether onnxruntime or torch runs the network.
         given: the images that the file takes.
-        to: "onnx" or "torch".
-
-    Returns:
-        Runs the network, and the input pixels per cell of its maps.
     """
-    program = exported_program(PortableMaps(portable.detector, portable.limit), given)
-    (outputs,) = (node.args[0] for node in program.graph.nodes if node.op == "output")
-    assert isinstance(outputs, Sequence)
-    heights = [int(one.meta["val"].shape[2]) for one in outputs if one.meta["val"].dim() == 4]
-    # Sides that are one less than a multiple still have the multiple's maps.
-    strides = tuple(sorted({round(given.height / height) for height in heights}))
-    if to == "torch":
-        module = program.module()
-        return lambda images: list(module(images)), strides
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = logging.getLogger("torch.onnx").level
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        try:
-            converted: Any = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, external_data=False, verbose=False
-            )
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)
-    import onnxruntime
+    path = output.with_name(f"maps{output.suffix.lower()}")
+    try:
+        if path.suffix == ".pt2":
+            to_torch_export(maps, path, given, {})
+            return TorchProgram(path.read_bytes(), path, torch.device("cpu"))
+        # The outputs get the names of others, which nobody reads.
+        to_onnx(maps, path, given, {})
+        import onnxruntime
 
-    return OnnxProgram(onnxruntime, converted.model_proto.SerializeToString()), strides
+        return OnnxProgram(onnxruntime, path)
+    finally:
+        path.unlink(missing_ok=True)

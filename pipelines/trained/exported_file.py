@@ -325,14 +325,14 @@ class OnnxProgram:
 
     Args:
         onnxruntime: the package.
-        source: the file, or its bytes.
+        path: of the file.
         device: the CPU keeps onnxruntime from using a GPU.
 
     Raises:
         ConfigError: onnxruntime refuses the file.
     """
 
-    def __init__(self, onnxruntime: Any, source: Path | bytes, device: torch.device | None = None) -> None:
+    def __init__(self, onnxruntime: Any, path: Path, device: torch.device | None = None) -> None:
         options = onnxruntime.SessionOptions()
         # As many threads as torch, so that times beside each other compare.
         options.intra_op_num_threads = torch.get_num_threads()
@@ -341,17 +341,14 @@ class OnnxProgram:
         available = onnxruntime.get_available_providers()
         if "CUDAExecutionProvider" in available and (device is None or device.type == "cuda"):
             providers.insert(0, "CUDAExecutionProvider")
-        self._name = "the network" if isinstance(source, bytes) else str(source)
         try:
-            self._session = onnxruntime.InferenceSession(
-                source if isinstance(source, bytes) else str(source), options, providers=providers
-            )
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime has a dozen errors, all of Exception
             raise ConfigError(
-                f"{self._name} is refused by onnxruntime: {_first_line(error)}. Export the run again, or update "
-                "onnxruntime."
+                f"{path} is refused by onnxruntime: {_first_line(error)}. Export the run again, or update onnxruntime."
             ) from error
         self._input = self._session.get_inputs()[0].name
+        self._path = path
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Run the file; see `Program`."""
@@ -359,7 +356,7 @@ class OnnxProgram:
         try:
             outputs = self._session.run(None, {self._input: array})
         except Exception as error:
-            raise DetectorError(f"{self._name} failed in onnxruntime: {_first_line(error)}.") from error
+            raise DetectorError(f"{self._path} failed in onnxruntime: {_first_line(error)}.") from error
         return [torch.from_numpy(np.asarray(values)) for values in outputs]
 
 
