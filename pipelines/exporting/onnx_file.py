@@ -41,6 +41,7 @@ def to_onnx(portable: PortableDetector, path: Path, given: FileInput, metadata: 
             program,
             dynamo=True,
             opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
             input_names=[INPUT],
             output_names=names,
             external_data=False,
@@ -51,6 +52,43 @@ def to_onnx(portable: PortableDetector, path: Path, given: FileInput, metadata: 
     for key, value in metadata.items():
         converted.model.metadata_props[key] = value
     converted.save(path)
+
+
+def _deformable_convolution(
+    features: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: int, padding: int
+) -> Any:
+    """ONNX's own operator for `deformable_convolution_operator`."""
+    import onnxscript
+
+    kernel_size = list(weight.shape[2:])
+    return onnxscript.opset20.DeformConv(
+        features,
+        weight,
+        offset,
+        bias,
+        mask,
+        kernel_shape=kernel_size,
+        offset_group=offset.shape[1] // (2 * kernel_size[0] * kernel_size[1]),
+        pads=[padding] * 4,
+        strides=[stride] * 2,
+    )
+
+
+def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """PyTorch's stable sort: the first of equal values comes first in ONNX's TopK."""
+    import onnxscript
+
+    operators = onnxscript.opset20
+    axis = dim % len(values.shape)
+    count = operators.Gather(operators.Shape(values), operators.Constant(value_ints=[axis]))
+    return operators.TopK(values, count, axis=axis, largest=int(descending), sorted=1)
+
+
+TRANSLATIONS: dict[Any, Any] = {
+    torch.ops.aweigh.deformable_convolution.default: _deformable_convolution,
+    torch.ops.aten.sort.stable: _stable_sort,
+}
+"""Operators that the exporter does not know, in ONNX's operators."""
 
 
 def _name_dimensions(graph: Any, given: FileInput) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.export import Dim, ExportedProgram
 
+from detectors.layers.deformable_convolution import traceable_deformable_convolution
 from detectors.portable import PortableDetector
 
 METADATA = "metadata.json"
@@ -42,6 +43,10 @@ def to_torch_export(portable: PortableDetector, path: Path, given: FileInput, me
         DetectorError: the detector does not take inputs of this size, or cannot be exported.
     """
     program = exported_program(portable, given)
+    # Whoever loads the program has PyTorch's operators only.
+    program = program.run_decompositions(
+        {torch.ops.aweigh.deformable_convolution.default: traceable_deformable_convolution}
+    )
     torch.export.save(program, path, extra_files={METADATA: json.dumps(dict(metadata), indent=1)})
 
 
@@ -65,8 +70,10 @@ def least_side(portable: PortableDetector) -> int:
 
 
 def _least_multiple(portable: PortableDetector) -> int:
-    # At stride 8, the coarsest that detectors choose all of their candidates at.
-    return max(1, math.ceil(8 * math.sqrt(portable.limit) / portable.detector.sizes.divisor))
+    # At stride 8, the coarsest at which a detector chooses all of its candidates. And more than a cell at the deepest
+    # stride of networks, 128, because torch.export takes a side of one cell for a constant.
+    side = max(8 * math.sqrt(portable.limit), 129)
+    return math.ceil(side / portable.detector.sizes.divisor)
 
 
 def _dynamic_dimensions(portable: PortableDetector, given: FileInput) -> dict[int, Any]:
