@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from data_shards.counting import counted
 from data_shards.reading.reading import Reading
 from detectors import Detector
@@ -200,11 +202,13 @@ def export(
         unfinished = folder / settings.output.name
         waiting("converting the network with its decoding")
         write = to_onnx if settings.to == "onnx" else to_torch_export
-        write(portable, unfinished, given, description.as_metadata())
-        maps = None
-        if network:
-            waiting("converting the network alone, to compare its maps")
-            maps = maps_program(network, unfinished, given)
+        # Conversion traces parts of the program once more.
+        with torch.no_grad():
+            write(portable, unfinished, given, description.as_metadata())
+            maps = None
+            if network:
+                waiting("converting the network alone, to compare its maps")
+                maps = maps_program(network, unfinished, given)
         receipt = _checked(unfinished, trained, reading, location, description, settings, maps, progress)
         _keep(unfinished, settings.output)
         write_receipt(receipt, settings.output)

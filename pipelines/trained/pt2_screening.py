@@ -40,8 +40,10 @@ _FUNCTIONS = frozenset(
             *("sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not", "sym_sqrt", "sym_sum"),
         )),
         "torch._check",
-        "torch.ops.higher_order.wrap_with_set_grad_enabled",
-        "torch.ops.higher_order.wrap_with_autocast",
+        # These call graphs of the same file.
+        *(f"torch.ops.higher_order.{name}" for name in (
+            *("cond", "scan", "while_loop", "wrap_with_autocast", "wrap_with_set_grad_enabled"),
+        )),
     }
 )  # fmt: skip
 
