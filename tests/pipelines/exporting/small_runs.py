@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import detectors
 from cluster.checkpoints.checkpoint import CheckpointFolder
@@ -23,15 +23,23 @@ def lively(detector: Detector, seed: int = 0) -> Detector:
     """Give the last layers such weights that every place of an image has another score and size."""
     draw = torch.Generator().manual_seed(seed)
     heads = [module for module in detector.modules() if isinstance(module, Head)]
-    detector.eval()
     with torch.no_grad():
+        # Without statistics of their own, random layers let an image fade into a constant.
+        for module in detector.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        detector.train()(torch.rand(4, 3, 64, 64, generator=draw))
+        detector.eval()
         for head in heads:
             head.last.weight.copy_(torch.randn(head.last.weight.shape, generator=draw))
         maps: dict[int, Tensor] = {}
         handles = [head.register_forward_hook(lambda layer, _, map_: maps.update({id(layer): map_})) for head in heads]
         detector(torch.rand(1, 3, 64, 64, generator=draw))
         for head in heads:
-            head.last.weight /= maps[id(head)].std()
+            assert head.last.bias is not None
+            deviation, mean = torch.std_mean(maps[id(head)], dim=(0, 2, 3))
+            head.last.weight /= deviation.view(-1, 1, 1, 1)
+            head.last.bias.copy_(head.last.bias / deviation - mean / deviation)
         for handle in handles:
             handle.remove()
     return detector
