@@ -195,8 +195,9 @@ def _count_lost(
     names: Sequence[str],
 ) -> None:
     """Count a detection that the other list does not have at all."""
-    is_full = len(other_scores) >= limit
-    if is_full and float(detections.scores[row]) <= other_scores.min() + result.bounds.score:
+    score, are_full = float(detections.scores[row]), min(len(other_scores), len(detections.scores)) >= limit
+    # At the end of both lists: a file whose scores are all higher has another end.
+    if are_full and score <= min(other_scores.min(), float(detections.scores.min())) + result.bounds.score:
         result.at_limit += 1
         return
     result.compared += 1
