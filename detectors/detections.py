@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from detectors.shapes import Float, Int
 
@@ -52,6 +53,64 @@ class Detections:
             box3d=None if self.box3d is None else self.box3d.cpu(),
             unclipped=None if self.unclipped is None else self.unclipped.cpu(),
         )
+
+
+@dataclass(frozen=True)
+class DetectionTensors:
+    """The objects found in a batch, best score first, in as many places for every image; in the input frame.
+
+    An empty place has the label -1; all else is 0 there. Empty places are the last ones.
+    """
+
+    boxes: Float[Tensor, "batch places 4"]
+    """x1, y1, x2, y2."""
+    scores: Float[Tensor, "batch places"]
+    labels: Int[Tensor, "batch places"]
+    """Index into the class list."""
+    keypoints: Float[Tensor, "batch places joints 3"] | None = None
+    """As in `Detections`; likewise `box3d`."""
+    box3d: Float[Tensor, "batch places 7"] | None = None
+
+    def padded(self, places: int) -> "DetectionTensors":
+        """The same objects with this many places, at least as many as there are."""
+        missing = places - self.labels.shape[1]
+        if missing == 0:
+            return self
+
+        def more(values: Tensor | None) -> Tensor | None:
+            return None if values is None else functional.pad(values, (*(0, 0) * (values.dim() - 2), 0, missing))
+
+        return DetectionTensors(
+            boxes=functional.pad(self.boxes, (0, 0, 0, missing)),
+            scores=functional.pad(self.scores, (0, missing)),
+            labels=functional.pad(self.labels, (0, missing), value=-1),
+            keypoints=more(self.keypoints),
+            box3d=more(self.box3d),
+        )
+
+    def cleared(self) -> "DetectionTensors":
+        """The same with zeros in the places whose label is -1."""
+        full = self.labels >= 0
+        return DetectionTensors(
+            boxes=torch.where(full[..., None], self.boxes, 0),
+            scores=torch.where(full, self.scores, 0),
+            labels=self.labels,
+            keypoints=None if self.keypoints is None else torch.where(full[..., None, None], self.keypoints, 0),
+            box3d=None if self.box3d is None else torch.where(full[..., None], self.box3d, 0),
+        )
+
+    def images(self) -> list[Detections]:
+        """The places of each image, empty ones included."""
+        return [
+            Detections(
+                boxes=self.boxes[image],
+                scores=self.scores[image],
+                labels=self.labels[image],
+                keypoints=None if self.keypoints is None else self.keypoints[image],
+                box3d=None if self.box3d is None else self.box3d[image],
+            )
+            for image in range(len(self.labels))
+        ]
 
 
 def joined(parts: Sequence[Detections]) -> Detections:

@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree
 from torch import Tensor, nn
 
-from detectors.detections import Detections, in_image, in_other_input
+from detectors.detections import Detections, DetectionTensors, in_image, in_other_input
 from detectors.errors import DetectorError
 from detectors.file_layouts import AUTHORS_STATE_DICT, FileLayout
 from detectors.shapes import Float, Int
@@ -153,6 +153,36 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> list[Detections]:
         """Find the best `limit` objects of each image, in the input frame; more if the publication keeps ties."""
+
+    def decode_tensors(self, outputs: Any, input_size: tuple[int, int], limit: int = 100) -> DetectionTensors:
+        """Find the first `limit` of the objects that `decode` returns, in tensors whose shapes the data cannot change.
+
+        `torch.compile` and `torch.export` trace this without a graph break: it neither reads a value from the device
+        nor loops over images.
+
+        Args:
+            outputs: result of `forward`.
+            input_size: height and width of the input, in pixels.
+            limit: places an image.
+
+        Raises:
+            DetectorError: the detector does not implement this.
+        """
+        raise DetectorError(
+            f"{self.name} cannot be exported, because it has no decode_tensors. Implement this method of Detector."
+        )
+
+    def detect_tensors(self, images: Float[Tensor, "batch 3 height width"], limit: int = 100) -> DetectionTensors:
+        """Run the network and decode, as a portable file does. A detector that looks twice overrides this.
+
+        Args:
+            images: normalised, of a size that fits `sizes`.
+            limit: places an image.
+
+        Raises:
+            DetectorError: the detector has no `decode_tensors`.
+        """
+        return self.decode_tensors(self(images), (images.shape[-2], images.shape[-1]), limit)
 
     def heatmaps(self, targets: Any) -> dict[str, Float[Tensor, "batch planes height width"]]:
         """Maps among the targets, for pictures, under the words that their captions begin with.

@@ -32,6 +32,10 @@ class InputSizes(ABC):
         return self._nearest(height), self._nearest(width)
 
     @abstractmethod
+    def side(self, multiple: int) -> int:
+        """The side with this many times `divisor`; `multiple` may be a symbol that stands for a number."""
+
+    @abstractmethod
     def _least(self, side: int) -> int: ...
 
     @abstractmethod
@@ -47,6 +51,10 @@ class Multiples(InputSizes):
 
     def __str__(self) -> str:
         return f"multiples of {self.divisor}"
+
+    def side(self, multiple: int) -> int:
+        """The side with this many times `divisor`."""
+        return self.divisor * multiple
 
     def _least(self, side: int) -> int:
         return -(-side // self.divisor) * self.divisor
@@ -75,6 +83,10 @@ class OneLessThanMultiples(InputSizes):
 
     def __str__(self) -> str:
         return f"one less than multiples of {self.divisor}"
+
+    def side(self, multiple: int) -> int:
+        """The side that is a pixel short of this many times `divisor`."""
+        return self.divisor * multiple - 1
 
     def _least(self, side: int) -> int:
         return -(-(side + 1) // self.divisor) * self.divisor - 1

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from detectors.centernet.centernet import CenterNet, CenterNetSettings, CenterNetTargets
 from detectors.centernet.networks import DLANetwork, DLASettings
-from detectors.detections import Detections
+from detectors.detections import DetectionTensors
 from detectors.detector import TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_weight
@@ -153,7 +153,7 @@ class CenterNet3D(CenterNet):
         weighted = [getattr(settings, f"{name}_weight") * parts[name] for name in names]
         return {**parts, "loss": torch.stack(weighted).sum()}
 
-    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
+    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> DetectionTensors:
         """Boxes as CenterNet's, with `box3d`, for which no camera has to be known.
 
         The observation angle is that of the more certain bin. `place_in_camera` turns all into locations. Published
@@ -167,12 +167,7 @@ class CenterNet3D(CenterNet):
         depth, dimensions = depth_of(at_centers(maps["dep"], index)), at_centers(maps["dim"], index)
         alpha = surer_angle(at_centers(maps["rot"], index))[..., None]
         box3d = torch.cat((points.center, depth, dimensions, alpha), dim=-1)
-        return [
-            Detections(boxes, scores, labels, box3d=rows)
-            for boxes, scores, labels, rows in zip(
-                points.boxes, points.peaks.scores, points.peaks.labels, box3d, strict=True
-            )
-        ]
+        return DetectionTensors(points.boxes, points.peaks.scores, points.peaks.labels, box3d=box3d)
 
     def _heatmap(
         self, labels: Tensor, cell: Tensor, size: Tensor, in_frame: Tensor, input_size: tuple[int, int]

@@ -25,7 +25,7 @@ from detectors.centernet.networks import (
     ResNetNetwork,
     ResNetSettings,
 )
-from detectors.detections import Detections
+from detectors.detections import Detections, DetectionTensors
 from detectors.detector import MODES, Detector, TestTime
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
@@ -235,7 +235,12 @@ class CenterNet(Detector):
         Source:
             xingyizhou/CenterNet, src/lib/models/decode.py, `ctdet_decode`.
         """
-        return self.decode_maps(self.read_maps(outputs), input_size, limit)
+        return self.decode_maps(self.read_maps(outputs), input_size, limit).images()
+
+    @torch.no_grad()
+    def decode_tensors(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> DetectionTensors:
+        """Find what `decode` does, in tensors; see `Detector.decode_tensors`."""
+        return self.decode_maps(self.read_maps(outputs), input_size, limit).padded(limit)
 
     @torch.no_grad()
     def candidates(
@@ -258,7 +263,7 @@ class CenterNet(Detector):
         if mirrored is not None:
             self.check_test_mode("flip")
             maps = maps | self.average_with_mirror(maps, self.read_maps(mirrored))
-        return self.decode_maps(maps, input_size, limit)
+        return self.decode_maps(maps, input_size, limit).images()
 
     def merge(self, parts: Sequence[Detections], limit: int = 100, *, soft: bool = False) -> Detections:
         """Apply soft-NMS to several scales, or to one if `soft`; see `merge_by_soft_nms`."""
@@ -277,10 +282,10 @@ class CenterNet(Detector):
         """Average those maps of `read_maps` that the publication averages."""
         return {name: averaged_with_mirror(maps[name], mirrored[name]) for name in ("hm", "wh")}
 
-    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
-        """Decode the result of `read_maps`; see `decode`."""
+    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> DetectionTensors:
+        """Decode the result of `read_maps`, with fewer places than `limit` if there are fewer cells; see `decode`."""
         points = self.find(maps, input_size, limit)
-        return [Detections(*rows) for rows in zip(points.boxes, points.peaks.scores, points.peaks.labels, strict=True)]
+        return DetectionTensors(points.boxes, points.peaks.scores, points.peaks.labels)
 
     def find(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> CenterNetPoints:
         """The best peaks, with size and offset read at their cells; see `decode`."""

@@ -19,7 +19,7 @@ from detectors.centernet.networks import (
     DLASettings,
     HourglassNetwork,
 )
-from detectors.detections import Detections
+from detectors.detections import Detections, DetectionTensors
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_count, require_weight
 from detectors.shapes import Bool, Float, Int
@@ -30,7 +30,7 @@ from detectors.shared.losses import (
     penalty_reduced_focal_loss,
 )
 from detectors.shared.network import Outputs
-from detectors.shared.peaks import suppress_neighbours
+from detectors.shared.peaks import column_and_row, suppress_neighbours
 from detectors.shared.slots import in_slots
 from detectors.shared.test_time_augmentation import averaged_with_mirror, exchange_joints, mirror_displacements
 
@@ -200,7 +200,7 @@ class CenterNetPose(CenterNet):
         """
         return super().merge(parts, max(limit, sum(len(part.scores) for part in parts)), soft=soft)
 
-    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> list[Detections]:
+    def decode_maps(self, maps: dict[str, Tensor], input_size: tuple[int, int], limit: int) -> DetectionTensors:
         """Boxes as CenterNet's, with keypoints `(people, joints, 3)`: x, y in the input frame, and a score.
 
         The nearest of the `limit` best peaks of its kind replaces a regressed joint, unless the peak scores less than
@@ -215,19 +215,16 @@ class CenterNetPose(CenterNet):
         regressed = people.cell[:, :, None] + displacement.reshape(*people.cell.shape[:2], -1, 2)
         keypoints = move_to_peaks(regressed, people.boxes / STRIDE, *self._joint_peaks(maps, limit))
         keypoints = keypoints * keypoints.new_tensor([STRIDE, STRIDE, 1])
-        return [
-            Detections(*rows)
-            for rows in zip(people.boxes, people.peaks.scores, people.peaks.labels, keypoints, strict=True)
-        ]
+        return DetectionTensors(people.boxes, people.peaks.scores, people.peaks.labels, keypoints)
 
     def _joint_peaks(self, maps: dict[str, Tensor], limit: int) -> tuple[Tensor, Tensor]:
         """Places `(batch, joints, peaks, 2)` in cells and scores of the best peaks of every joint."""
         heatmap = maps["hm_hp"]
         width = heatmap.shape[-1]
         cells = suppress_neighbours(heatmap).flatten(2)
-        scores, index = cells.topk(min(limit, cells.shape[2]))
+        scores, index = cells.topk(limit if limit <= cells.shape[2] else cells.shape[2])
         offset = at_centers(maps["hp_offset"], index.flatten(1)).reshape(*index.shape, 2)
-        return torch.stack((index % width, index // width), dim=-1) + offset, scores
+        return torch.stack(column_and_row(index, width), dim=-1) + offset, scores
 
     def _keypoints(self, boxes: Tensor, extra: dict[str, Tensor]) -> Tensor:
         keypoints = extra.get("keypoints")

@@ -27,14 +27,16 @@ from detectors.cornernet.targets import (
     point_targets,
     radii_in_cells,
 )
-from detectors.detections import Detections
+from detectors.detections import Detections, DetectionTensors
 from detectors.detector import MODES, Detector, TestMode, TestTime, View
 from detectors.errors import DetectorError
 from detectors.settings import configure, require_choice, require_count, require_fraction, require_weight
 from detectors.shapes import Float, Int
+from detectors.shared import boxes as box
 from detectors.shared.network import Network, Outputs
 from detectors.shared.pixels import COCO_BGR
 from detectors.shared.suppression import merging_soft_nms
+from detectors.shared.suppression_in_places import NONE, soft_nms_in_places, take
 from detectors.shared.test_time_augmentation import best_with_ties, merge_by_soft_nms
 
 _MERGE_EXPONENT = 10
@@ -262,6 +264,35 @@ class CornerNet(CornerDetector):
         here = whole_input(input_size, len(outputs[-1]["top_left_heatmap"]))
         found = self.find(outputs, None, input_size, here)
         return [self.finish([one], limit) for one in found]
+
+    @torch.no_grad()
+    def decode_tensors(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> DetectionTensors:
+        """Find what `decode` does, in tensors, without those that tie for the last place."""
+        pairs = self.candidates_in_places(outputs, input_size)
+        kept, scores = soft_nms_in_places(
+            *(pairs.boxes, pairs.scores, pairs.labels),
+            limit=limit,
+            with_stale_rows=self.settings.suppression == "published",
+        )
+        labels = torch.where(kept >= 0, pairs.labels.gather(1, kept.clamp_min(0)), NONE)
+        return DetectionTensors(take(pairs.boxes, kept), scores, labels).cleared()
+
+    def candidates_in_places(self, outputs: Outputs, input_size: tuple[int, int]) -> Pairs:
+        """The pairs that `find` leaves of whole inputs, in the input frame; the label of other places is `NONE`."""
+        grid = self.grid(input_size)
+        pairs = self.pairs(outputs[-1], grid)
+        corners = grid.in_input(pairs.boxes.unflatten(-1, (2, 2)))
+        kept = self.kept_in_input(corners, pairs.scores, input_size)
+        return Pairs(
+            box.clip(corners.flatten(-2), input_size[0], input_size[1]),
+            pairs.scores,
+            torch.where(kept, pairs.labels, NONE),
+            pairs.corner_scores,
+        )
+
+    def kept_in_input(self, corners: Tensor, scores: Tensor, input_size: tuple[int, int]) -> Tensor:
+        """As `kept`, of images that are their inputs."""
+        return scores > -1
 
     @torch.no_grad()
     def detect(

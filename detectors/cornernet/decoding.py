@@ -102,7 +102,7 @@ def pair_corners(
     first_tags = at_centers(maps["top_left_tag"].float(), first.index)[..., 0]
     second_tags = at_centers(maps["bottom_right_tag"].float(), second.index)[..., 0]
     # All pairs: the top left corner is dimension 1, the bottom right one dimension 2.
-    shape = (len(top_left), top_left.shape[1], bottom_right.shape[1])
+    shape = (top_left.shape[0], top_left.shape[1], bottom_right.shape[1])
     boxes = torch.cat((top_left[:, :, None].expand(*shape, 2), bottom_right[:, None].expand(*shape, 2)), dim=-1)
     corner_scores = torch.stack((first.scores[:, :, None].expand(shape), second.scores[:, None].expand(shape)), dim=-1)
     rejected = (first.labels[:, :, None] != second.labels[:, None]) | (

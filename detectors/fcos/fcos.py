@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.backbones.resnet import CAFFE_IMAGENET, TORCHVISION_IMAGENET, CaffeResNet, ResNet
-from detectors.detections import Detections, joined
+from detectors.detections import Detections, DetectionTensors, joined
 from detectors.detector import MODES, Detector, Published, TestTime
 from detectors.fcos.file_keys import EXPORTS, LAYOUTS
 from detectors.fcos.network import (
@@ -34,6 +34,7 @@ from detectors.settings import configure, require_choice, require_count, require
 from detectors.shapes import Float, Int
 from detectors.shared import boxes as box
 from detectors.shared.box_losses import centerness_of, sigmoid_focal_loss
+from detectors.shared.suppression_in_places import NONE, best_places, filled_first, take
 from detectors.shared.test_time_augmentation import mirror_content
 from detectors.sizes import Multiples
 from detectors.stages import within
@@ -227,6 +228,27 @@ class FCOS(Detector):
         """
         return [self.merge([found], limit) for found in self.candidates(outputs, input_size, limit)]
 
+    @torch.no_grad()
+    def decode_tensors(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> DetectionTensors:
+        """Find what `decode` does, in tensors, without those that tie for the last place."""
+        logits, distances, centerness = self._maps_in_pixels(outputs, input_size)
+        levels = [
+            self._candidates_in_places([values.float() for values in maps], level, input_size)
+            for level, maps in enumerate(zip(logits, distances, centerness, strict=True))
+        ]
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        kept = self.variant.suppress_in_places(boxes, scores, labels, threshold=self._nms_threshold, limit=limit)
+        found = take(boxes, kept)
+        if self.variant.clips_last:
+            found = self._clipped(found, input_size)
+            if self.variant.drops_empty:
+                kept = torch.where((box.sizes(found) > 0).all(dim=-1), kept, NONE)
+                # Boxes that were dropped leave gaps.
+                order = filled_first(kept)
+                kept, found = kept.gather(1, order), take(found, order)
+        labels = torch.where(kept >= 0, labels.gather(1, kept.clamp_min(0)), NONE)
+        return DetectionTensors(found, scores.gather(1, kept.clamp_min(0)), labels).cleared()
+
     def mirror(
         self, images: Float[Tensor, "batch 3 height width"], content_widths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch 3 height width"]:
@@ -274,20 +296,35 @@ class FCOS(Detector):
         self.check_test_mode("none", soft)
         every = joined(parts)
         measured = every.boxes if every.unclipped is None else every.unclipped
-        threshold = self.variant.nms_threshold if self.settings.nms_threshold is None else self.settings.nms_threshold
         found = every.rows(
-            self.variant.suppress(measured, every.scores, every.labels, threshold=threshold, limit=limit)
+            self.variant.suppress(measured, every.scores, every.labels, threshold=self._nms_threshold, limit=limit)
         )
         found.unclipped = None
         return found.rows(_not_empty(found.boxes)) if self.variant.clips_last and self.variant.drops_empty else found
 
-    def _all_candidates(
-        self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]
-    ) -> list[Detections]:
+    @property
+    def _nms_threshold(self) -> float:
+        chosen = self.settings.nms_threshold
+        return self.variant.nms_threshold if chosen is None else chosen
+
+    @property
+    def _score_threshold(self) -> float:
+        return self.settings.score_threshold or self.variant.score_threshold
+
+    def _maps_in_pixels(
+        self, outputs: Outputs, input_size: tuple[int, int]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Logits, distances in pixels, and centerness of the levels."""
         logits, distances, centerness = outputs
         if isinstance(outputs, TrainingOutputs) or not self.variant.pixels_in_evaluation:
             distances = distances if self.variant.exponential else times_strides(distances)
         check_levels(logits, input_size)
+        return logits, distances, centerness
+
+    def _all_candidates(
+        self, outputs: Outputs, input_size: tuple[int, int], content_sizes: list[tuple[int, int]]
+    ) -> list[Detections]:
+        logits, distances, centerness = self._maps_in_pixels(outputs, input_size)
         found = []
         for image, content_size in enumerate(content_sizes):
             levels = [
@@ -306,7 +343,7 @@ class FCOS(Detector):
             x, y = x * stride + stride // 2, y * stride + stride // 2
         else:
             x, y = x * (input_size[1] // width), y * (input_size[0] // height)
-        return torch.cartesian_prod(y, x).flip(-1)
+        return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
 
     def _assign(
         self, level: int, boxes: Tensor, is_object: Tensor, input_size: tuple[int, int]
@@ -355,8 +392,7 @@ class FCOS(Detector):
         logits, distances, centerness = maps
         probabilities = logits.flatten(1).T.sigmoid()  # points, classes
         joint = probabilities * centerness.flatten()[:, None].sigmoid()
-        threshold = self.settings.score_threshold or variant.score_threshold
-        chosen = ((joint.sqrt() if variant.threshold_with_centerness else probabilities) > threshold).nonzero()
+        chosen = self._confident(probabilities, joint).nonzero()
         if len(chosen) > self.settings.candidates:
             # Sorted by place again, since suppression decides ties by the order of the list.
             ranking = (probabilities if variant.ranks_by_class else joint)[chosen[:, 0], chosen[:, 1]]
@@ -374,6 +410,39 @@ class FCOS(Detector):
             unclipped=unclipped if variant.clips_last else None,
         )
         return found.rows(_not_empty(boxes)) if variant.drops_empty and not variant.clips_last else found
+
+    def _confident(self, probabilities: Tensor, joint: Tensor) -> Tensor:
+        """Mask of the points and classes that are candidates."""
+        return (joint.sqrt() if self.variant.threshold_with_centerness else probabilities) > self._score_threshold
+
+    def _clipped(self, boxes: Tensor, input_size: tuple[int, int]) -> Tensor:
+        # As an int, because ONNX has no float that is computed from the size of an input.
+        pixel = int(self.variant.pixel)
+        return box.clip(boxes, input_size[0] - pixel, input_size[1] - pixel)
+
+    def _candidates_in_places(
+        self, maps: list[Tensor], level: int, input_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and labels of one level as `_candidates` has them, in as many places as there may be."""
+        variant = self.variant
+        logits, distances, centerness = (values.flatten(2).transpose(1, 2) for values in maps)  # batch, points, _
+        probabilities = logits.sigmoid()
+        joint = probabilities * centerness.sigmoid()
+        ranking = torch.where(
+            self._confident(probabilities, joint), probabilities if variant.ranks_by_class else joint, -1.0
+        )
+        chosen, ranks = best_places(ranking.flatten(1), self.settings.candidates)
+        at = chosen // self.num_classes
+        scores = joint.flatten(1).gather(1, chosen)
+        labels = torch.where(ranks < 0, NONE, chosen - at * self.num_classes)
+        points = take(self.points(level, input_size, logits.device).expand(logits.shape[0], -1, -1), at)
+        distances = take(distances, at)
+        boxes = torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
+        if not variant.clips_last:
+            boxes = self._clipped(boxes, input_size)
+            if variant.drops_empty:
+                labels = torch.where((box.sizes(boxes) > 0).all(dim=-1), labels, NONE)
+        return boxes, scores.sqrt() if variant.root_score else scores, labels
 
 
 def _distances(points: Tensor, boxes: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from detectors.detector import Preprocessing
 from detectors.shared.box_losses import floored_iou_loss, giou_loss, unitbox_iou_loss
 from detectors.shared.suppression import nms, shifting_nms
+from detectors.shared.suppression_in_places import nms_in_places, shifting_nms_in_places
 
 SIZE_RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 """Longest distance from a point to a side of its box, in pixels, that P3 to P7 are responsible for."""
@@ -67,6 +68,8 @@ class Variant:
     """The score is sqrt(class * centerness), otherwise the product."""
     suppress: Callable[..., Tensor]
     """Takes boxes, scores, labels, `threshold` and `limit`; returns the rows that stay."""
+    suppress_in_places: Callable[..., Tensor]
+    """The same for a batch; see `suppression_in_places`."""
     nms_threshold: float
     clips_last: bool
     """Boxes are clipped after suppression, otherwise before."""
@@ -101,6 +104,7 @@ ORIGINAL = Variant(
     ranks_by_class=False,
     root_score=True,
     suppress=partial(nms, plus_one=True, keep_ties=True),
+    suppress_in_places=partial(nms_in_places, plus_one=True),
     nms_threshold=0.6,
     clips_last=False,
     drops_empty=False,
@@ -132,6 +136,7 @@ ADELAIDET = replace(
     least_centerness_sum=1e-6,
     pixel=0.0,
     suppress=partial(shifting_nms, keep_ties=True),
+    suppress_in_places=shifting_nms_in_places,
     # detectron2 clips what is left, to the image, and drops what that empties.
     clips_last=True,
     drops_empty=True,
@@ -155,6 +160,7 @@ MMDETECTION = replace(
     ranks_by_class=True,
     root_score=False,
     suppress=partial(shifting_nms, always=True),
+    suppress_in_places=partial(shifting_nms_in_places, always=True),
     drops_empty=True,
 )
 """mmdetection's fcos_r50_caffe_fpn_gn-head-center-normbbox-centeronreg-giou and its siblings (38.7 AP).
@@ -203,6 +209,7 @@ TORCHVISION = Variant(
     ranks_by_class=False,
     root_score=True,
     suppress=shifting_nms,
+    suppress_in_places=shifting_nms_in_places,
     nms_threshold=0.6,
     clips_last=False,
     drops_empty=False,

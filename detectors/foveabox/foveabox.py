@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors.backbones.resnet import IMAGENET, ResNet
-from detectors.detections import Detections, joined
+from detectors.detections import Detections, DetectionTensors, joined
 from detectors.detector import MODES, Detector, Preprocessing, Published, TestTime
 from detectors.foveabox.file_keys import EXPORTS, LAYOUTS
 from detectors.foveabox.network import FoveaBoxNetworkSettings, FoveaHead, Outputs, pyramid, trunk
@@ -24,6 +24,7 @@ from detectors.shapes import Float, Int
 from detectors.shared import boxes as box
 from detectors.shared.box_losses import sigmoid_focal_loss
 from detectors.shared.suppression import nms
+from detectors.shared.suppression_in_places import NONE, best_places, nms_in_places, nms_of_classes, take
 from detectors.shared.test_time_augmentation import mirror_content
 from detectors.sizes import Multiples
 from detectors.stages import within
@@ -220,6 +221,28 @@ class FoveaBox(Detector):
         """
         return [self.merge([found], limit) for found in self.candidates(outputs, input_size, limit)]
 
+    @torch.no_grad()
+    def decode_tensors(self, outputs: Outputs, input_size: tuple[int, int], limit: int = 100) -> DetectionTensors:
+        """Find what `decode` does, in tensors; see `Detector.decode_tensors`."""
+        check_levels(outputs.logits, input_size)
+        by_location = self.settings.candidates_by == "location"
+        candidates = self._locations_in_places if by_location else self._candidates_in_places
+        levels = [
+            candidates(logits.float(), log_sides.float(), level, input_size)
+            for level, (logits, log_sides) in enumerate(zip(outputs.logits, outputs.log_sides, strict=True))
+        ]
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        rules = {"threshold": self.settings.nms_threshold, "limit": limit, "plus_one": self._pixel == 1}
+        if by_location:
+            kept, labels = nms_of_classes(boxes, scores, **rules)
+            chosen = kept.clamp_min(0) * self.num_classes + labels.clamp_min(0)
+            scores = scores.flatten(1).gather(1, chosen)
+        else:
+            kept = nms_in_places(boxes, scores, labels, **rules)
+            labels = torch.where(kept >= 0, labels.gather(1, kept.clamp_min(0)), NONE)
+            scores = scores.gather(1, kept.clamp_min(0))
+        return DetectionTensors(take(boxes, kept), scores, labels).cleared()
+
     def heatmaps(self, targets: FoveaBoxTargets) -> dict[str, Float[Tensor, "batch classes height width"]]:
         """The foveas of each level, 1 in the cells of a class."""
         classes = torch.arange(targets.num_classes, device=targets.labels[0].device)
@@ -332,16 +355,44 @@ class FoveaBox(Detector):
             best = found.topk(limit).indices.sort().values
             chosen, found = chosen[best], found[best]
         at, labels = chosen.unbind(dim=-1)
-        sides = log_sides[at].exp() * BASE_LENGTHS[level]
-        boxes = torch.cat((points[at] - sides[:, :2], points[at] + sides[:, 2:]), dim=-1)
-        # To the last pixel also where boxes end on edges: mmdetection has kept the authors' clipping.
-        return box.clip(boxes, content_size[0] - 1, content_size[1] - 1), found, labels
+        return _boxes(points[at], log_sides[at], level, content_size), found, labels
+
+    def _locations_in_places(
+        self, logits: Tensor, log_sides: Tensor, level: int, input_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes of the best cells of one level, their score for each class (-inf for none), and no labels."""
+        scores, log_sides = (values.flatten(2).transpose(1, 2) for values in (logits.sigmoid(), log_sides))
+        points = _points(level, (logits.shape[2], logits.shape[3]), logits.device).expand(logits.shape[0], -1, -1)
+        best, ranks = best_places(scores.amax(dim=2), self.settings.candidates)
+        scores = take(scores, best)
+        scores = torch.where((scores > self.settings.score_threshold) & (ranks >= 0)[..., None], scores, -torch.inf)
+        return _boxes(take(points, best), take(log_sides, best), level, input_size), scores, best
+
+    def _candidates_in_places(
+        self, logits: Tensor, log_sides: Tensor, level: int, input_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and labels of one level; see `_candidates`."""
+        scores, log_sides = (values.flatten(2).transpose(1, 2) for values in (logits.sigmoid(), log_sides))
+        points = _points(level, (logits.shape[2], logits.shape[3]), logits.device).expand(logits.shape[0], -1, -1)
+        scores = torch.where(scores > self.settings.score_threshold, scores, -1.0)
+        chosen, found = best_places(scores.flatten(1), self.settings.candidates)
+        at = chosen // self.num_classes
+        labels = torch.where(found < 0, NONE, chosen - at * self.num_classes)
+        return _boxes(take(points, at), take(log_sides, at), level, input_size), found, labels
+
+
+def _boxes(points: Tensor, log_sides: Tensor, level: int, content_size: tuple[int, int]) -> Tensor:
+    """Boxes of points, clipped to the photograph."""
+    sides = log_sides.exp() * BASE_LENGTHS[level]
+    boxes = torch.cat((points - sides[..., :2], points + sides[..., 2:]), dim=-1)
+    # To the last pixel also where boxes end on edges: mmdetection has kept the authors' clipping.
+    return box.clip(boxes, content_size[0] - 1, content_size[1] - 1)
 
 
 def _points(level: int, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "points 2"]:
     """Middles of the cells of a level as x, y in the input frame, float32, line by line."""
     y, x = ((torch.arange(cells, device=device, dtype=torch.float32) + 0.5) * STRIDES[level] for cells in grid)
-    return torch.cartesian_prod(y, x).flip(-1)
+    return torch.stack((x.expand(grid), y[:, None].expand(grid)), dim=-1).flatten(0, 1)
 
 
 def foveabox_resnet50(num_classes: int = 80, **settings: Any) -> FoveaBox:

@@ -20,6 +20,7 @@ from detectors.settings import configure
 from detectors.shapes import Bool, Float, Int
 from detectors.shared import boxes as box
 from detectors.shared.network import Outputs
+from detectors.shared.suppression_in_places import NONE, take
 
 _OUTSIDE = 5
 """Input pixels outside the photograph from which a box is dropped."""
@@ -112,6 +113,36 @@ class KeypointTriplets(CornerNet):
         far = (corners[:, 0] <= place.first - _OUTSIDE) | (corners[:, 1] >= place.last + _OUTSIDE)
         return super().kept(corners, scores, place) & ~far.any(dim=-1)
 
+    def kept_in_input(
+        self,
+        corners: Float[Tensor, "batch pairs 2 2"],
+        scores: Float[Tensor, "batch pairs"],
+        input_size: tuple[int, int],
+    ) -> Bool[Tensor, "batch pairs"]:
+        """As `kept`, of images that are their inputs."""
+        first, last = corners[..., 0, :], corners[..., 1, :]
+        far_down = (first[..., 1] <= -_OUTSIDE) | (last[..., 1] >= input_size[0] + _OUTSIDE)
+        far_right = (first[..., 0] <= -_OUTSIDE) | (last[..., 0] >= input_size[1] + _OUTSIDE)
+        return super().kept_in_input(corners, scores, input_size) & ~far_down & ~far_right
+
+    def candidates_in_places(self, outputs: Outputs, input_size: tuple[int, int]) -> Pairs:
+        """The pairs that have a centre; see `CornerNet.candidates_in_places`."""
+        centers = find_centers(outputs[-1], self.settings.corners)
+        points = self.grid(input_size).in_input(centers.points)
+        pairs = super().candidates_in_places(outputs, input_size)
+        is_large, has_center, scores = with_mean_score(pairs, replace(centers, points=points))
+        has_center = has_center & (pairs.labels >= 0)
+        # In the order of `with_center`, on which ties depend.
+        order = torch.where(has_center, torch.where(is_large, 0, 1), 2).argsort(dim=1, stable=True)
+        ranked = torch.where(has_center, scores, -torch.inf).gather(1, order)
+        order = order.gather(1, ranked.argsort(dim=1, descending=True, stable=True))
+        return Pairs(
+            take(pairs.boxes, order),
+            scores.gather(1, order),
+            torch.where(has_center, pairs.labels, NONE).gather(1, order),
+            take(pairs.corner_scores, order),
+        )
+
     def finish(self, found: Sequence[Found], limit: int, *, merging: bool = False) -> Detections:
         """Keep the pairs of all scales that have a centre, and apply soft-NMS; see `CornerNet.detect`.
 
@@ -125,33 +156,45 @@ class KeypointTriplets(CornerNet):
 def with_center(pairs: Pairs, centers: Centers) -> Pairs:
     """The pairs that have a centre of their class strictly inside their central region, best first.
 
-    A pair's score becomes the mean of three: those of its corners and of the first such centre in the list, which is
-    not always the best one.
-
     Args:
         pairs: of one image, in the image frame.
         centers: likewise.
     """
-    top_left, bottom_right = pairs.boxes[:, None, :2], pairs.boxes[:, None, 2:]
-    is_large = box.sizes(pairs.boxes).prod(dim=-1) > _LARGE
-    # The region is the middle one of 3 x 3 or of 5 x 5.
-    inside = torch.where(
-        is_large[:, None, None],
-        _inside(centers.points, (3 * top_left + 2 * bottom_right) / 5, (2 * top_left + 3 * bottom_right) / 5),
-        _inside(centers.points, (2 * top_left + bottom_right) / 3, (top_left + 2 * bottom_right) / 3),
-    ).all(dim=-1)
-    fits = inside & (pairs.labels[:, None] == centers.labels)
-    has_center = fits.any(dim=1)
-    # argmax returns the first of equals.
-    first = fits.int().argmax(dim=1)
-    scores = (2 * pairs.scores + centers.scores[first]) / 3
+    is_large, has_center, scores = with_mean_score(pairs, centers)
     # Large boxes come first, then small ones, each in the order of the views; the sort keeps that among equal scores.
     order = torch.cat(((has_center & is_large).nonzero(), (has_center & ~is_large).nonzero())).squeeze(1)
     order = order[scores[order].argsort(descending=True, stable=True)]
     return replace(pairs, scores=scores).rows(order)
 
 
-def _inside(points: Tensor, first: Tensor, last: Tensor) -> Bool[Tensor, "pairs points 2"]:
+def with_mean_score(
+    pairs: Pairs, centers: Centers
+) -> tuple[Bool[Tensor, "*batch pairs"], Bool[Tensor, "*batch pairs"], Float[Tensor, "*batch pairs"]]:
+    """Tell which pairs are large and which have a centre, and return their scores with it.
+
+    The score is the mean of three: those of the corners and of the first such centre in the list, which is not always
+    the best one.
+
+    Args:
+        pairs: of one image or of a batch, in the image frame.
+        centers: likewise.
+    """
+    top_left, bottom_right = pairs.boxes[..., None, :2], pairs.boxes[..., None, 2:]
+    is_large = box.sizes(pairs.boxes).prod(dim=-1) > _LARGE
+    points = centers.points[..., None, :, :]
+    # The region is the middle one of 3 x 3 or of 5 x 5.
+    inside = torch.where(
+        is_large[..., None, None],
+        _inside(points, (3 * top_left + 2 * bottom_right) / 5, (2 * top_left + 3 * bottom_right) / 5),
+        _inside(points, (2 * top_left + bottom_right) / 3, (top_left + 2 * bottom_right) / 3),
+    ).all(dim=-1)
+    fits = inside & (pairs.labels[..., None] == centers.labels[..., None, :])
+    # argmax returns the first of equals.
+    first = fits.int().argmax(dim=-1)
+    return is_large, fits.any(dim=-1), (2 * pairs.scores + centers.scores.gather(-1, first)) / 3
+
+
+def _inside(points: Tensor, first: Tensor, last: Tensor) -> Bool[Tensor, "*batch pairs points 2"]:
     return (points > first) & (points < last)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from detectors.layers.convolution_block import ConvolutionBlock
 from detectors.layers.recomputation import Recomputable
@@ -19,6 +20,9 @@ from detectors.shapes import Float
 
 Side = Literal["top", "left", "bottom", "right"]
 """The side of a map towards which values are carried."""
+
+_STEPS_FOR_ANY_SIZE = 10
+"""Steps of a trace for any size: maps of up to 1,024 cells, from inputs of 4,095 pixels."""
 
 
 def corner_pool(
@@ -41,6 +45,8 @@ def corner_pool(
         Law and Deng, CornerNet, eq. 6 and 7 (arXiv:1808.01244); princeton-vl/CornerNet,
         models/py_utils/_cpools/src/.
     """
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return _corner_pool_in_steps(features, towards)
     return cast(Tensor, _CornerPool.apply(features, towards))  # type: ignore[no-untyped-call]
 
 
@@ -137,6 +143,24 @@ class CenterPooling(CornerPooling):
     ) -> Float[Tensor, "batch pooled height width"]:
         """Sum of both pooled maps."""
         return center_pool(self.p1_conv1(features), self.p2_conv1(features))
+
+
+def _corner_pool_in_steps(features: Tensor, towards: Side) -> Tensor:
+    """The same in few operators for a trace: after each step, a cell has the maximum of twice as many cells.
+
+    ONNX has no running maximum. The number of steps is that for the largest size which the trace is for.
+    """
+    dim = 2 if towards in ("top", "bottom") else 3
+    backwards = towards in ("top", "left")
+    length = features.shape[dim]
+    steps = (length - 1).bit_length() if isinstance(length, int) else _STEPS_FOR_ANY_SIZE
+    for step in range(steps):
+        reach = 2**step
+        edges = (0, reach) if backwards else (reach, 0)
+        padded = functional.pad(features, edges if dim == 3 else (0, 0, *edges), value=-torch.inf)
+        moved = padded.narrow(dim, reach if backwards else 0, length)
+        features = torch.maximum(features, moved)
+    return features
 
 
 class _CornerPool(torch.autograd.Function):

@@ -91,6 +91,10 @@ def deformable_convolution(
         mmcv/ops/deform_conv.py.
     """
     groups = offset.shape[1] // (2 * weight[0, 0].numel())
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        tensors = (None if values is None else values.to(dtype) for values in (features, offset, mask, weight, bias))
+        return deformable_convolution_operator(*tensors, stride, padding).to(features.dtype)
     if groups > 1:
         return _sum_of_groups(groups, features, offset, mask, weight, bias, stride, padding)
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -116,6 +120,83 @@ def deformable_convolution(
     result = results[0] if len(results) == 1 else torch.cat(results)
     channels_last = features.is_contiguous(memory_format=torch.channels_last)
     return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@torch.library.custom_op("aweigh::deformable_convolution", mutates_args=())
+def deformable_convolution_operator(
+    features: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """`deformable_convolution` of tensors of one dtype as a single operator, for traces without gradient.
+
+    ONNX has such an operator, too. Programs for PyTorch alone replace it by `traceable_deformable_convolution`.
+    """
+    return deformable_convolution(features, offset, mask, weight, bias, stride, padding).contiguous()
+
+
+@deformable_convolution_operator.register_fake
+def _(
+    features: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    return features.new_empty(features.shape[0], weight.shape[0], *offset.shape[2:])
+
+
+def traceable_deformable_convolution(
+    features: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """Compute `deformable_convolution_operator` with PyTorch's own operators, all taps at once, for any input size.
+
+    Tap after tap, as elsewhere, takes less memory, but ten times as many operators.
+    """
+    batch, channels, height, width = features.shape
+    kernel_height, kernel_width = weight.shape[2:]
+    taps = kernel_height * kernel_width
+    groups = offset.shape[1] // (2 * taps)
+    offset = offset.unflatten(1, (groups * taps, 2)).permute(0, 3, 4, 1, 2)  # batch, rows, columns, groups and taps, 2
+    down, right = (torch.arange(side, device=offset.device, dtype=offset.dtype) * stride for side in offset.shape[1:3])
+    tap = torch.arange(taps, device=offset.device)
+    tap_down, tap_right = (part.repeat(groups) - padding for part in (tap // kernel_width, tap % kernel_width))
+    y = down[:, None, None] + tap_down + offset[..., 0]
+    x = right[:, None] + tap_right + offset[..., 1]
+    top, left = y.floor(), x.floor()
+    from_top, from_left = y - top, x - left
+    corner_y = torch.stack((top, top, top + 1, top + 1), dim=-1)
+    corner_x = torch.stack((left, left + 1, left, left + 1), dim=-1)
+    up, before = 1 - from_top, 1 - from_left
+    shares = torch.stack((up * before, up * from_left, from_top * before, from_top * from_left), dim=-1)
+    shares = shares * ((corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width))
+    if mask is not None:
+        shares = shares * mask.permute(0, 2, 3, 1)[..., None]
+    # A row of the table is a group of the channels of a cell.
+    image = torch.arange(batch, device=offset.device)[:, None, None, None, None]
+    group = torch.arange(groups, device=offset.device).repeat_interleave(taps)[:, None]
+    row = (image * height + corner_y.long().clamp(0, height - 1)) * width + corner_x.long().clamp(0, width - 1)
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels // groups)
+    sampled = functional.embedding_bag(
+        (row * groups + group).reshape(-1, 4), table, per_sample_weights=shares.reshape(-1, 4), mode="sum"
+    )
+    kernel = weight.unflatten(1, (groups, channels // groups)).permute(1, 3, 4, 2, 0).flatten(0, 3)
+    result = sampled.reshape(-1, groups * taps * (channels // groups)) @ kernel
+    if bias is not None:
+        result = result + bias
+    return result.reshape(batch, offset.shape[1], offset.shape[2], weight.shape[0]).permute(0, 3, 1, 2).contiguous()
 
 
 def _sum_of_groups(

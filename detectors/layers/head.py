@@ -1,5 +1,6 @@
 """Layers that output raw maps, always in float32, and CenterNet's heads of two convolutions."""
 
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -34,7 +35,8 @@ class Head(nn.Sequential):
 
 def in_float32(convolution: nn.Module, features: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
     """Run a convolution in the precision of its weights whatever the autocast state. Returns float32."""
-    with torch.autocast(features.device.type, enabled=False):
+    # Programs are exported without autocast, and torch.export would make a graph of its own of each such block.
+    with nullcontext() if torch.compiler.is_exporting() else torch.autocast(features.device.type, enabled=False):
         weight = cast(Tensor, convolution.weight)
         return cast(Tensor, convolution(features.to(weight.dtype))).float()
 

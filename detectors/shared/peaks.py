@@ -55,9 +55,18 @@ def top_peaks(probabilities: Float[Tensor, "batch classes height width"], limit:
         xingyizhou/CenterNet, src/lib/models/decode.py, `_topk`.
     """
     _, _, height, width = probabilities.shape
-    per_class = min(limit, height * width)
+    # Decided here, because torch.export would carry min() of an unknown size through all shapes that follow.
+    per_class = limit if limit <= height * width else height * width
     class_scores, class_cells = suppress_neighbours(probabilities).flatten(2).topk(per_class)
     scores, places = class_scores.flatten(1).topk(min(limit, class_scores[0].numel()))
     index = class_cells.flatten(1).gather(1, places)
-    x, y = (index % width).to(scores.dtype), (index // width).to(scores.dtype)
+    column, row = column_and_row(index, width)
+    x, y = column.to(scores.dtype), row.to(scores.dtype)
     return Peaks(scores, labels=places // per_class, index=index, x=x, y=y)
+
+
+def column_and_row(index: Int[Tensor, "*any"], width: int) -> tuple[Int[Tensor, "*any"], Int[Tensor, "*any"]]:
+    """Column and row of a cell from y * width + x."""
+    row = index // width
+    # The exporter to ONNX has no remainder by a width that is known only when the file is run.
+    return index - row * width, row

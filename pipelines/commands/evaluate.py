@@ -28,12 +28,12 @@ _CLOCK = "network, decoding and merging"
 
 def add(commands: Commands) -> None:
     """Add `evaluate`."""
-    evaluate = commands.add_parser("evaluate", help="AP of a run or checkpoint on validation shards")
+    evaluate = commands.add_parser("evaluate", help="AP of a run, checkpoint or exported file on validation shards")
     evaluate.add_argument(
         "run_folder",
         metavar="RUN",
         type=Path,
-        help="a run's folder (its best checkpoint), a checkpoint's, a weights file, or a registered model",
+        help="a run's folder (its best checkpoint), a checkpoint's, a weights or exported file, or a registered model",
     )
     evaluate.add_argument("--data", help="shards to evaluate on (default: the run's data.validation)")
     evaluate.add_argument("--newest", action="store_true", help="the newest checkpoint instead of the best")

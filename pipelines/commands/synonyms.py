@@ -8,8 +8,8 @@ _SETTINGS = "`aweigh recipe show NAME` prints all settings of a recipe; `aweigh 
 _LISTS = "`aweigh recipes` lists recipes, `aweigh checkpoints ls RUN` checkpoints, and `aweigh jobs` a cluster's jobs."
 _PREDICT = "`aweigh predict RUN IMAGES --output FOLDER` finds objects in new images."
 _EXPORT = (
-    "there is no export to ONNX yet; `aweigh weights export RUN --output FILE.pth` writes weights as their authors' "
-    "code loads them."
+    "`aweigh export RUN --to onnx --output FILE.onnx` writes a file for onnxruntime; `aweigh weights export` writes "
+    "weights as their authors' code loads them."
 )
 _SEARCH = "there is no search over settings yet; `aweigh train` takes every setting as a flag."
 
@@ -22,7 +22,7 @@ SYNONYMS = {
     **dict.fromkeys(("config", "cfg", "settings", "fields", "show"), _SETTINGS),
     **dict.fromkeys(("list", "ls"), _LISTS),
     **dict.fromkeys(("detect", "infer", "inference"), _PREDICT),
-    **dict.fromkeys(("export", "onnx"), _EXPORT),
+    **dict.fromkeys(("onnx", "torchscript", "tensorrt", "openvino", "deploy"), _EXPORT),
     **dict.fromkeys(("sweep", "tune", "search"), _SEARCH),
     **dict.fromkeys(
         ("data", "dataset", "build"), "`aweigh shards build` turns COCO annotations and images into shards."

@@ -17,6 +17,7 @@ from pipelines.recipes.settings import Recipe
 from pipelines.tracking import tracking_uri
 from pipelines.tracking.models import download_weights
 from pipelines.trained.checkpoint_facts import facts_of
+from pipelines.trained.exported_file import is_exported, open_exported
 from pipelines.trained.find import find_checkpoint
 from pipelines.trained.weights_file import (
     Description,
@@ -84,8 +85,8 @@ def open_trained(
     """Open a trained detector.
 
     Args:
-        source: a run's folder (its best checkpoint), a checkpoint's, a weights file that describes itself, or the
-            address of a registered model, such as models:/cells@champion.
+        source: a run's folder (its best checkpoint), a checkpoint's, a weights file that describes itself, an
+            exported file, or the address of a registered model, such as models:/cells@champion.
         flags: fields of the recipe to change, as on the command line: those of `data` and `evaluation`; `tracking.uri`
             names the MLflow that has the model.
         newest: of a run, take the newest checkpoint instead of the best.
@@ -99,6 +100,8 @@ def open_trained(
     path = Path(source)
     if newest and (path.is_file() or is_model_address(source)):
         raise ConfigError(f"newest (--newest) chooses among the checkpoints of a run, unlike {source}; leave it out.")
+    if is_exported(source):
+        return _open_file(path, flags, device)
     if is_model_address(source):
         opened = _open_model(str(source), flags)
     elif path.is_file():
@@ -155,6 +158,27 @@ def _open_model(address: str, flags: Sequence[str]) -> Trained:
 def is_model_address(source: str | Path) -> bool:
     """Return True for the address of a model in MLflow, such as models:/cells@champion."""
     return str(source).startswith("models:")
+
+
+def _open_file(path: Path, flags: Sequence[str], device: torch.device | None) -> Trained:
+    detector, used_device = open_exported(path, device)
+    description = detector.description
+    recipe = with_evaluation_flags(description.whole_recipe, flags)
+    size, geometry = description.input.fixed_size, recipe.evaluation.geometry
+    if size and geometry in ("keep", "shorter_side"):
+        raise ConfigError(
+            f"{path} takes only images of {size[0]} x {size[1]} pixels, but evaluation.geometry is {geometry}, whose "
+            "inputs differ in size. Set it to fixed, or export the run again with --dynamic."
+        )
+    origin = description.identity
+    return Trained(
+        detector=detector.eval(),
+        classes=description.classes,
+        recipe=recipe,
+        identity=Identity(location=str(path), run=origin.run, step=origin.step, mlflow_run=origin.mlflow_run),
+        device=used_device,
+        thresholds=description.thresholds,
+    )
 
 
 def check_classes(trained_by: str, theirs: Sequence[CocoClass], manifest: Manifest) -> None:
