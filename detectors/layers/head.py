@@ -1,5 +1,6 @@
 """Layers that output raw maps, always in float32, and CenterNet's heads of two convolutions."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import cast
 
@@ -50,11 +51,10 @@ def in_half_precision(network: nn.Module) -> None:
 
     A module with such layers names them by a method `float32_layers`.
     """
-    kept = {
-        layer
-        for module in network.modules()
-        for layer in (module.float32_layers() if hasattr(module, "float32_layers") else ())
-    }
+    kept: set[nn.Module] = set()
+    for module in network.modules():
+        named: Callable[[], list[nn.Module]] | None = getattr(module, "float32_layers", None)
+        kept.update(() if named is None else named())
     for module in network.modules():
         if module not in kept:
             for values in (*module.parameters(recurse=False), *module.buffers(recurse=False)):

@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, object]] = {
     "foveabox_resnet101": {"width": 4, "channels": 64},
     "cornernet_hourglass104": {"width": 4, "tag_distance": 1e9},
     "cornernet_squeeze": {"width": 8, "tag_distance": 1e9},
-    "keypoint_triplets_hourglass104": {"width": 4, "tag_distance": 1e9, "corners": 200},
+    "keypoint_triplets_hourglass104": {"width": 8, "tag_distance": 1e9, "corners": 200},
     "keypoint_triplets_hourglass52": {"width": 4, "tag_distance": 1e9, "corners": 200},
 }
 VARIANTS = [
@@ -56,6 +56,8 @@ def built(name: str, **settings: object) -> Detector:
                 value.normal_(std=(0.5 if "offset_mask" in key else 1.4) / value[0].numel() ** 0.5)
             elif "bias" in key and value.numel() > 3:
                 value.uniform_(-0.3, 0.3)
+            if key.endswith(".1.weight") and any(part in key for part in ("_regrs.", "_offs.", "_tags.")):
+                value.mul_(1e-5)  # or corners would be thousands of cells from their own
         spread_scores(detector)
     return detector
 
