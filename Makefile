@@ -22,7 +22,7 @@ test: $(VENV)/installed
 fast: $(VENV)/installed
 	$(BIN)/python -m tests.phases light
 
-# Every fault of `aweigh drill --faults`, some 40 minutes; checkpoint-disk-full needs root.
+# Every fault of `aweigh drill --faults`, some 30 minutes; checkpoint-disk-full needs root.
 drill: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/aweigh drill
 

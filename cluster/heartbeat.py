@@ -1,7 +1,8 @@
 """Each rank's progress, in a small file that a thread renews, to find the rank that blocks the others.
 
 Unusual here: when one rank hangs, all of them stop, each inside a collective. Ranks go through the same phases in the
-same order, so the culprit is the one that has begun the fewest.
+same order, so the culprit is the one that has begun the fewest. If a GPU hangs, the processes of all ranks stop in one
+phase, and the culprit is the GPU that has finished the fewest.
 """
 
 import faulthandler
@@ -11,11 +12,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.counting import counted
 from cluster.files import write_text
 
 logger = logging.getLogger("aweigh")
@@ -40,6 +44,8 @@ class Standing:
     """Unix time at which the file was written."""
     started: float = 0.0
     """Unix time at which the process joined the others."""
+    device_phases: int = 0
+    """Phases whose work the GPU has finished; 0 on a CPU, which finishes each before it begins the next."""
     last: bool = False
     """True if the process wrote this at its end; a killed one may have run for half a second after its last record."""
 
@@ -54,6 +60,8 @@ class Heartbeat:
         hang_seconds: seconds without progress after which the culprit is named and this process ends, so that Ray
             restarts the group; 0 only keeps the record.
         end: ends the process; replaced in tests.
+        mark: marks the end of the work that is queued on the GPU so far, and returns a function that tells whether the
+            GPU has reached it; None on a CPU.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class Heartbeat:
         hang_seconds: float,
         # Not sys.exit: the main thread is stuck in a collective and would never see the exception.
         end: Callable[[], None] = lambda: os._exit(HUNG_STATUS),
+        mark: Callable[[], Callable[[], bool]] | None = None,
     ) -> None:
         self._folder = folder / "heartbeats"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +80,10 @@ class Heartbeat:
         self._rank, self._world_size = rank, world_size
         self._hang_seconds = hang_seconds
         self._end = end
+        self._mark = mark
+        self._marks: deque[Callable[[], bool]] = deque()
+        self._device_phases = 0
+        self._computing = 0
         self._step, self._phase, self._begun, self._since = 0, "start", 0, time.time()
         self._progress = time.monotonic()
         self._started = time.time()
@@ -85,6 +98,8 @@ class Heartbeat:
         """Record that a phase begins; cheap enough for every part of every step."""
         self._phase = phase
         self._begun += 1
+        if self._mark is not None:
+            self._marks.append(self._mark())
         if step is not None:
             self._step = step
         self.progress()
@@ -95,6 +110,16 @@ class Heartbeat:
         self._since = time.time()
         self._progress = time.monotonic()
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Count the block as progress, however long it takes: a computation that reports none itself."""
+        self._computing += 1
+        try:
+            yield
+        finally:
+            self._computing -= 1
+            self.progress()
+
     def close(self) -> None:
         """Write the last record and stop watching."""
         self._done.set()
@@ -104,6 +129,9 @@ class Heartbeat:
     def _renew(self) -> None:
         interval = min(0.5, self._hang_seconds / 4) if self._hang_seconds else 0.5
         while not self._done.wait(interval):
+            if self._computing:
+                self.progress()
+            self._see_what_the_device_finished()
             try:
                 self._write()
             except OSError as error:
@@ -113,6 +141,11 @@ class Heartbeat:
                 self._tell(still)
                 self._end()
                 return
+
+    def _see_what_the_device_finished(self) -> None:
+        while self._marks and self._marks[0]():
+            self._marks.popleft()
+            self._device_phases += 1
 
     def _write(self, *, last: bool = False) -> None:
         standing = Standing(
@@ -125,6 +158,7 @@ class Heartbeat:
             since=self._since,
             written=time.time(),
             started=self._started,
+            device_phases=self._device_phases,
             last=last,
         )
         # Not flushed to disk: it is renewed twice a second, and a flush may wait behind a checkpoint that is written.
@@ -173,6 +207,8 @@ def describe_standstill(standings: list[Standing], still: float, now: float) -> 
     frozen = [one for one in standings if now - one.written >= still / 2]
     behind = frozen or [one for one in standings if one.phases_begun == fewest.phases_begun]
     if len(behind) == len(standings) > 1:
+        if hung := _hung_gpus(standings):
+            return hung
         return (
             f"hung      all {len(standings)} workers have been in {fewest.phase} after step {fewest.step:,} for "
             f"{still:.0f} s: check the network between them and the storage that they read. Stacks are in the logs; "
@@ -184,6 +220,21 @@ def describe_standstill(standings: list[Standing], still: float, now: float) -> 
         for one in behind
     )
     return f"hung      {named}. Stacks are in the logs; all workers restart from the last checkpoint"
+
+
+def _hung_gpus(standings: list[Standing]) -> str:
+    """Name the GPUs that have finished less than the others: every CPU waits in the same phase then."""
+    fewest, most = (choose(one.device_phases for one in standings) for choose in (min, max))
+    if fewest == most:
+        return ""
+    late = counted(most - fewest, "phase")
+    named = "; ".join(
+        f"the GPU of worker {one.rank} on {one.node} (process {one.process}) is {late} behind the others' after step "
+        f"{one.step:,}"
+        for one in standings
+        if one.device_phases == fewest
+    )
+    return f"hung      {named}. `nvidia-smi` there and the kernel's log may say why; all workers restart"
 
 
 def read_standing(folder: Path, rank: int) -> Standing | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.authentication import WHERE, send_token
 from cluster.counting import counted
+from cluster.environment import carried
 from cluster.errors import ClusterError
 from cluster.placement import reserved, wants_gpu
 from cluster.ray_start import RayThread, quiet, ray_folder, start_ray, without_current_folder
@@ -34,8 +35,6 @@ _ENVIRONMENT = {
 # With them, a Ray on one machine listens on 127.0.0.1 only, as far as it can. Ray has no setting for that on Linux: the
 # first switches clusters off, as on macOS and Windows, and with them every address but the loopback one.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
-# Variables that workers take over from the driver, also on a cluster that was started elsewhere.
-_CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "OMP_")
 
 
 @contextmanager
@@ -54,20 +53,20 @@ def connected(settings: ClusterSettings, lost: Callable[[str], object] = lambda 
     address = os.environ.get("RAY_ADDRESS")
     added = {} if address else {name: value for name, value in _LOOPBACK.items() if name not in os.environ}
     os.environ.update(added)
-    carried = _worker_environment(settings)
+    taken_over = _worker_environment(settings)
     if address:
         send_token()
         _knock(address)
     else:
         # Workers inherit them: with a runtime environment, Ray would discard the workers that it starts in advance.
-        os.environ.update(carried)
+        os.environ.update(taken_over)
     quiet()
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    thread = _connect(ray, address, carried) if address else _start(ray, settings, lost)
+    thread = _connect(ray, address, taken_over) if address else _start(ray, settings, lost)
     try:
         install_again()
         _check_resources(ray, settings, address)
@@ -98,7 +97,7 @@ def _start(ray: Any, settings: ClusterSettings, lost: Callable[[str], object]) -
     return start_ray(lambda: RayThread(init, ray.shutdown, local=True, lost=lost), folder)
 
 
-def _connect(ray: Any, address: str, carried: dict[str, str]) -> RayThread:
+def _connect(ray: Any, address: str, variables: dict[str, str]) -> RayThread:
     """Connect to a cluster that was started elsewhere."""
 
     def init() -> None:
@@ -106,7 +105,7 @@ def _connect(ray: Any, address: str, carried: dict[str, str]) -> RayThread:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": carried},
+            runtime_env={"env_vars": variables},
             job_config=without_current_folder(ray),
         )
 
@@ -142,11 +141,10 @@ def _cores_needed(settings: ClusterSettings) -> int:
 
 
 def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
-    carried = {name: value for name, value in os.environ.items() if name.startswith(_CARRIED_PREFIXES)}
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
-        **carried,
+        **carried(os.environ),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "OMP_NUM_THREADS": str(max(1, int(settings.cpus_per_worker))),
     }

@@ -1,10 +1,13 @@
 """Checks that the preflight runs on the nodes; each is independent, and returns what it found or raises."""
 
 import hashlib
+import json
 import os
 import platform
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +16,14 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.counting import counted
+from cluster.network import choose_gloo_network
 
 _PACKAGES = ("torch", "ray", "deepspeed", "numpy")
 _CODE = ("cluster", "data_shards", "detectors", "pipelines")
 _JOIN_SECONDS = 60
+_DEVICE_SECONDS = 120
+# NVIDIA's oldest driver on Linux for each major version of CUDA (its compatibility guide, "minor version").
+_DRIVERS = {"11": "450", "12": "525", "13": "580"}
 
 
 def versions() -> dict[str, str]:
@@ -54,6 +61,8 @@ class Device:
     gpus_of_node: int
     problem: str
     """The reason why torch cannot use it; empty if it can."""
+    remedy: str = ""
+    """The step that solves the problem."""
 
 
 def device() -> Device:
@@ -62,18 +71,50 @@ def device() -> Device:
 
     driver, gpus = _driver()
     cuda = torch.version.cuda or ""
-    name, problem = "", ""
+    name, problem, remedy = "", "", ""
     if not cuda:
         problem = f"torch {torch.__version__} is built for CPU"
+        remedy = f"install torch {torch.__version__.partition('+')[0]} with CUDA, as from requirements.txt"
     elif not torch.cuda.is_available():
         problem = f"torch for CUDA {cuda} finds no GPU (driver {driver or 'none'}, {counted(gpus, 'GPU')})"
+        remedy = f"{_driver_for(cuda)}, or a build of torch for this driver; in a container, pass the GPUs on"
     else:
         try:
             name = torch.cuda.get_device_name(0)
             torch.ones(8, device="cuda").sum().item()
         except RuntimeError as error:
             problem = str(error).splitlines()[0]
-    return Device(name, driver, cuda, gpus, problem)
+            remedy = f"{_driver_for(cuda)}; `nvidia-smi` shows the state of the GPU and what else runs on it"
+    return Device(name, driver, cuda, gpus, problem, remedy)
+
+
+def _driver_for(cuda: str) -> str:
+    least = _DRIVERS.get(cuda.partition(".")[0])
+    return f"install a driver for CUDA {cuda}" + (f", {least} or later" if least else "")
+
+
+def device_in_another_process() -> Device:
+    """Ask `device` in a process of its own: CUDA stays in a process that has used it, and takes its memory."""
+    program = "import json; from dataclasses import asdict; from cluster.node_checks import device; "
+    command = [sys.executable, "-c", f"{program}print(json.dumps(asdict(device())))"]
+    root = str(Path(__file__).resolve().parent.parent)
+    try:
+        ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=_DEVICE_SECONDS)
+        return Device(**json.loads(ended.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        problem = f"a small computation on it did not end within {_DEVICE_SECONDS} s"
+    except (OSError, ValueError, TypeError, IndexError):
+        lines = ended.stderr.strip().splitlines()
+        problem = lines[-1] if lines else f"a small computation on it ended with status {ended.returncode}"
+    return Device("", *_driver()[:1], "", _driver()[1], problem, "`nvidia-smi` shows the state of the GPU")
+
+
+def visible_gpus() -> int:
+    """Count the GPUs of this machine that a process may use, as Ray counts them: whether torch can or not."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return _driver()[1]
+    return 0 if visible in ("", "NoDevFiles") else min(len(visible.split(",")), _driver()[1])
 
 
 def _driver() -> tuple[str, int]:
@@ -102,9 +143,12 @@ def all_reduce(rank: int, address: str, ranks: int, backend: str) -> float:
     Bus bandwidth is the load of one link, which does not depend on n: 2 (n − 1) / n times the vector's bytes, divided
     by the time.
     """
+    import ray
     import torch
     from torch import distributed
 
+    if backend == "gloo":
+        choose_gloo_network(ray.util.get_node_ip_address())
     place = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
     distributed.init_process_group(
         backend, init_method=address, rank=rank, world_size=ranks, timeout=timedelta(seconds=_JOIN_SECONDS)

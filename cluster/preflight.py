@@ -99,7 +99,7 @@ def examine(
         probes: checks of data and tracking.
         cache: disk space for fetched shards; None if they are read in place.
         say: receives a line about what is being checked.
-        only_several_nodes: check nothing if all workers run on one node.
+        only_several_nodes: if all workers run on one node, check only its GPUs.
 
     Raises:
         ClusterError: the cluster cannot be reached, or cannot hold the workers.
@@ -110,11 +110,27 @@ def examine(
         with reserved(ray, settings, _ANSWER_SECONDS, gpu=gpu) as group:
             ids = node_of_each_worker(group)
             nodes = len(set(ids))
-            if only_several_nodes and nodes == 1:
+            alone = only_several_nodes and nodes == 1
+            if alone and settings.device == "cpu":
                 return Examination(nodes, [])
             say(f"checking {counted(len(ids), 'worker')} on {counted(nodes, 'node')}")
             with _posts(ray, group, settings, ids, gpu=gpu) as posts:
+                if alone:
+                    return Examination(nodes, [_devices(posts, gpu=gpu)])
                 return Examination(nodes, list(_findings(posts, folders, probes, cache, gpu=gpu)))
+
+
+def examine_gpus_here(settings: ClusterSettings) -> list[Finding]:
+    """Check the GPUs of this machine, for workers that run on it under a Ray of their own.
+
+    Returns nothing if there are none, or if the settings do without.
+    """
+    gpus = node_checks.visible_gpus()
+    if not gpus or settings.device == "cpu":
+        return []
+    if gpus < settings.min_workers and settings.device == "auto":
+        return [_unused_gpus({"this machine": gpus}, gpus)]
+    return [_used_gpus({"this machine": node_checks.device_in_another_process()})]
 
 
 @dataclass(frozen=True)
@@ -197,7 +213,9 @@ def _findings(
     yield _workers(posts)
     yield from _versions(posts)
     yield _devices(posts, gpu=gpu)
-    yield _all_reduce(posts, gpu=gpu)
+    # Training on GPUs has groups of gloo, too, and each library finds its network in its own way.
+    for backend in ("nccl", "gloo") if gpu else ("gloo",):
+        yield _all_reduce(posts, backend)
     yield _shared_memory(posts, gpu=gpu)
     yield _clocks(posts)
     for folder in folders:
@@ -247,25 +265,19 @@ def _devices(posts: _Posts, *, gpu: bool) -> Finding:
     named = {f"rank {rank} on {posts.nodes[rank]}": answer for rank, answer in answers.items()}
     if failed := _failures(named):
         return Finding("GPU", "wrong", failed, "run `python -c 'import torch'` on that node, and mend what it reports")
-    if not gpu:
-        idle = sorted({posts.nodes[rank] for rank, found in answers.items() if found.gpus_of_node})
-        return Finding(
-            "GPU",
-            "warn" if idle else "ok",
-            f"not used, although {', '.join(idle)} has GPUs" if idle else "none; workers compute on CPU",
-            "start Ray on that node with --num-gpus, and set cluster.device to cuda" if idle else "",
-            stops_training=False,
-        )
-    broken = {name: found.problem for name, found in named.items() if found.problem}
-    if broken:
-        return Finding(
-            "GPU",
-            "wrong",
-            "; ".join(f"{name}: {problem}" for name, problem in broken.items()),
-            "install a driver for torch's CUDA version, or a build of torch for the driver",
-        )
-    kinds = sorted({found.name for found in answers.values()})
-    facts = sorted({f"driver {found.driver}, CUDA {found.cuda} of torch" for found in answers.values()})
+    if gpu:
+        return _used_gpus(named)
+    gpus = {posts.nodes[rank]: found.gpus_of_node for rank, found in answers.items() if found.gpus_of_node}
+    return _unused_gpus(gpus, int(posts.ray.cluster_resources().get("GPU", 0)) if gpus else 0)
+
+
+def _used_gpus(found: Mapping[str, node_checks.Device]) -> Finding:
+    """Say what torch reports of the GPU of each rank, by the rank's name."""
+    if broken := {name: one for name, one in found.items() if one.problem}:
+        problems = "; ".join(f"{name}: {one.problem}" for name, one in broken.items())
+        return Finding("GPU", "wrong", problems, next(iter(broken.values())).remedy)
+    kinds = sorted({one.name for one in found.values()})
+    facts = sorted({f"driver {one.driver}, CUDA {one.cuda} of torch" for one in found.values()})
     mixed = len(kinds) > 1
     return Finding(
         "GPU",
@@ -276,15 +288,33 @@ def _devices(posts: _Posts, *, gpu: bool) -> Finding:
     )
 
 
-def _all_reduce(posts: _Posts, *, gpu: bool) -> Finding:
-    backend = "nccl" if gpu else "gloo"
+def _unused_gpus(gpus: Mapping[str, int], in_ray: int) -> Finding:
+    """Name the nodes whose GPUs stay unused: there are fewer than workers, or Ray does not know them.
+
+    Args:
+        gpus: number of GPUs of each node that has some.
+        in_ray: GPUs that Ray counts.
+    """
+    if not gpus:
+        return Finding("GPU", "ok", "none; workers compute on CPU", stops_training=False)
+    shown = ", ".join(f"{counted(number, 'GPU')} of {node}" for node, number in sorted(gpus.items()))
+    fix = (
+        f"set cluster.workers to {in_ray}, so that each has one"
+        if in_ray
+        else "start Ray on that node with --num-gpus, and set cluster.device to cuda"
+    )
+    fix += "; set cluster.device to cpu if this is meant"
+    return Finding("GPU", "warn", f"not used: {shown}; workers compute on CPU", fix, stops_training=False)
+
+
+def _all_reduce(posts: _Posts, backend: Literal["nccl", "gloo"]) -> Finding:
     check, ranks = f"{backend} all-reduce", len(posts.actors)
     if ranks == 1:
         return Finding(check, "ok", "1 worker, nothing to reduce")
     address = posts.ask([0], node_checks.free_address)[0]
     fix = (
         "let nodes reach one another on every TCP port (AWS: a security group that allows all traffic from itself); "
-        f"on nodes with several networks, name the one to use in {'NCCL' if gpu else 'GLOO'}_SOCKET_IFNAME"
+        f"on nodes with several networks, name the one to use in {backend.upper()}_SOCKET_IFNAME"
     )
     if isinstance(address, Exception):
         return Finding(check, "wrong", _brief(address), fix)

@@ -37,7 +37,7 @@ class ClusterSettings:
     """Minutes to wait for nodes that an autoscaler has to start; 0 refuses at once if there are too few."""
 
     preflight: bool = True
-    """Check the nodes before a training on several nodes starts, as `aweigh preflight` does."""
+    """Check the GPUs before a training starts and, if it runs on several nodes, all that `aweigh preflight` checks."""
 
     hang_seconds: float = 300.0
     """Seconds without progress after which the rank that blocks the others is named and all restart; 0 for never."""

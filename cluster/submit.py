@@ -20,14 +20,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.authentication import WHERE, has_token, send_token
+from cluster.environment import carried as environment_of_workers
 from cluster.errors import ClusterError
 from cluster.package import Package
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-# Variables of this machine that a job receives. Never Ray's token: whoever can read it controls the cluster.
-CARRIED_PREFIXES = ("AWS_", "MLFLOW_", "AWEIGH_", "NCCL_", "GLOO_", "RAY_TRAIN_")
-# Not these: they name files and endpoints of this machine, which are missing or different on the nodes.
+# Variables that a job does not receive: they name files and endpoints of this machine, which the nodes lack.
 _OF_THIS_MACHINE = frozenset(
     {
         *("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE"),
@@ -76,9 +75,7 @@ def carried_environment(environment: Mapping[str, str], named: tuple[str, ...] =
         ClusterError: a named variable is not set here.
     """
     carried = {
-        name: value
-        for name, value in environment.items()
-        if name.startswith(CARRIED_PREFIXES) and name not in _OF_THIS_MACHINE
+        name: value for name, value in environment_of_workers(environment).items() if name not in _OF_THIS_MACHINE
     }
     for entry in named:
         name, equals, value = entry.partition("=")

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from cluster.errors import ClusterError, WorkersFailedError
 from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
 from cluster.local import connected
+from cluster.network import choose_gloo_network
 from cluster.placement import wants_gpu
 from cluster.preemption import preemption_notice
 from cluster.settings import ClusterSettings
@@ -37,6 +39,7 @@ logger = logging.getLogger("aweigh")
 
 # How often Ray looks whether an elastic group can grow. Every change of size restarts all workers.
 _RESIZE_SECONDS = 20.0
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class WorkerContext:
     """The loop reports every phase to it."""
     control: Control
     """Requests of the driver."""
+    patient: Any = None
+    """Process group, over gloo, of waits that may take hours: NCCL's watchdog would end a process after minutes, and
+    the heartbeat tells a hang from a rank that works. None takes the default group."""
+
+    def wait_for_all(self) -> None:
+        """Wait until every rank is here, however long one of them works. Collective."""
+        torch.distributed.barrier(group=self.patient)
 
     def wishes(self) -> list[str]:
         """List the requests of this worker for the end of this step: "stop", "save", "preempted"."""
@@ -238,6 +248,12 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
     import ray.train.torch
 
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        # DeepSpeed takes its GPU from here. Ray sorts a node's GPUs as text and its ranks as numbers, which differ from
+        # the eleventh GPU on.
+        os.environ["LOCAL_RANK"] = str(device.index or 0)
+    # Training on GPUs has groups of gloo, too, beside those of NCCL.
+    choose_gloo_network(ray.util.get_node_ip_address())
     # First, because DeepSpeed chooses its accelerator when it is imported.
     bootstrap(device)
     import deepspeed
@@ -260,9 +276,22 @@ def _joined(train_context: Any, folder: Path, settings: ClusterSettings) -> Work
         nodes=max(nodes) + 1,
         device=device,
         folder=folder,
-        heartbeat=Heartbeat(folder, train_context.get_world_rank(), world_size, settings.hang_seconds),
+        heartbeat=Heartbeat(
+            folder,
+            train_context.get_world_rank(),
+            world_size,
+            settings.hang_seconds,
+            mark=_mark_on_gpu if device.type == "cuda" else None,
+        ),
         control=Control(folder),
+        patient=torch.distributed.new_group(backend="gloo", timeout=_PATIENCE),
     )
+
+
+def _mark_on_gpu() -> Callable[[], bool]:
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event.query
 
 
 @contextmanager

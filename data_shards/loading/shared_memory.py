@@ -22,6 +22,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_shards.errors import DataError, LoaderError
 from data_shards.loading.batch import Batch
@@ -202,16 +203,30 @@ class _Ring:
     def pin(self) -> bool:
         """Register the memory with CUDA, once. Return False if CUDA refuses it."""
         if self._pinned is None:
-            address = np.frombuffer(self.memory, np.uint8).ctypes.data
+            pages = np.frombuffer(self.memory, np.uint8)
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            self._pinned = int(runtime.cudaHostRegister(address, len(self.memory), 0)) == 0
+            self._pinned = int(runtime.cudaHostRegister(pages.ctypes.data, len(self.memory), 0)) == 0
             if self._pinned:
-                weakref.finalize(self.memory, runtime.cudaHostUnregister, address)
+                # The finalizer holds the pages: a mapping whose own finalizer runs is unmapped by then.
+                weakref.finalize(self, _unpin, runtime, pages).atexit = False
             else:
+                _take_error()
                 logger.warning(
                     "CUDA cannot pin the loader's memory, so each batch is copied once more on its way to the GPU"
                 )
         return self._pinned
+
+
+def _unpin(runtime: Any, pages: NDArray[np.uint8]) -> None:
+    """Let CUDA forget the pages, while they are still mapped."""
+    if int(runtime.cudaHostUnregister(pages.ctypes.data)) != 0:
+        _take_error()
+
+
+def _take_error() -> None:
+    """Take the error that a failed call of the CUDA runtime leaves behind, which the next kernel would raise."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
 
 
 class _Lease:

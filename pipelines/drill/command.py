@@ -60,9 +60,10 @@ def run_drill(recipe_name: str, flags: Sequence[str], names: Sequence[str], fold
     if as_json:
         print(json.dumps({"steps": course.steps, "faults": rows}))
     else:
+        width = max(len(row["fault"]) for row in rows)
         for row in rows:
             passed = "passed" if row["passed"] else "FAILED"
-            print(f"{row['fault']:<26} {passed:<7} {row['summary']}  {row['seconds']:.0f} s")
+            print(f"{row['fault']:<{width}} {passed:<7} {row['summary']}  {row['seconds']:.0f} s")
     return all(row["passed"] for row in rows)
 
 

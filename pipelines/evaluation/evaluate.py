@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +106,8 @@ def evaluate(
     world: World,
     progress: Callable[[int], None] = lambda num_images: None,
     keep_results: bool = False,
+    group: Any = None,
+    computing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
     """Measure a detector on validation shards. Collective. Returns the result on rank 0, None elsewhere.
 
@@ -121,6 +123,8 @@ def evaluate(
         world: this rank among all ranks, which share the images.
         progress: called with the number of images that this rank has finished; may raise EvaluationStoppedError.
         keep_results: also return every detection.
+        group: process group in which ranks wait for one another; None takes the default one.
+        computing: entered on rank 0 while it computes the metrics, which may take minutes without progress.
 
     Raises:
         ConfigError: a setting is for other detectors.
@@ -142,7 +146,7 @@ def evaluate(
     except Exception as error:
         # Kept until the exchange below, in which the other ranks would wait for this one.
         own_error, share.failure, share.trace = error, str(_named_error(error)), traceback.format_exc()
-    shares = _gathered(share, world)
+    shares = _gathered(share, world, group)
     if shares is None:
         return None
     if any(one.stopped for one in shares):
@@ -156,7 +160,8 @@ def evaluate(
     names = dict.fromkeys(name for one in shares for name in one.losses)
     losses = {name: sum(one.losses.get(name, 0.0) for one in shares) / max(num_images, 1) for name in names}
     results = [result for one in shares for result in one.results]
-    coco, keypoints = _metrics(ground_truth, results)
+    with computing():
+        coco, keypoints = _metrics(ground_truth, results)
     return Evaluation(
         coco=coco,
         keypoints=keypoints,
@@ -319,9 +324,9 @@ def _add_losses(share: _Share, detector: Detector, batch: Batch, outputs: Any) -
                 share.losses[name] = share.losses.get(name, 0.0) + float(value)
 
 
-def _gathered(share: _Share, world: World) -> list[_Share] | None:
+def _gathered(share: _Share, world: World, group: Any) -> list[_Share] | None:
     if world.ranks == 1:
         return [share]
     shares: list[Any] | None = [None] * world.ranks if world.rank == 0 else None
-    torch.distributed.gather_object(share, shares)
+    torch.distributed.gather_object(share, shares, group=group)
     return shares

@@ -84,7 +84,7 @@ class ObjectServer:
         self._always: dict[str, Fault] = {}
         self._lock = threading.Lock()
         self._wire = _Wire(bandwidth)
-        self._server = _Server(("127.0.0.1", port), _handler(self))
+        self._server = QuietServer(("127.0.0.1", port), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
@@ -179,7 +179,9 @@ class _Wire:
             time.sleep(wait)
 
 
-class _Server(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
+    """A server of threads that takes a client that hangs up for granted."""
+
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128

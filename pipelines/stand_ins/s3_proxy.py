@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Literal
 
 from cluster.fake_cluster import free_port
+from pipelines.stand_ins.object_server import QuietServer
 
 Answer = Literal["pass", "503", "reset", "hold", "corrupt", "empty"]
 Rule = Callable[[str, str, int], Answer]
@@ -39,7 +40,7 @@ class FaultyStore:
 def faulty_store(bucket: str) -> Iterator[FaultyStore]:
     """Yield an empty bucket behind a proxy whose rule can be changed at any time."""
     with _moto() as port:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+        server = QuietServer(("127.0.0.1", 0), _Proxy)
         server.daemon_threads = True
         endpoint = f"http://127.0.0.1:{server.server_address[1]}"
         environment = {

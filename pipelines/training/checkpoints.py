@@ -14,7 +14,7 @@ import torch.distributed
 from cluster.checkpoints.checkpoint import Checkpoint, CheckpointFolder, open_checkpoint
 from cluster.checkpoints.remote import RemoteCheckpoints
 from cluster.checkpoints.writer import CheckpointWriter
-from cluster.engine.engine import Engine
+from cluster.engine.engine import Engine, TrainingState
 from cluster.heartbeat import Standing
 from cluster.workers import UnrecoverableError, WorkerContext
 from data_shards.counting import counted
@@ -198,8 +198,14 @@ class Saver:
             UnrecoverableError: a weight is not finite.
         """
         state = engine.state()
-        if state is None:
-            return
+        if state is not None:
+            self._write(state, engine, plan, step, evaluation, **facts)
+        # Rank 0 may wait for a slow upload of the checkpoint before; the others must not do so inside a step.
+        self._context.wait_for_all()
+
+    def _write(
+        self, state: TrainingState, engine: Engine, plan: Plan, step: int, evaluation: Evaluation | None, **facts: Any
+    ) -> None:
         # A checkpoint with NaN in it would be the newest, and every later attempt would resume from it.
         if broken := [name for name, value in state.weights.items() if not torch.isfinite(value).all()]:
             raise UnrecoverableError(

@@ -76,8 +76,34 @@ def train_worker(context: WorkerContext, job: Job) -> None:
     Raises:
         UnrecoverableError: another attempt would end the same way.
     """
+    training: Training | None = None
     with mistakes_end_the_run():
-        Training(context, job).run()
+        try:
+            training = Training(context, job)
+            training.run()
+        except RuntimeError as error:
+            # After the first step, another attempt may have the memory that something else has taken here.
+            is_first = training is None or training.step == training.began_at
+            if is_first and (advice := advice_on_memory(error, job.recipe, context)):
+                raise UnrecoverableError(advice) from error
+            raise
+
+
+def advice_on_memory(error: RuntimeError, recipe: Recipe, context: WorkerContext) -> str:
+    """Say what to do about memory that does not suffice for one step; "" if the error has another cause."""
+    text = str(error).strip()
+    # torch raises a plain RuntimeError for the CPU's memory.
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+        return ""
+    size = split_batch(recipe.batch.global_size, context.world_size, recipe.batch.microbatch_limit).microbatch_size
+    what = text.splitlines()[0] if text else "out of memory"
+    ways = [f"--batch.microbatch_limit {size // 2}"] if size > 1 else ["a smaller --data.input_size"]
+    if "hourglass" in recipe.detector.name:
+        ways.append("--detector.settings.activation_checkpointing true")
+    return (
+        f"the memory of {context.device} does not suffice for the first step with {counted(size, 'image')} at a time: "
+        f"{what.rstrip('.')}. Set {' or '.join(ways)}; the batch of a step stays the same."
+    )
 
 
 @contextmanager
@@ -116,6 +142,8 @@ class Training:
         checkpoint = None if measured_steps else self.saver.start()
         self.resumed_from = facts_of(checkpoint) if checkpoint else None
         self.step = checkpoint.step if checkpoint else 0
+        self.began_at = self.step
+        """Steps done when this attempt began."""
         self.detector = build_detector(recipe, self.manifest, initial=False)
         self.weights_sha256 = (
             self.resumed_from.weights_sha256 if self.resumed_from else load_initial_weights(self.detector, recipe)
@@ -241,7 +269,7 @@ class Training:
             self._report_failure(error)
         # Only rank 0 knows the outcome, and saving is collective.
         self._begin_phase("checkpoint")
-        torch.distributed.broadcast_object_list(outcome)
+        torch.distributed.broadcast_object_list(outcome, group=self.context.patient)
         self.recorder.pause()
         if outcome[0] == "measured":
             self.save(evaluation)
@@ -280,13 +308,16 @@ class Training:
             device=self.context.device,
             world=self.world,
             progress=lambda num_images: self._progress(),
+            group=self.context.patient,
+            computing=self.context.heartbeat.computing,
         )
         tracker = self.recorder.tracker
         if evaluation is not None and tracker is not None:
             tracker.log_metrics(self.step, evaluation.metrics())
             epoch = self.step // self.plan.steps_per_epoch
             logger.info("%s", console.evaluation_line(epoch, evaluation, time.perf_counter() - began))
-            self._write_report(evaluation)
+            with self.context.heartbeat.computing():
+                self._write_report(evaluation)
         return evaluation
 
     def _write_report(self, evaluation: Evaluation) -> None:

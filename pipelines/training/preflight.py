@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine
+from cluster.preflight import Cache, Finding, Probe, SharedFolder, examine, examine_gpus_here
 from data_shards.counting import counted
 from data_shards.reading.split import DataSplit
 from pipelines import console
@@ -28,12 +28,25 @@ def preflight(recipe: Recipe, as_json: bool) -> bool:
 
 
 def before_training(recipe: Recipe, splits: Sequence[DataSplit]) -> None:
-    """Check the nodes of a training on several; print what needs attention.
+    """Check the nodes of a training on several, or the GPUs of one; print what needs attention.
 
     Raises:
         ClusterError: something would make the training fail, or lose it.
     """
-    findings = _examine(recipe, splits, only_several_nodes=True)
+    _heed(_examine(recipe, splits, only_several_nodes=True))
+
+
+def check_gpus_here(recipe: Recipe) -> None:
+    """Check the GPUs of this machine, if workers will use them; print what needs attention.
+
+    Raises:
+        ClusterError: torch cannot use them.
+    """
+    _heed(examine_gpus_here(recipe.cluster))
+
+
+def _heed(findings: Sequence[Finding]) -> None:
+    """Print what needs attention, and refuse what would make the training fail."""
     if not findings:
         return
     for finding in findings:

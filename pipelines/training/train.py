@@ -33,7 +33,7 @@ from pipelines.training.checks import (
 )
 from pipelines.training.evaluation_log import EvaluationLog
 from pipelines.training.loop import Job, train_worker
-from pipelines.training.preflight import before_training
+from pipelines.training.preflight import before_training, check_gpus_here
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,13 @@ class RankLog:
 
 @contextmanager
 def _on_cluster(recipe: Recipe, logs: Path, splits: Sequence[DataSplit]) -> Iterator[None]:
-    """Say where the workers run; connect to a cluster, and check its nodes if the workers need several."""
+    """Say where the workers run; check their GPUs, and the nodes of a cluster if the workers need several."""
     address = os.environ.get("RAY_ADDRESS")
     workers = recipe.cluster.workers_in_words
     if not address:
         console.say("cluster", f"{workers} on Ray, started on this machine for this run; their logs in {logs}")
+        if recipe.cluster.preflight:
+            check_gpus_here(recipe)
         yield
         return
     with connected(recipe.cluster):

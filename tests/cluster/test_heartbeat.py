@@ -1,6 +1,7 @@
 """The rank that blocks the others is named from the progress records, with the stacks of those that wait."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,3 +58,40 @@ def test_ranks_keep_waiting_for_one_that_makes_progress() -> None:
     frozen = replace(uploading, since=395.0, written=100.0)
     assert not waits_for_work(1, [frozen, waiting], 300.0, 401.0)
     assert not waits_for_work(0, [STANDING], 10.0, 131.0)
+
+
+def test_a_gpu_that_has_finished_less_than_the_others_is_named() -> None:
+    others = [replace(STANDING, rank=rank, device_phases=44) for rank in (0, 2)]
+    line = describe_standstill([*others, replace(STANDING, rank=1, node="node-b", device_phases=42)], 30.0, 131.0)
+    assert "the GPU of worker 1 on node-b (process 11) is 2 phases behind the others' after step 7" in line
+    assert "worker 0" not in line
+
+
+def test_what_the_gpu_has_finished_is_recorded(tmp_path: Path) -> None:
+    queued: list[threading.Event] = []
+
+    def mark() -> Callable[[], bool]:
+        queued.append(threading.Event())
+        return queued[-1].is_set
+
+    heartbeat = Heartbeat(tmp_path, 0, 1, hang_seconds=0, mark=mark)
+    for phase in ("forward", "backward", "optimizer"):
+        heartbeat.begin(phase, step=1)
+    for event in queued[:2]:
+        event.set()
+    while (standing := read_standing(tmp_path, 0)) is None or standing.device_phases < 2:
+        threading.Event().wait(0.01)
+    heartbeat.close()
+    standing = read_standing(tmp_path, 0)
+    assert standing is not None
+    assert (standing.phases_begun, standing.device_phases) == (3, 2)
+
+
+def test_a_long_computation_is_progress(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    ended = threading.Event()
+    heartbeat = Heartbeat(tmp_path, 0, 1, hang_seconds=0.2, end=ended.set)
+    with heartbeat.computing():
+        assert not ended.wait(1)  # five times as long as a hang
+    assert ended.wait(60)  # and no longer
+    heartbeat.close()

@@ -1,15 +1,19 @@
 """Findings of the preflight for answers that this machine cannot give; the system tests run it on real nodes."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from cluster import node_checks, preflight
 from cluster.node_checks import Device
 from cluster.preflight import Cache, Finding, Probe, SharedFolder, _Posts
+from cluster.settings import ClusterSettings
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,61 @@ def test_gpus_of_two_kinds_are_a_warning(second: Device, verdict: str) -> None:
     assert "driver 570.1, CUDA 13.0 of torch" in row.found
 
 
-def test_gpus_that_ray_does_not_use_are_a_warning() -> None:
-    row = _devices(A100, Device("", "", "", 0, "torch is built for CPU"), gpu=False)
-    assert (row.verdict, row.found) == ("warn", "not used, although a has GPUs")
+@pytest.mark.parametrize(("in_ray", "fix"), [(1, "set cluster.workers to 1"), (0, "start Ray on that node")])
+def test_gpus_that_stay_unused_are_a_warning_with_the_way_to_use_them(in_ray: int, fix: str) -> None:
+    posts = _posts("ab", device=[A100, Device("", "", "", 0, "torch is built for CPU")])
+    posts = replace(posts, ray=SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0, "GPU": float(in_ray)}))
+    row = preflight._devices(posts, gpu=False)
+    assert (row.verdict, row.found) == ("warn", "not used: 8 GPUs of a; workers compute on CPU")
+    assert row.fix.startswith(fix)
+    assert not row.stops_training
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch may be able to use a GPU here")
+@pytest.mark.parametrize(
+    ("visible", "device", "workers", "verdict", "word"),
+    [
+        ("0,1", "auto", 2, "wrong", "is built for CPU"),
+        ("0,1", "auto", 3, "warn", "not used: 2 GPUs of this machine"),
+        ("0,1", "cuda", 2, "wrong", "is built for CPU"),
+        ("0,1", "cpu", 2, None, ""),
+        ("", "auto", 2, None, ""),
+    ],
+)
+def test_the_gpus_of_one_machine_are_checked_before_workers_start(
+    visible: str, device: Any, workers: int, verdict: str | None, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    # The driver's answer is all that is made up: torch is asked in a process of its own.
+    monkeypatch.setattr(node_checks, "_driver", lambda: ("570.1", 8))
+    found = preflight.examine_gpus_here(ClusterSettings(device=device, workers=workers))
+    assert [one.verdict for one in found] == ([verdict] if verdict else [])
+    assert all(word in one.found and one.fix for one in found)
+
+
+def test_an_old_driver_is_told_which_one_torch_needs() -> None:
+    assert "580 or later" in node_checks._driver_for("13.0")
+    assert "525 or later" in node_checks._driver_for("12.9")
+
+
+def test_a_training_on_gpus_tries_both_libraries_that_it_reduces_with(tmp_path: Path) -> None:
+    posts = _posts(
+        versions=[node_checks.versions()] * 4,
+        device=[A100] * 4,
+        free_address=["tcp://a:1"] * 4,
+        all_reduce=[4e9] * 4,
+        free_bytes=[8 * 2**30] * 4,
+    )
+    posts.answers[time.time] = [time.time()] * 4
+    checks = [one.check for one in preflight._findings(posts, [], [], None, gpu=True)]
+    assert [check for check in checks if "all-reduce" in check] == ["nccl all-reduce", "gloo all-reduce"]
 
 
 def test_the_slowest_rank_is_the_bandwidth_and_a_lost_rank_is_named() -> None:
     good = _posts(free_address=["tcp://a:1"] * 4, all_reduce=[4e9, 3e9, 2e9, 4e9])
-    assert "4 ranks, correct sum, 2.00 GB/s" in preflight._all_reduce(good, gpu=True).found
+    assert "4 ranks, correct sum, 2.00 GB/s" in preflight._all_reduce(good, "nccl").found
     lost = _posts(free_address=["tcp://a:1"] * 4, all_reduce=[4e9, TimeoutError("no answer within 180 s"), 4e9, 4e9])
-    row = preflight._all_reduce(lost, gpu=True)
+    row = preflight._all_reduce(lost, "nccl")
     assert (row.verdict, row.found) == ("wrong", "rank 1 on a: no answer within 180 s")
     assert "NCCL_SOCKET_IFNAME" in row.fix
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.workers import dividing_worlds
 from pipelines import recipes
 from pipelines.cli import command_line
 from pipelines.recipes.recipe import with_flags
@@ -76,7 +77,9 @@ def test_a_command_of_a_page_is_understood(page: str, command: str, in_passing: 
     known, rest = _parser().parse_known_args(words)
     assert callable(known.run)
     # A command that does not take fields refuses what it does not know.
-    with_flags(recipes.get(getattr(known, "recipe", None) or "demo"), rest)
+    recipe = with_flags(recipes.get(getattr(known, "recipe", None) or "demo"), rest)
+    if words[0] in ("train", "submit"):
+        assert dividing_worlds(recipe.batch.global_size, recipe.cluster)
 
 
 def test_commands_are_found_in_blocks_sentences_and_loops() -> None:

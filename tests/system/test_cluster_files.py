@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.workers import dividing_worlds
 from pipelines import recipes
 from pipelines.cli import command_line
 from pipelines.recipes.recipe import with_flags
@@ -253,6 +254,7 @@ def test_our_command_line_accepts_the_command_of_the_ray_job() -> None:
     worker = spec["rayClusterSpec"]["workerGroupSpecs"][0]
     gpus = int(worker["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert recipe.cluster.workers == gpus * worker["maxReplicas"]
+    assert dividing_worlds(recipe.batch.global_size, recipe.cluster)
     assert recipe.cluster.wait_minutes > 0
     assert yaml.safe_load(spec["runtimeEnvYAML"])["working_dir"].endswith(".zip")
 

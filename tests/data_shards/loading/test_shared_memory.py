@@ -184,3 +184,67 @@ def test_the_loader_process_imports_no_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[]"
+
+
+class Runtime:
+    """The two calls of the CUDA runtime, as a driver that refuses or accepts to pin would answer them."""
+
+    def __init__(self, answer: int) -> None:
+        self.answer = answer
+        self.registered: list[int] = []
+        self.mapped_at_the_end: list[bool] = []
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802 - the library's name
+        self.registered.append(address)
+        return self.answer
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802 - the library's name
+        self.mapped_at_the_end.append(is_mapped(address))
+        return self.answer
+
+
+def is_mapped(address: int) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(edge, 16) for edge in line.split()[0].split("-"))
+        if first <= address < last:
+            return True
+    return False
+
+
+def test_pinned_memory_is_unregistered_while_it_is_still_mapped(
+    built: BuildReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime(answer=0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    with loader(built) as batches:
+        batch = next(batches)
+        assert batch._lease is not None
+        assert batch._lease.pin()
+        assert batch._lease.pin()  # a second time asks for nothing
+        assert len(runtime.registered) == 1
+        assert is_mapped(runtime.registered[0])
+    del batches
+    gc.collect()
+    assert runtime.mapped_at_the_end == []  # a batch still uses the memory
+    del batch
+    gc.collect()
+    assert runtime.mapped_at_the_end == [True]
+
+
+def test_the_error_of_memory_that_is_not_pinned_does_not_wait_for_the_next_kernel(
+    built: BuildReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = ["CUDA error: operation not supported"]
+
+    def kernel(*arguments: object, **named: object) -> None:
+        # As torch's check of a launch does: it takes the last error of the runtime, and raises it.
+        raise RuntimeError(left.pop())
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(answer=801))
+    with loader(built) as batches:
+        batch = next(batches)
+        assert batch._lease is not None
+        monkeypatch.setattr(torch, "zeros", kernel)
+        assert not batch._lease.pin()
+        assert left == []
+        assert not batch._lease.pin()

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation import kitti_results
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.recipes.settings import EvaluationSettings
+from pipelines.trained.trained import Identity, Trained
 from tests.data_shards.samples import write_coco
 
 CAMERA = [[72.0, 0.0, 60.0, 0.0], [0.0, 72.0, 18.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
@@ -172,16 +172,16 @@ def open_seer(monkeypatch: pytest.MonkeyPatch, location: str, needs: tuple[str, 
     split, seer = open_split(location), Seer()
     seer.needs = needs
     recipe = recipes.get("centernet_dla34_3d_3dop")
-    opened = command._Judged(
-        checkpoint=SimpleNamespace(path=Path("run"), step=1),  # type: ignore[arg-type]
-        recipe=replace(recipe, evaluation=replace(recipe.evaluation, geometry="fixed", kitti_score_threshold=0.6)),
+    evaluation = replace(recipe.evaluation, geometry="fixed", input_size=(36, 124), kitti_score_threshold=0.6)
+    trained = Trained(
         detector=seer.eval(),
-        manifest=split.manifest,
-        location=location,
-        reading=Reading(split=split, max_objects=8, threads=1),
-        input_size=(36, 124),
+        classes=split.manifest.classes,
+        recipe=replace(recipe, evaluation=evaluation),
+        identity=Identity(location="run", step=1),
         device=torch.device("cpu"),
     )
+    reading = Reading(split=split, max_objects=8, threads=1)
+    opened = command._Judged(trained=trained, manifest=split.manifest, location=location, reading=reading)
     monkeypatch.setattr(command, "_open", lambda *arguments: opened)
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import torch
 
 from cluster import workers
 from cluster.checkpoints.checkpoint import CheckpointFolder
+from cluster.engine.engine import Engine
 from cluster.heartbeat import Heartbeat
 from cluster.stopping import Control
-from cluster.workers import WorkerContext
+from cluster.workers import UnrecoverableError, WorkerContext
 from pipelines import recipes
+from pipelines.evaluation import evaluate
 from pipelines.evaluation.evaluate import EvaluationError
 from pipelines.recipes.recipe import with_flags
 from pipelines.trained.checkpoint_facts import facts_of
@@ -157,3 +161,61 @@ def _start_from_a_file(rank: int, folder: Path, shards: Path) -> None:
 
 def test_the_sha256_of_the_initial_weights_is_recorded(tmp_path: Path, small_shards: Path) -> None:
     run_processes(_start_from_a_file, 1, tmp_path / "first", small_shards)
+
+
+def _run_out_of_memory(rank: int, folder: Path, shards: Path) -> None:
+    real, calls = Engine.forward, [0]
+    refused_at = 1
+
+    def forward(self: Engine, images: torch.Tensor) -> Any:
+        calls[0] += 1
+        if calls[0] == refused_at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it")
+        return real(self, images)
+
+    Engine.forward = forward  # type: ignore[method-assign]
+    job = _training(rank, 1, folder, shards).job
+
+    def attempt() -> Exception:
+        context = _training(rank, 1, folder, shards).context
+        try:
+            loop.train_worker(context, job)
+        except Exception as error:
+            return error
+        raise AssertionError("the memory sufficed")
+
+    first = attempt()
+    assert isinstance(first, UnrecoverableError)
+    assert "the memory of cpu does not suffice for the first step with 4 images at a time" in str(first)
+    assert "Tried to allocate 2.00 GiB. Set --batch.microbatch_limit 2; the batch" in str(first)
+    assert "\n" not in str(first)
+    # Once a step is done, it is worth another attempt.
+    calls[0], refused_at = 0, 2
+    assert isinstance(attempt(), torch.OutOfMemoryError)
+
+
+def test_a_first_step_that_needs_too_much_memory_ends_the_run_with_advice(tmp_path: Path, small_shards: Path) -> None:
+    run_processes(_run_out_of_memory, 1, tmp_path / "first", small_shards)
+
+
+def _judge_slowly(rank: int, folder: Path, shards: Path) -> None:
+    training = _training(rank, 2, folder, shards)
+    heartbeat, computed = training.context.heartbeat, []
+    metrics = evaluate._metrics
+
+    def slow(*arguments: Any) -> Any:
+        # What the watching thread does at its next beat: progress, although this thread reports none.
+        since = heartbeat._since
+        deadline = time.monotonic() + 60
+        while heartbeat._since == since and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        computed.append(heartbeat._since > since)
+        return metrics(*arguments)
+
+    evaluate._metrics = slow
+    training.run()
+    assert computed == ([True, True] if rank == 0 else [])
+
+
+def test_metrics_that_take_long_are_progress(tmp_path: Path, small_shards: Path) -> None:
+    run_processes(_judge_slowly, 2, tmp_path / "first", small_shards)
