@@ -1,9 +1,12 @@
 """A detector as one module, from pixels to boxes, for files that run without this package."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from detectors.detector import Detector
+from detectors.layers.head import in_half_precision
 from detectors.settings import require_count
 from detectors.shapes import Float
 
@@ -16,16 +19,20 @@ class PortableDetector(nn.Module):
     Args:
         detector: moves into evaluation mode.
         limit: detections an image.
+        half: run a copy of the network in float16; maps are still output and decoded in float32.
     """
 
     gain: Tensor
     offset: Tensor
 
-    def __init__(self, detector: Detector, limit: int = 100) -> None:
+    def __init__(self, detector: Detector, limit: int = 100, half: bool = False) -> None:
         super().__init__()
         require_count("limit", limit)
         self.detector = detector.eval()
-        self.limit = limit
+        if half:
+            self.detector = copy.deepcopy(self.detector)
+            in_half_precision(self.detector)
+        self.limit, self.half_precision = limit, half
         preprocessing = detector.preprocessing
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         device = next(detector.parameters()).device
@@ -52,7 +59,8 @@ class PortableDetector(nn.Module):
             Boxes, scores and labels, then keypoints or boxes in 3D of detectors that have them; see
             `DetectionTensors`.
         """
-        found = self.detector.detect_tensors(self.normalised(images), self.limit)
+        inputs = self.normalised(images)
+        found = self.detector.detect_tensors(inputs.half() if self.half_precision else inputs, self.limit)
         every = (found.boxes, found.scores, found.labels, found.keypoints, found.box3d)
         return tuple(values for values in every if values is not None)
 

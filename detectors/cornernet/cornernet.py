@@ -281,7 +281,7 @@ class CornerNet(CornerDetector):
         """The pairs that `find` leaves of whole inputs, in the input frame; the label of other places is `NONE`."""
         grid = self.grid(input_size)
         pairs = self.pairs(outputs[-1], grid)
-        corners = grid.in_input(pairs.boxes.unflatten(-1, (2, 2)))
+        corners = grid.in_input(pairs.boxes.reshape(*pairs.scores.shape, 2, 2))
         kept = self.kept_in_input(corners, pairs.scores, input_size)
         return Pairs(
             box.clip(corners.flatten(-2), input_size[0], input_size[1]),

@@ -115,6 +115,10 @@ class FCOSHead(nn.Module, ABC):
     def scale(self, level: int) -> Tensor | float:
         """Factor on the raw distances of a level."""
 
+    def float32_layers(self) -> list[nn.Module]:
+        """Layers that run in float32; see `in_half_precision`."""
+        return list(self.layers()[2:])
+
     def forward(self, levels: list[Tensor]) -> Outputs:
         """Maps of every level; the last layers run in float32 whatever the autocast state."""
         class_tower, box_tower, logits, distances, centerness = self.layers()

@@ -232,13 +232,13 @@ class FoveaBox(Detector):
             for level, (logits, log_sides) in enumerate(zip(outputs.logits, outputs.log_sides, strict=True))
         ]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        rules = {"threshold": self.settings.nms_threshold, "limit": limit, "plus_one": self._pixel == 1}
+        threshold, plus_one = self.settings.nms_threshold, self._pixel == 1
         if by_location:
-            kept, labels = nms_of_classes(boxes, scores, **rules)
+            kept, labels = nms_of_classes(boxes, scores, threshold=threshold, limit=limit, plus_one=plus_one)
             chosen = kept.clamp_min(0) * self.num_classes + labels.clamp_min(0)
             scores = scores.flatten(1).gather(1, chosen)
         else:
-            kept = nms_in_places(boxes, scores, labels, **rules)
+            kept = nms_in_places(boxes, scores, labels, threshold=threshold, limit=limit, plus_one=plus_one)
             labels = torch.where(kept >= 0, labels.gather(1, kept.clamp_min(0)), NONE)
             scores = scores.gather(1, kept.clamp_min(0))
         return DetectionTensors(take(boxes, kept), scores, labels).cleared()

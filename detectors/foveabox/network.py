@@ -110,6 +110,11 @@ class FoveaHead(nn.Module):
         if self.feature_adaption is not None:
             nn.init.normal_(self.feature_adaption.conv_offset.weight, std=0.1)
 
+    def float32_layers(self) -> list[nn.Module]:
+        """Layers that run in float32; see `in_half_precision`."""
+        alignment = [] if self.feature_adaption is None else [self.feature_adaption.conv_offset]
+        return [self.conv_reg, self.conv_cls, *alignment]
+
     def forward(self, levels: list[Float[Tensor, "batch channels _ _"]]) -> Outputs:
         """Maps of every level; the last layers run in float32 whatever the autocast state."""
         maps = Outputs([], [])

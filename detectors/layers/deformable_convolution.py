@@ -169,7 +169,9 @@ def traceable_deformable_convolution(
     kernel_height, kernel_width = weight.shape[2:]
     taps = kernel_height * kernel_width
     groups = offset.shape[1] // (2 * taps)
-    offset = offset.unflatten(1, (groups * taps, 2)).permute(0, 3, 4, 1, 2)  # batch, rows, columns, groups and taps, 2
+    offset = offset.reshape(batch, groups * taps, 2, *offset.shape[2:]).permute(
+        0, 3, 4, 1, 2
+    )  # batch, rows, columns, groups and taps, 2
     down, right = (torch.arange(side, device=offset.device, dtype=offset.dtype) * stride for side in offset.shape[1:3])
     tap = torch.arange(taps, device=offset.device)
     tap_down, tap_right = (part.repeat(groups) - padding for part in (tap // kernel_width, tap % kernel_width))
@@ -192,7 +194,7 @@ def traceable_deformable_convolution(
     sampled = functional.embedding_bag(
         (row * groups + group).reshape(-1, 4), table, per_sample_weights=shares.reshape(-1, 4), mode="sum"
     )
-    kernel = weight.unflatten(1, (groups, channels // groups)).permute(1, 3, 4, 2, 0).flatten(0, 3)
+    kernel = weight.reshape(weight.shape[0], groups, channels // groups, taps).permute(1, 3, 2, 0).flatten(0, 2)
     result = sampled.reshape(-1, groups * taps * (channels // groups)) @ kernel
     if bias is not None:
         result = result + bias

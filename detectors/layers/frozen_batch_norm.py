@@ -30,6 +30,10 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
+    def float32_layers(self) -> list[nn.Module]:
+        """Layers that stay in float32; see `in_half_precision`. A variance may exceed what float16 can hold."""
+        return [self]
+
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:

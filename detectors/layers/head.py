@@ -1,5 +1,6 @@
 """Layers that output raw maps, always in float32, and CenterNet's heads of two convolutions."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import cast
 
@@ -32,6 +33,10 @@ class Head(nn.Sequential):
         """The convolution that outputs the raw map."""
         return cast(nn.Conv2d, self[len(self) - 1])
 
+    def float32_layers(self) -> list[nn.Module]:
+        """Layers that run in float32; see `in_half_precision`."""
+        return [self.last]
+
 
 def in_float32(convolution: nn.Module, features: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
     """Run a convolution in the precision of its weights whatever the autocast state. Returns float32."""
@@ -39,6 +44,22 @@ def in_float32(convolution: nn.Module, features: Float[Tensor, "batch _ _ _"]) -
     with nullcontext() if torch.compiler.is_exporting() else torch.autocast(features.device.type, enabled=False):
         weight = cast(Tensor, convolution.weight)
         return cast(Tensor, convolution(features.to(weight.dtype))).float()
+
+
+def in_half_precision(network: nn.Module) -> None:
+    """Convert weights to float16, except those of layers that output maps, which `in_float32` runs.
+
+    A module with such layers names them by a method `float32_layers`.
+    """
+    kept: set[nn.Module] = set()
+    for module in network.modules():
+        named: Callable[[], list[nn.Module]] | None = getattr(module, "float32_layers", None)
+        kept.update(() if named is None else named())
+    for module in network.modules():
+        if module not in kept:
+            for values in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if values.is_floating_point():
+                    values.data = values.data.half()
 
 
 def convolutional_head(in_channels: int, channels: int, out_channels: int) -> Head:
