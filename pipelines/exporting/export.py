@@ -31,7 +31,7 @@ from pipelines.trained.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """What to write, and how to check it."""
+    """The file to write, and the bounds of its receipt."""
 
     to: Format
     output: Path
