@@ -14,7 +14,11 @@ from pipelines.recipes.recipe import with_flags
 from pipelines.recipes.settings import Recipe
 from pipelines.training.memory_estimate import LiveBytes, MemoryEstimate, estimate_memory
 
-_WIDE = "--data.input_size 256 256 --engine.precision fp32 --detector.weights none --detector.settings.width 32"
+# The published width: beside a small network, what a process needs for itself would count.
+_WIDE = (
+    "--data.input_size 256 256 --engine.precision fp32 --detector.weights none --detector.settings.width 64 "
+    "--detector.settings.deconv_channels 256 256 256 --detector.settings.head_channels 64"
+)
 
 _MEASURE = """
 import resource, sys, torch
@@ -92,8 +96,8 @@ def test_weights_and_state_are_exact_and_frozen_stages_need_less(small_shards: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [4, 16])
-def test_the_estimate_is_within_a_tenth_of_a_real_process(small_shards: Path, size: int) -> None:
+def test_the_estimate_is_within_a_tenth_of_a_real_process(small_shards: Path) -> None:
+    size = 8
     location, flags = str(small_shards / "train"), _WIDE.split()
     estimate = estimate_memory(demo(*flags), open_split(location).manifest)
     # glibc would keep freed blocks, which depends on their order; blocks of their own go back to the system.
