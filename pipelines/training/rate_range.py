@@ -32,6 +32,8 @@ _SMOOTHING = 0.9
 """Weight of earlier losses in the smoothed one."""
 _RESTLESS = 10
 """Steps until the smoothed loss is an average of about as many losses as later on."""
+_CLEAR = 5.0
+"""Least fall of the smoothed loss, in its standard deviations, that is taken for one."""
 _DIVERGED = 4.0
 """The test ends when the smoothed loss is this many times its least value."""
 
@@ -81,7 +83,11 @@ def find_rate(recipe: Recipe, device: torch.device, rates: tuple[float, float], 
         if number % shown == 0 or number == len(done) - 1:
             print(f"{number + 1:>5}  {one.rate:>9.2e}  {one.loss:>9.4g}  {one.smoothed:>9.4g}")
     if suggestion is None:
-        console.say("rate", f"the loss never fell between {first:g} and {last:g}; try another range or more --steps")
+        console.say(
+            "rate",
+            f"the loss did not fall by more than it varies from step to step between {first:g} and {last:g}; try "
+            "another range, more --steps, or a larger batch",
+        )
     else:
         console.say(
             "rate",
@@ -136,17 +142,27 @@ def suggest(steps: Sequence[RangeStep]) -> float | None:
 
     The slope is that of a line through a fifth of the steps. Only rates up to that of the least loss count: beyond it
     training is about to diverge. The first steps are left out, because the average of few losses is as restless as the
-    losses. None if the loss never falls.
+    losses. None if the loss never falls by more than its own restlessness would explain.
     """
     half = max(1, len(steps) // 10)
+    settled = min(_RESTLESS, len(steps) // 4)
     least = min(range(len(steps)), key=lambda number: steps[number].smoothed)
+    if least <= settled or steps[settled].smoothed - steps[least].smoothed < _CLEAR * _restlessness(steps[:least]):
+        return None
     slopes = {}
-    for middle in range(min(_RESTLESS, len(steps) // 4) + half, min(least + 1, len(steps) - half)):
+    for middle in range(settled + half, min(least + 1, len(steps) - half)):
         window = steps[middle - half : middle + half + 1]
         logarithms, losses = [math.log(one.rate) for one in window], [one.smoothed for one in window]
         slopes[middle] = statistics.linear_regression(logarithms, losses).slope
     steepest = min(slopes, key=slopes.__getitem__, default=None)
     return None if steepest is None or slopes[steepest] >= 0 else steps[steepest].rate
+
+
+def _restlessness(steps: Sequence[RangeStep]) -> float:
+    """Return the standard deviation that the smoothed loss would have if only chance moved the losses."""
+    around = [one.loss - one.smoothed for one in steps]
+    # The variance of an average whose weights fall by a constant factor, over that of one value.
+    return statistics.pstdev(around) * math.sqrt((1 - _SMOOTHING) / (1 + _SMOOTHING))
 
 
 def draw(steps: Sequence[RangeStep], suggestion: float | None, path: Path) -> Path:

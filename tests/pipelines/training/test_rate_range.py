@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +26,15 @@ def curve(losses: list[float]) -> list[RangeStep]:
     return [RangeStep(rate=10 ** (number / 10 - 6), loss=one, smoothed=one) for number, one in enumerate(losses)]
 
 
+def smoothed(losses: list[float]) -> list[RangeStep]:
+    """The same with the average that the test keeps."""
+    average, steps = 0.0, []
+    for number, one in enumerate(curve(losses)):
+        average = 0.9 * average + 0.1 * one.loss
+        steps.append(replace(one, smoothed=average / (1 - 0.9 ** (number + 1))))
+    return steps
+
+
 def test_the_suggestion_is_where_the_loss_falls_most_steeply() -> None:
     # A logistic fall around step 40 (1e-2), then divergence from step 50 on.
     losses = [3 - 2 / (1 + math.exp(-(number - 40) / 3)) + max(0, number - 50) ** 2 / 4 for number in range(60)]
@@ -34,6 +45,17 @@ def test_the_suggestion_is_where_the_loss_falls_most_steeply() -> None:
 
 def test_a_loss_that_only_rises_has_no_suggestion() -> None:
     assert suggest(curve([1 + number / 10 for number in range(50)])) is None
+
+
+def test_losses_that_only_vary_have_no_suggestion_and_a_fall_among_them_has() -> None:
+    for seed in range(20):
+        chance = random.Random(seed)
+        noise = [chance.gauss(0, 0.2) for _ in range(60)]
+        assert suggest(smoothed([3 + one for one in noise])) is None
+        falling = [3 - 2 / (1 + math.exp(-(number - 40) / 3)) + one for number, one in enumerate(noise)]
+        suggestion = suggest(smoothed(falling))
+        assert suggestion is not None
+        assert 10**-3 <= suggestion <= 10**-1
 
 
 def test_a_steep_fall_beyond_the_least_loss_does_not_count() -> None:
