@@ -32,7 +32,7 @@ _SMOOTHING = 0.9
 """Weight of earlier losses in the smoothed one."""
 _RESTLESS = 10
 """Steps until the smoothed loss is an average of about as many losses as later on."""
-_CLEAR = 5.0
+_CLEAR = 8.0
 """Least fall of the smoothed loss, in its standard deviations, that is taken for one."""
 _DIVERGED = 4.0
 """The test ends when the smoothed loss is this many times its least value."""
@@ -147,7 +147,9 @@ def suggest(steps: Sequence[RangeStep]) -> float | None:
     half = max(1, len(steps) // 10)
     settled = min(_RESTLESS, len(steps) // 4)
     least = min(range(len(steps)), key=lambda number: steps[number].smoothed)
-    if least <= settled or steps[settled].smoothed - steps[least].smoothed < _CLEAR * _restlessness(steps[:least]):
+    if least <= settled or steps[settled].smoothed - steps[least].smoothed < _CLEAR * _restlessness(
+        steps[: max(least, len(steps) // 2)]
+    ):
         return None
     slopes = {}
     for middle in range(settled + half, min(least + 1, len(steps) - half)):
