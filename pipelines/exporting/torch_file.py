@@ -60,7 +60,12 @@ def exported_program(portable: PortableDetector, given: FileInput) -> ExportedPr
     # A batch of one would be taken for a constant.
     images = torch.zeros(given.batch or 2, 3, given.height, given.width, dtype=getattr(torch, given.pixels))
     with torch.no_grad():
-        return torch.export.export(portable, (images,), dynamic_shapes=(_dynamic_dimensions(portable, given),))
+        program = torch.export.export(portable, (images,), dynamic_shapes=(_dynamic_dimensions(portable, given),))
+    # Lines of source code with the paths of this machine.
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 def least_side(portable: PortableDetector) -> int:
