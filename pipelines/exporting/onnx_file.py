@@ -36,7 +36,8 @@ def to_onnx(portable: PortableDetector, path: Path, given: FileInput, metadata: 
     _require_packages()
     program = exported_program(portable, given)
     names = [*OUTPUTS, *_further_outputs(portable, len(program.graph_signature.user_outputs))]
-    with _quiet():
+    # With gradients, the exporter would also trace a backward pass of the loops, and fail.
+    with _quiet(), torch.no_grad():
         converted = torch.onnx.export(
             program,
             dynamo=True,

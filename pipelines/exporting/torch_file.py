@@ -44,9 +44,10 @@ def to_torch_export(portable: PortableDetector, path: Path, given: FileInput, me
     """
     program = exported_program(portable, given)
     # Whoever loads the program has PyTorch's operators only.
-    program = program.run_decompositions(
-        {torch.ops.aweigh.deformable_convolution.default: traceable_deformable_convolution}
-    )
+    with torch.no_grad():
+        program = program.run_decompositions(
+            {torch.ops.aweigh.deformable_convolution.default: traceable_deformable_convolution}
+        )
     torch.export.save(program, path, extra_files={METADATA: json.dumps(dict(metadata), indent=1)})
 
 

@@ -52,7 +52,7 @@ def assert_same_objects(found: tuple[Tensor, ...], expected: tuple[Tensor, ...])
 )
 def test_a_file_finds_what_its_detector_finds(name: str, settings: dict[str, object], tmp_path: Path) -> None:
     portable = PortableDetector(built(name, **settings), limit=20)
-    images = pixels(portable.detector, 3, 4)
+    images = pixels(portable.detector)  # of the size for which `built` spreads the scores
     given = FileInput(height=images.shape[2], width=images.shape[3])
     to_onnx(portable, tmp_path / "model.onnx", given, {})
     with torch.no_grad():
