@@ -183,11 +183,11 @@ def with_mean_score(
     is_large = box.sizes(pairs.boxes).prod(dim=-1) > _LARGE
     points = centers.points[..., None, :, :]
     # The region is the middle one of 3 x 3 or of 5 x 5.
-    inside = torch.where(
-        is_large[..., None, None],
-        _inside(points, (3 * top_left + 2 * bottom_right) / 5, (2 * top_left + 3 * bottom_right) / 5),
-        _inside(points, (2 * top_left + bottom_right) / 3, (top_left + 2 * bottom_right) / 3),
-    ).all(dim=-1)
+    fifth = _inside(points, (3 * top_left + 2 * bottom_right) / 5, (2 * top_left + 3 * bottom_right) / 5)
+    third = _inside(points, (2 * top_left + bottom_right) / 3, (top_left + 2 * bottom_right) / 3)
+    # Not torch.where, which onnxruntime does not have for truth values.
+    large = is_large[..., None, None]
+    inside = ((large & fifth) | (~large & third)).all(dim=-1)
     fits = inside & (pairs.labels[..., None] == centers.labels[..., None, :])
     # argmax returns the first of equals.
     first = fits.int().argmax(dim=-1)

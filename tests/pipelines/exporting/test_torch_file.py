@@ -34,7 +34,7 @@ def test_a_program_finds_what_its_detector_finds(
     assert json.loads(extra[METADATA]) == {"classes": "[]"}
     others = pixels(portable.detector, 5, 4) if any_size else images[:1]
     with torch.no_grad():
-        for batch in (images, others, others[1:]):
+        for batch in (images, others, others[:1]):
             for found, expected in zip(program(batch), portable(batch), strict=True):
                 assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
