@@ -57,7 +57,7 @@ class Multiples(InputSizes):
         return self.divisor * multiple
 
     def _least(self, side: int) -> int:
-        return -(-side // self.divisor) * self.divisor
+        return (side + self.divisor - 1) // self.divisor * self.divisor
 
     def _around(self, side: int) -> int:
         # As published, `(side | divisor - 1) + 1`: also a side that is a multiple already goes to the next one.
@@ -89,7 +89,7 @@ class OneLessThanMultiples(InputSizes):
         return self.divisor * multiple - 1
 
     def _least(self, side: int) -> int:
-        return -(-(side + 1) // self.divisor) * self.divisor - 1
+        return (side + self.divisor) // self.divisor * self.divisor - 1
 
     def _around(self, side: int) -> int:
         return self._least(side + self.keeps_last_pixel)

@@ -22,7 +22,8 @@ STRIDES = (8, 16, 32, 64, 128)
 def grid_sizes(input_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Height and width in cells of P3 to P7, rounded up."""
     height, width = input_size
-    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    # ONNX rounds the quotient of a negative number up, so there is none here.
+    return [((height + stride - 1) // stride, (width + stride - 1) // stride) for stride in STRIDES]
 
 
 def check_levels(maps: Sequence[Float[Tensor, "batch _ _ _"]], input_size: tuple[int, int]) -> None:

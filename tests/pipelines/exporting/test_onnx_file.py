@@ -78,3 +78,14 @@ def test_a_file_for_any_size_says_so_and_has_its_metadata(tmp_path: Path) -> Non
         for size in ((3, 4), (4, 3), (2, 2)):
             pictures = pixels(portable.detector, *size).float()
             assert_same_objects(run(path, pictures), portable(pictures))
+
+
+@pytest.mark.slow
+def test_a_pyramid_for_any_size_takes_sides_that_its_last_stride_does_not_divide(tmp_path: Path) -> None:
+    portable = PortableDetector(built("fcos_resnet50"), limit=20)
+    path = tmp_path / "model.onnx"
+    to_onnx(portable, path, FileInput(height=256, width=192, any_size=True, pixels="float32"), {})
+    with torch.no_grad():
+        for size in ((5, 3), (3, 5)):
+            pictures = pixels(portable.detector, *size).float()
+            assert_same_objects(run(path, pictures), portable(pictures))
