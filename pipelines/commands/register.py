@@ -45,4 +45,4 @@ def run(known: argparse.Namespace) -> None:
     address = shlex.quote(found.address)
     place = f"MLFLOW_TRACKING_URI={shlex.quote(found.uri)} "
     console.say("serve", f"`{place}mlflow models serve -m {address} --env-manager local --port 5001`")
-    console.say("predict", f"`{place}aweigh predict {address} photo.jpg`")
+    console.say("predict", f"`{place}aweigh predict {address} photo.jpg --output found`")

@@ -297,7 +297,7 @@ def _recipe_of(name: str, settings: Mapping[str, Any]) -> Any:
     from pipelines import recipes
     from pipelines.recipes.settings import DetectorSettings, Recipe
 
-    ours = [recipe for recipe in map(recipes.get, recipes.names()) if recipe.recipe != "demo"]
+    ours = [recipe for recipe in map(recipes.get, recipes.names()) if recipe.recipe not in ("demo", "finetune")]
     ours = [recipe for recipe in ours if recipe.detector.name == name]
     same = [recipe for recipe in ours if recipe.detector.settings == dict(settings)]
     return next(iter(same or ours), Recipe(recipe="weights", detector=DetectorSettings(name=name)))

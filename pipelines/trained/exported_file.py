@@ -116,7 +116,12 @@ class ExportedDetector(Detector):
         return images.contiguous()
 
     def run(self, images: Tensor) -> list[Detections]:
-        """Run the file, in batches of its own size. Returns the objects of each image, in the input frame."""
+        """Run the file, in batches of its own size. Returns the objects of each image, in the input frame.
+
+        Raises:
+            DetectorError: the file does not take images of this size, or fails.
+        """
+        self.check_input_size((images.shape[-2], images.shape[-1]))
         batch = self.description.input.batch or max(len(images), 1)
         found: list[Detections] = []
         for first in range(0, len(images), batch):

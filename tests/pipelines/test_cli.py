@@ -76,7 +76,7 @@ def test_the_version_names_the_commit_of_a_checkout(capsys: pytest.CaptureFixtur
         ("list", "`aweigh recipes` lists recipes, `aweigh checkpoints ls RUN` checkpoints"),
         ("version", "`aweigh --version` prints it."),
         ("infer", "`aweigh predict RUN IMAGES --output FOLDER` finds objects in new images."),
-        ("export", "there is no export to ONNX yet; `aweigh weights export RUN --output FILE.pth`"),
+        ("onnx", "`aweigh export RUN --to onnx --output FILE.onnx`"),
     ],
 )
 def test_a_word_that_people_try_leads_to_the_command(

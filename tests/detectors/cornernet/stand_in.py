@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detectors.cornernet.targets import CornerTargets
 from detectors.shared.network import Network, Outputs
 from detectors.sizes import OneLessThanMultiples
+from detectors.stages import Stages
 
 
 class StandIn(Network):
@@ -19,6 +20,9 @@ class StandIn(Network):
         self, answer: Callable[[Tensor], Outputs] = lambda images: [], *, stride: int = 4, stacks: int = 1
     ) -> None:
         self.answer, self.stride, self.stacks = answer, stride, stacks
+
+    def stages(self) -> Stages:
+        return {"layer": ("layer",)}
 
     def make_layers(self) -> dict[str, nn.Module]:
         return {"layer": nn.Conv2d(1, 1, 1)}

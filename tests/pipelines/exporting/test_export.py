@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_shards.format.manifest import load_manifest
+from detectors import DetectorError
 from detectors.portable import PortableDetector
 from pipelines import cli
 from pipelines.errors import ConfigError
@@ -62,7 +63,7 @@ def test_an_onnx_file_finds_the_same_as_its_run(
     assert json.loads(capsys.readouterr().out)["AP"] == receipt["file_figures"]["AP"]
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(path)])
-    assert "small.onnx names no shards; give --data LOCATION/SPLIT." in capsys.readouterr().err
+    assert "small.onnx names no validation shards; give --data LOCATION/SPLIT." in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(path), "--data", str(small_shards / "val"), "--tta", "flip"])
     assert "one pass over one image, without test-time augmentation (flip)" in capsys.readouterr().err
@@ -86,15 +87,17 @@ def test_a_file_of_torch_takes_any_number_of_images_of_any_size(
     tmp_path: Path, small_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "small.pt2"
-    words = ["--to", "torch", "--output", str(path), "--batch", "dynamic", "--input", "float"]
-    receipt = exported([str(small_run), *words, "--evaluation.geometry", "keep", "--images", "3"], capsys)
+    words = ["--to", "torch", "--output", str(path), "--batch", "dynamic", "--input", "float", "--dynamic"]
+    large = ["--evaluation.input_size", "192", "160", "--images", "3"]
+    receipt = exported([str(small_run), *words, *large], capsys)
     assert receipt["comparison"]["images"] == 3
     assert receipt["comparison"]["without_counterpart"] == 0
-    assert receipt["geometry"] == "keep"
     detector, device = open_exported(path, torch.device("cpu"))
     assert str(detector.description.input) == "any number of images of any size, float32"
-    found = detector.run(torch.rand(3, 3, 96, 128, device=device) * 255)
+    found = detector.run(torch.rand(3, 3, 160, 224, device=device) * 255)
     assert len(found) == 3
+    with pytest.raises(DetectorError, match=r"96 x 128 pixels; .*small\.pt2 takes height and width from 160 on"):
+        detector.run(torch.rand(3, 3, 96, 128, device=device) * 255)
 
 
 def test_half_precision_is_smaller_and_nearly_the_same(

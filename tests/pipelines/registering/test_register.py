@@ -26,7 +26,7 @@ def test_a_run_is_registered_and_used_by_its_alias(
     main(["register", str(run), "cats"])
     out, err = capsys.readouterr()
     assert out == f"cats, version 1, alias champion, in {uri}\n"
-    assert f"MLFLOW_TRACKING_URI={uri} aweigh predict models:/cats@champion photo.jpg" in err
+    assert f"MLFLOW_TRACKING_URI={uri} aweigh predict models:/cats@champion photo.jpg --output found" in err
     assert f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/cats@champion --env-manager local" in err
     best = open_trained(run)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
