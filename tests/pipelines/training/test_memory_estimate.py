@@ -21,7 +21,7 @@ _WIDE = (
 )
 
 _MEASURE = """
-import resource, sys, torch
+import sys, torch
 from data_shards.reading.split import open_split
 from pipelines import recipes
 from pipelines.recipes.recipe import with_flags
@@ -31,13 +31,16 @@ manifest = open_split(location).manifest
 small = with_flags(recipes.get("demo"), ["--data.input_size", "64", "64", "--engine.precision", "fp32"])
 # Everything that is imported or set up in a first step is not of this recipe.
 SingleProcess(small, manifest, torch.device("cpu"), initial=False).step([blank_batch(small, manifest, 2)], 0.0)
-with open("/proc/self/status") as file:
-    before = next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) * 1024
+def memory(name):
+    # Not getrusage, whose peak a process inherits from the one that started it.
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024
+before = memory("VmRSS")
 recipe = with_flags(recipes.get("demo"), flags)
 training = SingleProcess(recipe, manifest, torch.device("cpu"), initial=False)
 for _ in range(2):
     training.step([blank_batch(recipe, manifest, int(size))], 0.0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(memory("VmHWM") - before)
 """
 
 
