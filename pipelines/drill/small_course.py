@@ -12,7 +12,7 @@ _FLAGS = shlex.split(
     "--detector.settings.width 8 --detector.settings.deconv_channels 16 16 16 --detector.settings.head_channels 16 "
     "--data.input_size 96 96 --batch.global_size 8 --schedule.epochs 6 --schedule.drops_at 4 --schedule.warmup_steps 5 "
     "--checkpoint.every_epochs 1 --checkpoint.every_steps 4 --evaluation.every_epochs 3 --evaluation.pictures 2 "
-    "--tracking.system_seconds 0 --engine.precision fp32"
+    "--tracking.system_seconds 0 --tracking.log_model false --engine.precision fp32"
 )
 
 

@@ -17,7 +17,7 @@ TINY = shlex.split(
     "--detector.settings.width 8 --detector.settings.deconv_channels 16 16 16 --detector.settings.head_channels 16 "
     "--data.input_size 96 96 --batch.global_size 8 --schedule.epochs 8 --schedule.drops_at 6 "
     "--checkpoint.every_epochs 1 --checkpoint.every_steps 4 --checkpoint.keep 3 --evaluation.every_epochs 4 "
-    "--tracking.every_steps 1 --tracking.system_seconds 0 --evaluation.pictures 4"
+    "--tracking.every_steps 1 --tracking.system_seconds 0 --tracking.log_model false --evaluation.pictures 4"
 )
 
 

@@ -26,5 +26,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(shards: Path, runs: Path) -> Path:
     """Folder with the uninterrupted run `whole`: 40 images in batches of 8, 8 epochs, 40 steps."""
-    train(shards, runs, "whole").finish()
+    train(shards, runs, "whole", "--tracking.log_model", "true").finish()
     return runs

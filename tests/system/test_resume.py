@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.checkpoints.checkpoint import CheckpointFolder
 from data_shards.storage.open import open_store
+from pipelines.trained.trained import open_trained
 from tests.system.commands import Command, final_weights, logged, train
 
 pytestmark = pytest.mark.slow
@@ -48,6 +50,15 @@ def test_an_undisturbed_run_leaves_its_evaluation_and_metrics(whole: Path) -> No
     assert found.data.params["detector.settings.width"] == "8"
     artifacts = {item.path for item in client.list_artifacts(found.info.run_id)}
     assert {"recipe.yaml", "evaluation"} <= artifacts
+    # The best checkpoint as a model, and its file of weights, which rebuilds the detector alone.
+    models = client.search_logged_models(["1"], filter_string=f"source_run_id = '{found.info.run_id}'")
+    assert len(models) == 1
+    best = CheckpointFolder(run / "checkpoints").best()
+    assert best is not None
+    alone = open_trained(best.path / "weights.safetensors")
+    assert alone.class_names == open_trained(run).class_names
+    assert alone.identity.run == "whole"
+    assert alone.thresholds.keys() <= set(alone.class_names)
 
 
 def test_a_worker_killed_with_9_is_replaced_and_nothing_is_lost(shards: Path, whole: Path) -> None:
