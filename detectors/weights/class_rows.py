@@ -27,10 +27,10 @@ COCO_CLASSES = (
 
 _UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _BY_ID = iter(COCO_CLASSES)
-_COCO_IDS = tuple("" if number in _UNUSED_IDS else next(_BY_ID) for number in range(91))
-"""torchvision's outputs, which are COCO's category ids; "" where an id is not in use."""
+COCO_CLASSES_BY_ID = tuple("" if number in _UNUSED_IDS else next(_BY_ID) for number in range(91))
+"""COCO's classes by category id, which torchvision's outputs are; "" where an id is not in use."""
 
-_BY_COUNT = {len(names): names for names in (COCO_CLASSES, _COCO_IDS)}
+_BY_COUNT = {len(names): names for names in (COCO_CLASSES, COCO_CLASSES_BY_ID)}
 
 
 class ClassRows:

@@ -2,24 +2,18 @@
 
 from data_shards.format.manifest import CocoClass
 from detectors import Detector
+from detectors.weights.class_rows import COCO_CLASSES_BY_ID
 
-_COCO = """\
-1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light, \
-11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat, 18 dog, 19 horse, 20 sheep, 21 cow, \
-22 elephant, 23 bear, 24 zebra, 25 giraffe, 27 backpack, 28 umbrella, 31 handbag, 32 tie, 33 suitcase, 34 frisbee, \
-35 skis, 36 snowboard, 37 sports ball, 38 kite, 39 baseball bat, 40 baseball glove, 41 skateboard, 42 surfboard, \
-43 tennis racket, 44 bottle, 46 wine glass, 47 cup, 48 fork, 49 knife, 50 spoon, 51 bowl, 52 banana, 53 apple, \
-54 sandwich, 55 orange, 56 broccoli, 57 carrot, 58 hot dog, 59 pizza, 60 donut, 61 cake, 62 chair, 63 couch, \
-64 potted plant, 65 bed, 67 dining table, 70 toilet, 72 tv, 73 laptop, 74 mouse, 75 remote, 76 keyboard, \
-77 cell phone, 78 microwave, 79 oven, 80 toaster, 81 sink, 82 refrigerator, 84 book, 85 clock, 86 vase, 87 scissors, \
-88 teddy bear, 89 hair drier, 90 toothbrush"""
+_COCO = tuple(CocoClass(number, name) for number, name in enumerate(COCO_CLASSES_BY_ID) if name)
 
-_VOC = """\
-1 aeroplane, 2 bicycle, 3 bird, 4 boat, 5 bottle, 6 bus, 7 car, 8 cat, 9 chair, 10 cow, 11 diningtable, 12 dog, \
-13 horse, 14 motorbike, 15 person, 16 pottedplant, 17 sheep, 18 sofa, 19 train, 20 tvmonitor"""
+_VOC_NAMES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_VOC = tuple(CocoClass(number, name) for number, name in enumerate(_VOC_NAMES, start=1))
 
 # The ids of CenterNet's converted annotations.
-_KITTI = "1 Pedestrian, 2 Car, 3 Cyclist"
+_KITTI = (CocoClass(1, "Pedestrian"), CocoClass(2, "Car"), CocoClass(3, "Cyclist"))
 
 _PERSON = CocoClass(
     1,
@@ -41,13 +35,4 @@ def published_classes(detector: Detector) -> tuple[CocoClass, ...]:
     if "keypoints" in detector.needs:
         return (_PERSON,) if detector.num_classes == 1 else ()
     lists = {3: _KITTI} if "depth" in detector.needs else {80: _COCO, 20: _VOC}
-    return (
-        tuple(
-            CocoClass(int(number), name)
-            for number, name in (
-                entry.strip().split(" ", 1) for entry in lists.get(detector.num_classes, "").split(",")
-            )
-        )
-        if detector.num_classes in lists
-        else ()
-    )
+    return lists.get(detector.num_classes, ())
