@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class InputSizes(ABC):
-    """Sides that a network takes; the same for height and width."""
+    """Heights and widths that a network takes."""
 
     divisor: int
     """A network halves its input, and doubles it back, until a cell is this many pixels wide."""
@@ -19,21 +19,35 @@ class InputSizes(ABC):
         """Tell whether the network takes an input of this size."""
         return self.padded(height, width) == (height, width)
 
+    @abstractmethod
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """Smallest input that holds an image of this size."""
-        return self._least(height), self._least(width)
 
+    @abstractmethod
     def at_own_resolution(self, height: int, width: int) -> tuple[int, int]:
         """Input of an image that the published test keeps at its own resolution (`--keep_res`)."""
-        return self._around(height), self._around(width)
 
+    @abstractmethod
     def nearest(self, height: int, width: int) -> tuple[int, int]:
         """Input closest to this size, smaller or larger."""
-        return self._nearest(height), self._nearest(width)
 
     @abstractmethod
     def side(self, multiple: int) -> int:
-        """The side with this many times `divisor`; `multiple` may be a symbol that stands for a number."""
+        """The side with this many times `divisor`; `multiple` may be symbolic."""
+
+
+@dataclass(frozen=True)
+class _SideBySide(InputSizes):
+    """The same rule for height and width."""
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        return self._least(height), self._least(width)
+
+    def at_own_resolution(self, height: int, width: int) -> tuple[int, int]:
+        return self._around(height), self._around(width)
+
+    def nearest(self, height: int, width: int) -> tuple[int, int]:
+        return self._nearest(height), self._nearest(width)
 
     @abstractmethod
     def _least(self, side: int) -> int: ...
@@ -46,7 +60,7 @@ class InputSizes(ABC):
 
 
 @dataclass(frozen=True)
-class Multiples(InputSizes):
+class Multiples(_SideBySide):
     """Sides that are multiples of `divisor`."""
 
     def __str__(self) -> str:
@@ -68,7 +82,7 @@ class Multiples(InputSizes):
 
 
 @dataclass(frozen=True)
-class OneLessThanMultiples(InputSizes):
+class OneLessThanMultiples(_SideBySide):
     """Sides that are a pixel short of a multiple of `divisor`, such as 511 for 128, as CornerNet has them.
 
     Its stem rounds halves up, so the maps are as large as for the multiple.

@@ -37,8 +37,3 @@ class FixedSize(InputSizes):
     def side(self, multiple: int) -> int:
         """Refuse: height and width are not multiples of anything."""
         raise NotImplementedError
-
-    def _least(self, side: int) -> int:
-        raise NotImplementedError
-
-    _around = _nearest = _least

@@ -1,4 +1,4 @@
-"""Videos: every frame once, upright and in order, however the file lies about itself; cameras until they end."""
+"""Videos: every frame once, upright and in order, whatever the file says of itself; cameras until they end."""
 
 import pickle
 from pathlib import Path
